@@ -1,0 +1,73 @@
+// Part of bindings.cpp: NumPy arrays checked as far as memory safety needs, and turned into pointers.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "fastrnn.hpp"
+#include "memory.hpp"
+
+namespace fastrnn {
+namespace {
+
+namespace py = pybind11;
+
+using Shape = std::vector<int64_t>;
+
+std::string text_of(const Shape& shape) {
+  std::string s = "(";
+  for (size_t i = 0; i < shape.size(); i++) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + ")";
+}
+
+template <class T> bool is_array_of(py::handle h) {
+  return py::array_t<T>::check_(h) && (py::reinterpret_borrow<py::array>(h).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+}
+
+bool has_shape(const py::array& a, const Shape& shape) {
+  if (a.ndim() != py::ssize_t(shape.size())) return false;
+  for (size_t i = 0; i < shape.size(); i++)
+    if (a.shape(i) != shape[i]) return false;
+  return true;
+}
+bool is_contiguous(const py::array& a) { return a.flags() & py::array::c_style; }
+
+// The array behind h, which must be of T and of that shape.
+template <class T> py::array the_array(const char* name, py::handle h, const Shape& shape, bool contiguous = true, bool writable = false) {
+  if (!is_array_of<T>(h))
+    throw py::type_error(std::string(name) + " must be an aligned array of " + py::str(py::dtype::of<T>()).template cast<std::string>());
+  auto a = py::reinterpret_borrow<py::array>(h);
+  if (!has_shape(a, shape))
+    throw py::value_error(std::string(name) + " has shape " + text_of(Shape(a.shape(), a.shape() + a.ndim())) + " but must have " +
+                          text_of(shape));
+  if (contiguous && !is_contiguous(a)) throw py::value_error(std::string(name) + " must be C-contiguous");
+  if (writable && !a.writeable()) throw py::value_error(std::string(name) + " must be writable");
+  return a;
+}
+template <class T> const T* pointer(const char* name, py::handle h, const Shape& shape) {
+  return h.is_none() ? nullptr : static_cast<const T*>(the_array<T>(name, h, shape).data());
+}
+
+// Rows of an array (T,B,n) with free strides but unit stride in a row; axes (0,1) may be exchanged.
+template <class T, class Element> Rows<T> rows_of(const char* name, const py::array& a, bool batch_first = false) {
+  const int64_t size = sizeof(Element), t = batch_first ? 1 : 0, b = 1 - t;
+  const bool empty = a.size() == 0, unit = a.ndim() < 3 || a.shape(2) <= 1 || a.strides(2) == size;
+  if (!empty && (!unit || a.strides(0) % size || a.strides(1) % size))
+    throw py::value_error(std::string(name) + " must have unit stride in its last axis");
+  return {const_cast<T*>(static_cast<const Element*>(a.data())), a.strides(t) / size, a.strides(b) / size};
+}
+template <class T> Rows<const T> rows_in(const char* name, py::handle h, const Shape& shape) {
+  if (h.is_none()) return {nullptr, 0, 0};
+  return rows_of<const T, T>(name, the_array<T>(name, h, shape, false));
+}
+
+// A new (T,B,n) array, laid out (B,T,n) with batch_first.
+template <class Real> py::array_t<Real> new_rows(int64_t T, int64_t B, int64_t n, bool batch_first) {
+  times(times(times(T, B), n), sizeof(Real));
+  return py::array_t<Real>(batch_first ? Shape{B, T, n} : Shape{T, B, n});
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,159 @@
+// The plain structs that the layers of fastrnn hand to each other. No Python, no containers.
+//
+// Letters: T time, B batch, I input, H hidden, P projection size (H without a projection), G gates, N lanes of a vector,
+// D directions, L layers. A unit block is N hidden units side by side; blocks(n) = ceil(n / N).
+#pragma once
+#include <cstdint>
+
+// Members and functions that kernel units share with others are always inlined: an out-of-line copy compiled for a
+// newer instruction set must never be the one that the linker keeps.
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+
+namespace fastrnn {
+
+enum class Cell { rnn_tanh, rnn_relu, gru, gru_original, lstm, lstm_projected };
+constexpr int cell_count = 6;
+
+// Element k of row (t, b) is base[t * time + b * batch + k].
+template <class Real> struct Rows {
+  Real* base;
+  int64_t time, batch;
+  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const { return base + t * time + b * batch; }
+};
+
+// Which batch rows run at which time. Rows are ordered by falling length, so that the running ones are always a prefix.
+// The token (t, s), row s of that order at time t, has number offset[t] + s on the tape: padding takes no room.
+struct Schedule {
+  int64_t T, B;
+  const int64_t* order;     // (B) the batch row behind s
+  const int64_t* length;    // (B) length of row order[s], falling
+  const int64_t* active;    // (T) how many rows run at t
+  const int64_t* offset;    // (T) tokens before t
+  Rows<const uint8_t> reset;  // (T,B,1) or base null: non-zero cuts the sequence between t-1 and t
+};
+
+// The forward weights, packed for the panel product; kept by a frozen layer, scratch otherwise.
+template <class Real> struct Panels {
+  Real* ih;           // [blocks(H)][I][G][N]
+  Real* hh;           // for each phase: [blocks(H)][P][gates of the phase][N]
+  Real* hr;           // [blocks(P)][H][N], with a projection
+  Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
+  Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
+};
+
+// One direction of one layer, forward. The caller owns every pointer.
+template <class Real> struct Direction {
+  Schedule schedule;
+  int64_t I, H, P;
+  bool reverse, training, use_panels;
+
+  const Real* weight_ih;  // (G*H,I)
+  const Real* weight_hh;  // (G*H,P)
+  const Real* weight_hr;  // (P,H) or null
+  const Real* bias_ih;    // (G*H) or null: zeros
+  const Real* bias_hh;    // (G*H) or null: zeros
+  Panels<Real> panels;    // bias and bias_hidden always, the others with use_panels
+
+  Rows<const Real> x;  // (T,B,I)
+  Rows<Real> y;        // (T,B,P) written, zero past the length; also where h_prev is read
+  const Real* h0;      // (B,P) or null: zeros
+  const Real* c0;      // (B,H) or null: zeros
+  Real* hn;            // (B,P) written at the very end; may be h0
+  Real* cn;            // (B,H) written; the running c in inference; may be c0
+
+  Real* gates;  // [token][blocks(H)][tape vectors][N] tape; in inference [row s], where a second phase reads it
+  Real* c;      // [token](H) tape, null in inference
+  Real* inner;  // [token](H) tape: what the second phase multiplies; in inference [row s]
+
+  // scratch
+  const Real* zeros;       // a zero row, long enough for any operand
+  Real* projection;        // per worker: [blocks][chunk_rows][G][N]
+  int64_t projection_size; // elements of one worker's share
+  const void** tables;     // per worker: row pointers
+  int64_t table_size;      // pointers of one worker's share
+  int64_t chunk_steps;     // time steps that are projected at once
+};
+
+// One direction of one layer, backward. dX is the gradient of the loss with respect to X, of the same shape.
+template <class Real> struct Gradients {
+  Direction<Real> forward;  // as it ran; panels unused
+
+  Rows<const Real> dy;      // (T,B,P) or base null: zeros
+  Rows<Real> dx;            // (T,B,I) written, zero past the length
+  Rows<Real> hidden;        // (T,B,P) or base null: dL/dh_t, zero past the length
+  const Real* dhn;          // (B,P) or null: zeros
+  const Real* dcn;          // (B,H) or null: zeros
+  Real* dh0;                // (B,P) written
+  Real* dc0;                // (B,H) written, LSTM only
+  Real* dweight_ih;         // (G*H,I) written
+  Real* dweight_hh;         // (G*H,P) written
+  Real* dweight_hr;         // (P,H) written, with a projection
+  Real* dbias_ih;           // (G*H) written, or null
+  Real* dbias_hh;           // (G*H) written, or null
+
+  // scratch of the whole team
+  Real* panel_ih;   // [blocks(I)][G*H][N]
+  Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]
+  Real* panel_hr;   // [blocks(H)][P][N], with a projection
+  Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
+  Real* dproj;      // [step][row s](P) total dh, with a projection
+  Real* carry;      // [row s](P) the part of dh that passes by the product
+  Real* dc;         // [row s](H)
+  Real* columns;    // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
+  Real* x_panel;    // [blocks(I)][chunk_pitch][N]
+  Real* h_panel;    // [blocks(P)][chunk_pitch][N]
+  Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
+  Real* column_sums;  // (slots*H)
+  int64_t chunk_steps, chunk_pitch;  // time steps and tokens (rounded up to N) of one chunk of weight gradients
+};
+
+struct Barrier;
+struct Control;
+
+// One worker's place in the team that runs a direction.
+struct Team {
+  int rank, size;
+  bool by_rows;  // batch rows are dealt out and never meet; otherwise hidden units are, and every phase ends in a barrier
+  bool asks;     // the calling thread, the only one that may ask whether to go on
+  Barrier* barrier;
+  Control* control;
+};
+
+// What one cell in one dtype for one instruction set offers.
+template <class Real> struct Kernel {
+  int lanes, gates, slots, tape, phases;
+  bool has_c, projected;
+  void (*pack)(const Direction<Real>&, int rank, int size);
+  void (*forward)(const Direction<Real>&, const Team&);
+  void (*backward)(const Gradients<Real>&, const Team&);
+};
+
+template <class Real> struct Activations {
+  void (*sigmoid)(const Real* x, Real* y, int64_t n);
+  void (*tanh)(const Real* x, Real* y, int64_t n);
+};
+
+template <class Real> struct KernelTable {
+  const Kernel<Real>* cell[cell_count];
+  const Activations<Real>* activations;
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  KernelTable<float> f32;
+  KernelTable<double> f64;
+};
+
+// Every instruction set of this build, best first; ends with a null name.
+extern const Isa isas[];
+
+template <class Real> const KernelTable<Real>& table_of(const Isa& isa);
+template <> FASTRNN_INLINE const KernelTable<float>& table_of(const Isa& isa) { return isa.f32; }
+template <> FASTRNN_INLINE const KernelTable<double>& table_of(const Isa& isa) { return isa.f64; }
+
+// The instruction set of that name, or the best one with a null name. FASTRNN_ISA in the environment overrides the latter.
+// Throws std::invalid_argument that names what there is.
+const Isa& choose_isa(const char* name);
+
+}  // namespace fastrnn

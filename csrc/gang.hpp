@@ -1,0 +1,107 @@
+// The team of threads: who does what part, how they meet, how a call is interrupted.
+//
+// Kernels see Team, Barrier, Control and share_of only. Gang, the threads themselves, is gang.cpp's and stack.cpp's.
+#pragma once
+#include <sched.h>
+
+#include "fastrnn.hpp"
+
+namespace fastrnn {
+
+// Asked by the calling thread every few milliseconds of work. The answer is kept in 'stop'.
+struct Control {
+  bool (*interrupted)(void* context);
+  void* context;
+  int stop;
+};
+
+// All workers leave a barrier with the same answer, so that an interrupted team parts at one place.
+struct alignas(128) Barrier {
+  int size, arrived, epoch, stopped;
+};
+
+struct Range {
+  int64_t first, last;
+};
+
+namespace {
+
+FASTRNN_INLINE void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits for *word to leave 'old': a while on the bus, then giving way, for a team may be larger than the machine.
+FASTRNN_INLINE void spin_while(const int* word, int old) {
+  for (int spins = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) == old; spins++) {
+    if (spins < 4000) pause();
+    else sched_yield();
+  }
+}
+
+FASTRNN_INLINE bool stopped(const Control& control) { return __atomic_load_n(&control.stop, __ATOMIC_RELAXED) != 0; }
+
+// True: the call was interrupted.
+FASTRNN_INLINE bool wait(Barrier& barrier, const Control& control) {
+  if (barrier.size == 1) return stopped(control);
+  const int epoch = __atomic_load_n(&barrier.epoch, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == barrier.size) {
+    barrier.stopped = stopped(control);
+    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&barrier.epoch, epoch + 1, __ATOMIC_RELEASE);
+  } else {
+    spin_while(&barrier.epoch, epoch);
+  }
+  return barrier.stopped;
+}
+
+// The part of [0, n) that falls to one of 'size' workers, a multiple of 'grain' but for the last.
+FASTRNN_INLINE Range share_of(int64_t n, int rank, int size, int64_t grain = 1) {
+  const int64_t grains = (n + grain - 1) / grain;
+  const int64_t first = grains * rank / size * grain, last = grains * (rank + 1) / size * grain;
+  return {first < n ? first : n, last < n ? last : n};
+}
+
+// Counts the work of one worker and lets the calling thread ask now and then whether to go on.
+struct Poll {
+  Control* control;
+  bool asks;
+  double spent = 0;
+
+  FASTRNN_INLINE Poll(const Team& team) : control(team.control), asks(team.asks) {}
+  FASTRNN_INLINE bool stop(double flops) {
+    if (stopped(*control)) return true;
+    spent += flops;
+    if (!asks || spent < 2e8) return false;
+    spent = 0;
+    if (!control->interrupted || !control->interrupted(control->context)) return false;
+    __atomic_store_n(&control->stop, 1, __ATOMIC_RELAXED);
+    return true;
+  }
+};
+
+}  // namespace
+
+// A lease of up to 'wanted' threads, the caller among them. size is 1 while another caller holds the threads.
+class Gang {
+ public:
+  explicit Gang(int wanted);
+  ~Gang();
+  Gang(const Gang&) = delete;
+  Gang& operator=(const Gang&) = delete;
+
+  int size() const { return size_; }
+  // Runs job(context, rank) for each rank in [0, size); rank 0 is the caller.
+  void run(void (*job)(void* context, int rank), void* context);
+
+ private:
+  int size_;
+};
+
+// Processors this process may use: its affinity mask, cut by the cgroup's CPU quota.
+int available_threads();
+
+}  // namespace fastrnn

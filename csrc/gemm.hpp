@@ -1,0 +1,264 @@
+// The packed-panel product and its micro-kernel: Z = start + A W^T, tile by tile, with an epilogue where a tile ends.
+//
+// A tile is R rows of A times U unit blocks of G gates each: R*U*G vector accumulators, all in registers, so that every
+// gate of a unit is at hand when the product ends. Every output element is one chain of fma over k = 0, 1, ..., whatever
+// the tile's height and width: results do not depend on how rows and blocks are dealt out.
+#pragma once
+#include "gang.hpp"
+#include "vec.hpp"
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+// W: 'units' rows for each of G gates, K columns.
+template <class Real> struct Matrix {
+  const Real* panel;      // [block][K][G][N]
+  const Real* rows;       // unit u of gate g starts at rows + (g * units + u) * K; for product_of_rows
+  int64_t K, units;
+  int64_t panel_pitch;    // elements from block to block of the panel
+};
+
+template <class V> FASTRNN_FN int64_t blocks_of(int64_t n) { return (n + Lanes<V>::n - 1) / Lanes<V>::n; }
+
+// Tiles that fill the register file: 32 vector registers with AVX-512 and on Arm, 16 otherwise.
+#if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int wide_rows = 6, tall_rows = 6, single_vectors = 8;
+#else
+constexpr int wide_rows = 3, tall_rows = 4, single_vectors = 4;
+#endif
+constexpr int max_rows(int vectors) { return vectors >= 4 ? wide_rows : tall_rows; }
+
+// acc[r][u][g] += A[r] W[block u, gate g]
+template <class V, int R, int U, int G, class Real>
+FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t block, V (&acc)[R][U][G]) {
+  constexpr int N = Lanes<V>::n;
+  const Real* a[R];
+  const Real* panel[U];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) a[r] = rows[r];
+#pragma GCC unroll 8
+  for (int u = 0; u < U; u++) panel[u] = w.panel + (block + u) * w.panel_pitch;
+  const int64_t K = w.K;
+  for (int64_t k = 0; k < K; k++) {
+    V v[U][G];
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++) v[u][g] = load<V>(panel[u] + (k * G + g) * N);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const V s = splat<V>(a[r][k]);
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+        for (int g = 0; g < G; g++) acc[r][u][g] = fma(s, v[u][g], acc[r][u][g]);
+    }
+  }
+}
+
+// The same from unpacked rows: one dot product per lane. For calls too short to pay for packing.
+template <class V, int R, int G, class Real>
+FASTRNN_FN void multiply_rows(const Matrix<Real>& w, const Real* const* rows, int64_t block, V (&acc)[R][1][G]) {
+  constexpr int N = Lanes<V>::n;
+  Real dots[R][G][N] = {};
+  const int64_t first = block * N, count = w.units - first < N ? w.units - first : N;
+  for (int64_t lane = 0; lane < count; lane++) {
+    const Real* unit = w.rows + (first + lane) * w.K;
+    V total[R][G] = {};
+    int64_t k = 0;
+    for (; k + N <= w.K; k += N) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++) {
+        const V v = load<V>(unit + g * w.units * w.K + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + k), v, total[r][g]);
+      }
+    }
+    if (k < w.K) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++) {
+        const V v = load<V>(unit + g * w.units * w.K + k, w.K - k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + k, w.K - k), v, total[r][g]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++) dots[r][g][lane] = sum(total[r][g]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++) acc[r][0][g] = acc[r][0][g] + load<V>(dots[r][g]);
+}
+
+template <class V, int R, int U, int G, bool packed, class Real, class Start, class Finish>
+__attribute__((noinline)) void tile(const Matrix<Real>& w, const Real* const* a, int64_t row, int64_t block, const Start& start,
+                                    const Finish& finish) {
+  V acc[R][U][G];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++) start(acc[r][u], row + r, block + u);
+  if constexpr (packed) multiply<V, R, U, G>(w, a + row, block, acc);
+  else multiply_rows<V, R, G>(w, a + row, block, acc);
+  V done[R][U][G];  // indexed at run time below: acc itself would leave the registers for it
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++) done[r][u][g] = acc[r][u][g];
+#pragma GCC unroll 1
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 1
+    for (int u = 0; u < U; u++) finish(done[r][u], row + r, block + u);
+}
+
+// Rows [row, last) in tiles of nearly equal height, at most R.
+template <class V, int R, int U, int G, bool packed, class Real, class Start, class Finish>
+FASTRNN_FN void tiles(const Matrix<Real>& w, const Real* const* a, Range rows, int64_t block, const Start& start, const Finish& finish) {
+  const int64_t n = rows.last - rows.first, count = (n + R - 1) / R;
+  int64_t row = rows.first;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t height = n * (i + 1) / count - n * i / count;
+    switch (height) {
+      case 1: tile<V, 1, U, G, packed>(w, a, row, block, start, finish); break;
+      case 2:
+        if constexpr (R >= 2) tile<V, 2, U, G, packed>(w, a, row, block, start, finish);
+        break;
+      case 3:
+        if constexpr (R >= 3) tile<V, 3, U, G, packed>(w, a, row, block, start, finish);
+        break;
+      case 4:
+        if constexpr (R >= 4) tile<V, 4, U, G, packed>(w, a, row, block, start, finish);
+        break;
+      case 5:
+        if constexpr (R >= 5) tile<V, 5, U, G, packed>(w, a, row, block, start, finish);
+        break;
+      case 6:
+        if constexpr (R >= 6) tile<V, 6, U, G, packed>(w, a, row, block, start, finish);
+        break;
+    }
+    row += height;
+  }
+}
+
+// Blocks [blocks.first, blocks.last), U at a time while they last, then half as many.
+template <class V, int R, int U, int G, class Real, class Start, class Finish>
+FASTRNN_FN bool sweep(const Matrix<Real>& w, const Real* const* a, Range rows, Range blocks, const Start& start, const Finish& finish,
+                      Poll& poll) {
+  const double work = 2. * double(rows.last - rows.first) * w.K * G * Lanes<V>::n;
+  int64_t block = blocks.first;
+  for (; block + U <= blocks.last; block += U) {
+    tiles<V, R, U, G, true>(w, a, rows, block, start, finish);
+    if (poll.stop(U * work)) return false;
+  }
+  if constexpr (U > 1) return sweep<V, R, U / 2, G>(w, a, rows, {block, blocks.last}, start, finish, poll);
+  return true;
+}
+
+// For every row r in [0, n) and block b of the range: start(z, r, b); z[g] += A[r] W[b, g]; finish(z, r, b).
+// a[r] is the row's operand. False: interrupted.
+template <class V, int G, class Real, class Start, class Finish>
+FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start, const Finish& finish,
+                        Poll& poll) {
+  constexpr int U = G == 1 ? 4 : G == 2 ? 2 : 1, single = G <= 2 ? single_vectors / G : single_vectors / 4;
+  if (n == 1) return sweep<V, 1, single, G>(w, a, {0, 1}, blocks, start, finish, poll);
+  constexpr int64_t band = 384;  // rows of A that stay in the second-level cache while the panels pass by
+  for (int64_t row = 0; row < n; row += band)
+    if (!sweep<V, max_rows(U * G), U, G>(w, a, {row, row + band < n ? row + band : n}, blocks, start, finish, poll)) return false;
+  return true;
+}
+
+// out[i] = A[i] W^T, or added to what is there; rows of w.units elements.
+template <class V, class Real>
+__attribute__((noinline)) bool product_into(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, Real* const* out,
+                                            bool add, Poll& poll) {
+  auto start = [](V(&z)[1], int64_t, int64_t) __attribute__((always_inline)) { z[0] = V{}; };
+  auto finish = [&](const V(&z)[1], int64_t i, int64_t block) __attribute__((always_inline)) {
+    Real* to = out[i] + block * Lanes<V>::n;
+    const int64_t left = w.units - block * Lanes<V>::n;
+    store(to, add ? load<V>(to, left) + z[0] : z[0], left);
+  };
+  return product<V, 1>(w, a, n, blocks, start, finish, poll);
+}
+
+// product from the unpacked rows of W.
+template <class V, int G, class Real, class Start, class Finish>
+FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start,
+                                const Finish& finish, Poll& poll) {
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    tiles<V, 2, 1, G, false>(w, a, {0, n}, block, start, finish);
+    if (poll.stop(2. * double(n) * w.K * G * Lanes<V>::n)) return false;
+  }
+  return true;
+}
+
+// ---- packing -------------------------------------------------------------------------------------------------------
+
+// The unit blocks of G gates, W (gates*units,K) from gate 'first' on -> [block][K][G][N]; lanes past the units are zero.
+template <class V, class Real>
+void pack_panel(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel) {
+  constexpr int N = Lanes<V>::n;
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    const int64_t count = units - block * N < N ? units - block * N : N;
+    for (int g = 0; g < G; g++) {
+      const Real* from = weight + ((first + g) * units + block * N) * K;
+      Real* to = panel + (block * K * G + g) * N;
+      for (int64_t k = 0; k < K; k += N) {
+        const int64_t depth = K - k < N ? K - k : N;
+        V m[N];
+#pragma GCC unroll 16
+        for (int lane = 0; lane < N; lane++) m[lane] = lane < count ? load<V>(from + lane * K + k, depth) : V{};
+        if constexpr (N > 1) transpose(m);
+        if (depth == N) {
+#pragma GCC unroll 16
+          for (int i = 0; i < N; i++) store(to + (k + i) * G * N, m[i]);
+        } else {
+          for (int64_t i = 0; i < depth; i++) store(to + (k + i) * G * N, m[i]);
+        }
+      }
+    }
+  }
+}
+
+// Rows of length n, given by pointer -> [block][pitch][N] with row k at depth k: the panel of their transpose.
+template <class V, class Real, class Row>
+FASTRNN_FN void pack_rows(Row row, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* panel) {
+  constexpr int N = Lanes<V>::n;
+  for (int64_t k = 0; k < count; k++) {
+    const Real* from = row(k);
+    for (int64_t block = blocks.first; block < blocks.last; block++)
+      store(panel + (block * pitch + k) * N, load<V>(from + block * N, n - block * N));
+  }
+}
+
+// Columns [blocks] of rows given by pointer -> columns[n][pitch]; adds the sum of every column to sums.
+template <class V, class Real>
+void transpose_rows(const Real* const* rows, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* columns, Real* sums) {
+  constexpr int N = Lanes<V>::n;
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    const int64_t width = n - block * N < N ? n - block * N : N;
+    V total{};
+    for (int64_t k = 0; k < count; k += N) {
+      V m[N];
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++) m[i] = k + i < count ? load<V>(rows[k + i] + block * N, width) : V{};
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++) total = total + m[i];
+      if constexpr (N > 1) transpose(m);
+      if (width == N) {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) store(columns + (block * N + i) * pitch + k, m[i]);
+      } else {
+        for (int64_t i = 0; i < width; i++) store(columns + (block * N + i) * pitch + k, m[i]);
+      }
+    }
+    if (sums) store(sums + block * N, load<V>(sums + block * N, width) + total, width);
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,50 @@
+// Sizes that refuse to wrap, and the memory that calls and tapes take.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+namespace fastrnn {
+
+// int64 products that refuse to wrap: std::overflow_error.
+int64_t times(int64_t a, int64_t b);
+int64_t plus(int64_t a, int64_t b);
+
+// Memory for one call or one tape, aligned for vectors; the last large block is kept for the next caller.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(int64_t bytes);
+  ~Memory();
+  Memory(Memory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr, other.bytes_ = 0; }
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  char* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// Deals out a block of memory; with a null block it only counts.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <class T> T* take(int64_t count) {
+    const int64_t at = used_;
+    used_ = plus(used_, plus(times(count, sizeof(T)), 127) & ~int64_t(127));
+    if (used_ > most_) most_ = used_;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  int64_t mark() const { return used_; }
+  void back_to(int64_t mark) { used_ = mark; }
+  int64_t most() const { return most_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0, most_ = 0;
+};
+
+}  // namespace fastrnn

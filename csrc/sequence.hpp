@@ -1,0 +1,234 @@
+// The time loop, forward: one worker's share of one direction of one layer.
+#pragma once
+#include "cells.hpp"
+#include "gemm.hpp"
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+// The rows s that fall to a worker: dealt out like cards, so that every worker gets long and short sequences.
+struct Deal {
+  int64_t first, stride;
+  FASTRNN_FN int64_t row(int64_t i) const { return first + i * stride; }
+  FASTRNN_FN int64_t count(int64_t n) const { return n > first ? (n - first + stride - 1) / stride : 0; }
+};
+
+// Who comes before whom. 'step' counts in the order in which the direction runs, t is time.
+template <class Real> struct Order {
+  const Direction<Real>& d;
+
+  FASTRNN_FN int64_t time(int64_t step) const { return d.reverse ? d.schedule.T - 1 - step : step; }
+  FASTRNN_FN int64_t before(int64_t t) const { return d.reverse ? t + 1 : t - 1; }
+  FASTRNN_FN bool is_first(int64_t t, int64_t s) const { return t == (d.reverse ? d.schedule.length[s] - 1 : 0); }
+  FASTRNN_FN bool is_last(int64_t t, int64_t s) const { return t == (d.reverse ? 0 : d.schedule.length[s] - 1); }
+  FASTRNN_FN bool reset(int64_t t, int64_t s) const { return d.schedule.reset.base && *d.schedule.reset.at(t, d.schedule.order[s]); }
+  // Is the state that enters step t cut off? A cut lies between t-1 and t, so in reverse the one at t+1 counts.
+  FASTRNN_FN bool cut_before(int64_t t, int64_t s) const {
+    return d.reverse ? t + 1 < d.schedule.length[s] && reset(t + 1, s) : reset(t, s);
+  }
+  FASTRNN_FN bool cut_after(int64_t t, int64_t s) const {
+    return d.reverse ? reset(t, s) : t + 1 < d.schedule.length[s] && reset(t + 1, s);
+  }
+  FASTRNN_FN int64_t token(int64_t t, int64_t s) const { return d.schedule.offset[t] + s; }
+
+  FASTRNN_FN const Real* h_prev(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    if (cut_before(t, s)) return d.zeros;
+    if (is_first(t, s)) return d.h0 ? d.h0 + b * d.P : d.zeros;
+    return d.y.at(before(t), b);
+  }
+  // c of the step before: on the tape, or in cn as it runs.
+  FASTRNN_FN const Real* c_prev(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    if (cut_before(t, s)) return d.zeros;
+    if (is_first(t, s)) return d.c0 ? d.c0 + b * d.H : d.zeros;
+    return d.c ? d.c + token(before(t), s) * d.H : d.cn + b * d.H;
+  }
+};
+
+template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64_t n) {
+  if (to == from) return;
+  if (from) __builtin_memcpy(to, from, n * sizeof(Real));
+  else __builtin_memset(to, 0, n * sizeof(Real));
+}
+
+// weight_hh, or weight_hr in a projected cell's second phase, packed for one phase of the forward sweep.
+template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurrent_matrix(const Direction<Real>& d) {
+  constexpr Phase phase = Cell::phase[p];
+  constexpr int N = Lanes<V>::n;
+  if constexpr (Cell::projected && p == 1) {
+    return {d.panels.hr, d.weight_hr, d.H, d.P, d.H * N};
+  } else {
+    const int64_t before = blocks_of<V>(d.H) * d.P * phase.first * N;
+    return {d.use_panels ? d.panels.hh + before : nullptr, d.weight_hh + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
+  }
+}
+
+// This worker's part of packing the forward weights; biases are packed by whoever has the blocks.
+template <class Cell, class V, class Real> void pack_forward(const Direction<Real>& d, int rank, int size) {
+  constexpr int N = Lanes<V>::n, G = Cell::gates;
+  const Range blocks = share_of(blocks_of<V>(d.H), rank, size);
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    const int64_t left = d.H - block * N;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) {
+      const int64_t row = g * d.H + block * N;
+      const V input = d.bias_ih ? load<V>(d.bias_ih + row, left) : V{}, hidden = d.bias_hh ? load<V>(d.bias_hh + row, left) : V{};
+      const bool apart = Cell::hidden_apart && g == G - 1;
+      store(d.panels.bias + (block * G + g) * N, apart ? input : input + hidden);
+      if (apart) store(d.panels.bias_hidden + block * N, hidden);
+    }
+  }
+  if (!d.use_panels) return;
+  pack_panel<V>(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih);
+  pack_panel<V>(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh);
+  if constexpr (Cell::projected) {
+    pack_panel<V>(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), rank, size), d.panels.hr);
+  } else if constexpr (Cell::phases == 2) {
+    constexpr Phase second = Cell::phase[1];
+    pack_panel<V>(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N);
+  }
+}
+
+template <class Cell, class V, class Real> struct Forward {
+  static constexpr int N = Lanes<V>::n, G = Cell::gates;
+  const Direction<Real>& d;
+  const Team& team;
+  const Order<Real> order{d};
+  Poll poll{team};
+  const Deal rows = team.by_rows ? Deal{team.rank, team.size} : Deal{0, 1};
+  const int64_t row_count = rows.count(d.schedule.B);
+  const Range blocks = team.by_rows ? Range{0, blocks_of<V>(d.H)} : share_of(blocks_of<V>(d.H), team.rank, team.size);
+  const Range out_blocks = team.by_rows ? Range{0, blocks_of<V>(d.P)} : share_of(blocks_of<V>(d.P), team.rank, team.size);
+  Real* const projection = d.projection + team.rank * d.projection_size;
+  const int64_t projection_rows = d.chunk_steps * row_count;
+  const int64_t gates_row = blocks_of<V>(d.H) * Cell::tape * N;
+
+  // One pointer per row of this worker at the step at hand.
+  const Real** h_prev = (const Real**)(d.tables + team.rank * d.table_size);
+  const Real** c_prev = h_prev + row_count;
+  const Real** inner_in = c_prev + row_count;
+  Real** y = (Real**)(inner_in + row_count);
+  Real** c = y + row_count;
+  Real** inner = c + row_count;
+  Real** gates = inner + row_count;
+  const Real** x = (const Real**)(gates + row_count);  // of the chunk's tokens
+
+  FASTRNN_FN void point(int64_t t, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t s = rows.row(i), b = d.schedule.order[s], slot = d.training ? order.token(t, s) : s;
+      h_prev[i] = order.h_prev(t, s);
+      y[i] = d.y.at(t, b);
+      if constexpr (Cell::has_c) {
+        c_prev[i] = order.c_prev(t, s);
+        c[i] = d.c ? d.c + slot * d.H : d.cn + b * d.H;
+      }
+      if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
+      gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
+    }
+  }
+
+  template <int gate_count, class Start, class Finish>
+  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, const Start& start,
+                              const Finish& finish) {
+    return d.use_panels ? product<V, gate_count>(w, a, n, share, start, finish, poll)
+                        : product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+  }
+
+  // bias + W_ih x for the tokens of steps [first, last), kept as [block][token][G][N].
+  FASTRNN_FN bool project(int64_t first, int64_t last) {
+    int64_t tokens = 0;
+    for (int64_t step = first; step < last; step++) {
+      const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
+      for (int64_t i = 0; i < n; i++) x[tokens++] = d.x.at(t, d.schedule.order[rows.row(i)]);
+    }
+    auto start = [&](V(&z)[G], int64_t, int64_t block) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);
+    };
+    auto finish = [&](const V(&z)[G], int64_t i, int64_t block) __attribute__((always_inline)) {
+      Real* to = projection + ((block - blocks.first) * projection_rows + i) * G * N;
+#pragma GCC unroll 4
+      for (int g = 0; g < G; g++) store(to + g * N, z[g]);
+    };
+    return multiply_by<G>({d.panels.ih, d.weight_ih, d.I, d.H, d.I * G * N}, x, tokens, blocks, start, finish);
+  }
+
+  // One phase of one step: n rows, whose projection begins at token 'first' of the chunk. False: interrupted.
+  template <int p> FASTRNN_FN bool phase(int64_t n, int64_t first) {
+    constexpr Phase ph = Cell::phase[p];
+    constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1;
+    const int64_t units = projects ? d.P : d.H;
+    auto projected = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
+      return projection + (((block - blocks.first) * projection_rows + first + i) * G + ph.first) * N;
+    };
+    auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(projected(i, block) + g * N);
+      if constexpr (Cell::hidden_apart) z[ph.gates - 1] = load<V>(d.panels.bias_hidden + block * N);
+    };
+    auto finish = [&](const V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
+      const int64_t at = block * N, left = units - at;
+      Real* tape = gates[i] ? gates[i] + block * Cell::tape * N : nullptr;
+      Unit<V> u{};
+#pragma GCC unroll 4
+      for (int g = 0; g < ph.gates; g++) u.z[g] = z[g];
+      if constexpr (Cell::hidden_apart) u.x_side = load<V>(projected(i, block) + (G - 1) * N);
+      if constexpr (Cell::uses_h_prev) u.h_prev = load<V>(h_prev[i] + at, left);
+      if constexpr (Cell::has_c && p == 0) u.c_prev = load<V>(c_prev[i] + at, left);
+      if constexpr (p > 0 && !projects)
+#pragma GCC unroll 4
+        for (int k = 0; k < Cell::tape; k++) u.tape[k] = load<V>(tape + k * N);
+      Cell::template forward<p>(u);
+      store((last ? y[i] : inner[i]) + at, u.out, left);
+      if constexpr (Cell::has_c && p == 0) store(c[i] + at, u.c, left);
+      if constexpr (!projects)
+        if (tape)
+#pragma GCC unroll 4
+          for (int k = 0; k < Cell::tape; k++) store(tape + k * N, u.tape[k]);
+    };
+    const Range share = projects ? out_blocks : blocks;
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, start, finish);
+    return team.by_rows ? done : !wait(*team.barrier, *team.control);
+  }
+
+  bool sweep() {
+    const int64_t T = d.schedule.T;
+    for (int64_t first = 0; first < T; first += d.chunk_steps) {
+      const int64_t last = first + d.chunk_steps < T ? first + d.chunk_steps : T;
+      if (!project(first, last) && team.by_rows) return false;
+      int64_t token = 0;
+      for (int64_t step = first; step < last; step++) {
+        const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
+        point(t, n);
+        if (!phase<0>(n, token)) return false;
+        if constexpr (Cell::phases == 2)
+          if (!phase<1>(n, token)) return false;
+        token += n;
+      }
+    }
+    return true;
+  }
+
+  // Final states, and zeros where y is padding; each row by one worker.
+  void finish_rows() {
+    const Deal mine{team.rank, team.size};
+    for (int64_t i = 0; i < mine.count(d.schedule.B); i++) {
+      const int64_t s = mine.row(i), b = d.schedule.order[s], length = d.schedule.length[s], last = d.reverse ? 0 : length - 1;
+      copy_row(d.hn + b * d.P, length ? (const Real*)d.y.at(last, b) : d.h0 ? d.h0 + b * d.P : nullptr, d.P);
+      if constexpr (Cell::has_c) {
+        Real* cn = d.cn + b * d.H;
+        if (!length) copy_row(cn, d.c0 ? d.c0 + b * d.H : nullptr, d.H);
+        else if (d.c) copy_row(cn, (const Real*)d.c + order.token(last, s) * d.H, d.H);
+      }
+      for (int64_t t = length; t < d.schedule.T; t++) copy_row<Real>(d.y.at(t, b), nullptr, d.P);
+    }
+  }
+
+  void run() {
+    if (sweep()) finish_rows();
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,454 @@
+#include "stack.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastrnn {
+
+// ---- batch ---------------------------------------------------------------------------------------------------------
+
+Batch::Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> reset) {
+  data_.resize(size_t(plus(times(2, B), times(2, T))));
+  int64_t *order = data_.data(), *length = order + B, *active = length + B, *offset = active + T;
+  for (int64_t b = 0; b < B; b++) order[b] = b;
+  if (lengths) std::stable_sort(order, order + B, [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  for (int64_t s = 0; s < B; s++) length[s] = lengths ? lengths[order[s]] : T;
+  int64_t running = B;
+  for (int64_t t = 0; t < T; t++) {
+    while (running > 0 && length[running - 1] <= t) running--;
+    active[t] = running;
+    offset[t] = tokens_;
+    tokens_ = plus(tokens_, running);
+  }
+  schedule_ = {T, B, order, length, active, offset, reset};
+}
+
+// ---- what a call needs ---------------------------------------------------------------------------------------------
+
+namespace {
+
+template <class Real> const Kernel<Real>& kernel_of(const Network& n) { return *table_of<Real>(*n.isa).cell[int(n.cell)]; }
+
+int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
+
+// Multiplies of one time step of one direction, without the input projection; and of everything.
+struct Work {
+  double step_us, total_us;
+};
+template <class Real> Work work_of(const Network& n, const Batch& batch, bool backward) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  const double flops_per_us = (sizeof(Real) == 4 ? 6e4 : 3e4) * k.lanes * sizeof(Real) / 64., bytes_per_us = 4e4;
+  const double T = double(std::max<int64_t>(batch.schedule().T, 1)), rows = double(batch.tokens()) / T;
+  const double recurrent = double(k.gates) * n.H * n.P, bytes = recurrent * sizeof(Real);
+  const double step = std::max(2 * recurrent * rows / flops_per_us, bytes / bytes_per_us) + 0.1;
+  double input = 0;
+  for (int64_t l = 0; l < n.L; l++) input += 2. * k.gates * n.H * n.input_size(l) * rows / flops_per_us;
+  const double total = T * n.D * (step * n.L + input) * (backward ? 2 : 1);
+  return {step, total};
+}
+
+// How the threads share the work. Directions run side by side where there are two and threads for both; within a
+// direction batch rows are dealt out if there are enough of them, else hidden units, with a barrier per phase.
+struct Split {
+  int teams, size;  // teams at once (1 or D), workers of each
+  bool by_rows;
+};
+template <class Real> Split split_of(const Network& n, const Batch& batch, const Work& work, int threads) {
+  if (threads <= 1 || work.total_us < 20) return {1, 1, true};
+  const int teams = n.D == 2 ? 2 : 1, most = std::max(1, threads / teams);
+  const int64_t B = batch.schedule().B, blocks = (n.H + kernel_of<Real>(n).lanes - 1) / kernel_of<Real>(n).lanes;
+  const double weights = double(kernel_of<Real>(n).gates) * n.H * n.P * sizeof(Real);
+  const int64_t rows_each = weights <= 1e6 ? 2 : 8;
+  if (B >= 2 * rows_each) return {teams, int(std::min<int64_t>(most, B / rows_each)), true};
+  if (work.step_us < 2) return {teams, 1, true};
+  return {teams, int(std::max<int64_t>(1, std::min<int64_t>({most, blocks, int64_t(work.step_us)}))), false};
+}
+
+int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
+  const int64_t tokens = std::clamp<int64_t>((int64_t(768) << 10) / std::max<int64_t>(token_bytes, 1), 64, 384);
+  return std::max<int64_t>(1, std::min(T, tokens / std::max<int64_t>(rows, 1)));
+}
+// Depends on T and B only: the order of the sums in a weight gradient must not hang on the threads.
+int64_t gradient_steps(int64_t T, int64_t B) { return std::max<int64_t>(1, std::min(T, 384 / std::max<int64_t>(B, 1))); }
+
+template <class Real> Panels<Real> take_panels(const Network& n, int64_t I, bool weights, Arena& arena) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  const int64_t h = round_up(n.H, k.lanes), G = k.gates;
+  Panels<Real> p{};
+  p.bias = arena.take<Real>(times(h, G));
+  p.bias_hidden = arena.take<Real>(h);
+  if (!weights) return p;
+  p.ih = arena.take<Real>(times(times(h, G), I));
+  p.hh = arena.take<Real>(times(times(h, G), n.P));
+  if (k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
+  return p;
+}
+
+template <class Real> void take_forward(const Network& n, const Split& split, bool needs_panels, Arena& arena, Direction<Real>& d) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  const int64_t T = d.schedule.T, B = d.schedule.B, h = round_up(n.H, k.lanes);
+  const int64_t rows = split.by_rows ? (B + split.size - 1) / split.size : B;
+  const int64_t blocks = split.by_rows ? h / k.lanes : (h / k.lanes + split.size - 1) / split.size;
+  if (needs_panels) d.panels = take_panels<Real>(n, d.I, d.use_panels, arena);
+  d.chunk_steps = projection_steps(T, rows, h * k.gates * int64_t(sizeof(Real)));
+  d.projection_size = times(times(blocks, times(d.chunk_steps, rows)), k.gates * k.lanes);
+  d.projection = arena.take<Real>(times(d.projection_size, split.size));
+  d.table_size = plus(times(7, rows), times(d.chunk_steps, rows));
+  d.tables = arena.take<const void*>(times(d.table_size, split.size));
+  if (!d.training && k.phases == 2) {
+    d.inner = arena.take<Real>(times(B, n.H));
+    if (k.tape && !k.projected) d.gates = arena.take<Real>(times(times(B, h), k.tape));
+  }
+}
+
+template <class Real> void take_backward(const Network& n, const Split& split, Arena& arena, Gradients<Real>& q) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  Direction<Real>& d = q.forward;
+  const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots, n.H);
+  const int64_t h = round_up(n.H, N), p = round_up(n.P, N), rows = split.by_rows ? (B + split.size - 1) / split.size : B;
+  q.chunk_steps = gradient_steps(T, B);
+  const int64_t tokens = times(q.chunk_steps, B);
+  q.chunk_pitch = round_up(tokens, N) + N;
+  q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
+  q.panel_hh = arena.take<Real>(times(p, GH));
+  q.dgates = arena.take<Real>(times(plus(tokens, B), SH + 16));
+  q.carry = arena.take<Real>(times(B, n.P));
+  if (k.has_c) q.dc = arena.take<Real>(times(B, n.H));
+  q.columns = arena.take<Real>(times(SH + n.P, q.chunk_pitch));
+  q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
+  q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
+  q.column_sums = arena.take<Real>(SH);
+  if (k.phases == 2) q.inner_panel = arena.take<Real>(times(h, q.chunk_pitch));
+  if (k.projected) {
+    q.panel_hr = arena.take<Real>(times(h, n.P));
+    q.dproj = arena.take<Real>(times(plus(tokens, B), n.P));
+  }
+  d.table_size = plus(plus(times(14, rows), times(7, tokens)), times(2, plus(plus(SH, GH), n.P)));
+  d.tables = arena.take<const void*>(times(d.table_size, split.size));
+}
+
+// What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
+template <class Real> struct Layers {
+  const Network& n;
+  const ForwardCall<Real>& call;
+  const int64_t T = call.batch->schedule().T, B = call.batch->schedule().B, width = n.D * n.P;
+
+  Rows<Real> contiguous(Real* base) const { return {base, B * width, width}; }
+  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch}; }
+  static Rows<Real> side(Rows<Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch}; }
+  static Rows<const Real> side(Rows<const Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch}; }
+
+  Direction<Real> direction(int64_t l, int side_index, Rows<const Real> x, Rows<Real> y) const {
+    const Kernel<Real>& k = kernel_of<Real>(n);
+    const int64_t i = l * n.D + side_index;
+    Direction<Real> d{};
+    d.schedule = call.batch->schedule();
+    d.I = n.input_size(l), d.H = n.H, d.P = n.P;
+    d.reverse = side_index == 1;
+    d.training = call.saved != nullptr;
+    // Below this many rows the packed weights would be read no more often than packing reads them.
+    d.use_panels = call.frozen || call.batch->tokens() > 4;
+    if (call.weights) {
+      const Parameters<Real>& w = call.weights[i];
+      d.weight_ih = w.weight_ih, d.weight_hh = w.weight_hh, d.weight_hr = w.weight_hr, d.bias_ih = w.bias_ih, d.bias_hh = w.bias_hh;
+    }
+    if (call.frozen) d.panels = call.frozen[i];
+    d.x = x, d.y = side(y, side_index * n.P);
+    d.h0 = call.h0 ? call.h0 + i * B * n.P : nullptr;
+    d.c0 = call.c0 ? call.c0 + i * B * n.H : nullptr;
+    d.hn = call.hn ? call.hn + i * B * n.P : nullptr;
+    d.cn = k.has_c && call.cn ? call.cn + i * B * n.H : nullptr;
+    if (call.saved) d.gates = call.saved->sides[i].gates, d.c = call.saved->sides[i].c, d.inner = call.saved->sides[i].inner;
+    return d;
+  }
+  int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots, n.H)}) + 16; }
+};
+
+// Every element of an array that dropout may have zeroed: kept ones scaled, the others zero whatever they held.
+template <class Real> void drop(const Real* from, const uint8_t* mask, Real scale, Real* to, Range r) {
+  for (int64_t i = r.first; i < r.last; i++) to[i] = mask[i] ? from[i] * scale : Real(0);
+}
+
+// The threads of a call and the barriers they meet at.
+struct Crew {
+  Gang gang;
+  Split split;
+  Control control{};
+  Barrier all{}, team[2]{};
+
+  Crew(int threads) : gang(threads) {}
+  void settle(const Split& s) {
+    split = s;
+    all.size = s.teams * s.size;
+    team[0].size = team[1].size = s.size;
+  }
+  Team place(int rank) { return {rank % split.size, split.size, split.by_rows, rank == 0, &team[rank / split.size], &control}; }
+  // Directions of this rank: all of them one after the other, or its team's only.
+  Range directions(int rank, int D) const { return split.teams == 1 ? Range{0, D} : Range{rank / split.size, rank / split.size + 1}; }
+};
+
+}  // namespace
+
+// ---- tape ----------------------------------------------------------------------------------------------------------
+
+template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& batch, bool dropout, Arena& arena) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  const int64_t tokens = batch.tokens(), h = round_up(n.H, k.lanes);
+  const int64_t output = times(times(batch.schedule().T, batch.schedule().B), times(n.D, n.P));
+  Saved<Real> saved;
+  for (int64_t i = 0; i < n.L * n.D; i++)
+    saved.sides.push_back({k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr,
+                           k.has_c ? arena.take<Real>(times(tokens, n.H)) : nullptr,
+                           k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr});
+  for (int64_t l = 0; l + 1 < n.L; l++) {
+    saved.outputs.push_back(arena.take<Real>(output));
+    saved.dropped.push_back(dropout ? arena.take<Real>(output) : nullptr);
+  }
+  return saved;
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+template <class Real> struct ForwardRun<Real>::Job {
+  Network n;
+  ForwardCall<Real> call;
+  const Kernel<Real>& kernel = kernel_of<Real>(n);
+  Work work;
+  Crew crew;
+  Memory memory;
+  std::vector<Direction<Real>> directions;
+
+  Job(const Network& network, const ForwardCall<Real>& c, int threads)
+      : n(network), call(c), work(work_of<Real>(n, *call.batch, false)), crew(split_threads(threads)) {
+    Split split = split_of<Real>(n, *call.batch, work, crew.gang.size());
+    crew.settle(split);
+    Arena count(nullptr);
+    lay_out(count);
+    memory = Memory(count.most());
+    Arena arena(memory.data());
+    lay_out(arena);
+  }
+  int split_threads(int threads) const {
+    const Split s = split_of<Real>(n, *call.batch, work, threads);
+    return s.teams * s.size;
+  }
+
+  void lay_out(Arena& arena) {
+    const Layers<Real> layers{n, call};
+    directions.clear();
+    Real* const zeros = arena.take<Real>(layers.zero_row());
+    if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
+    Real* between[2] = {};
+    if (!call.saved)
+      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(times(layers.T, layers.B), layers.width));
+    const int64_t mark = arena.mark();
+    Rows<const Real> x = call.x;
+    for (int64_t l = 0; l < n.L; l++) {
+      arena.back_to(mark);
+      Rows<Real> y = call.y;
+      if (l + 1 < n.L) y = layers.contiguous(call.saved ? call.saved->outputs[l] : between[l % 2]);
+      for (int side = 0; side < n.D; side++) {
+        directions.push_back(layers.direction(l, side, x, y));
+        directions.back().zeros = zeros;
+        take_forward<Real>(n, crew.split, !call.frozen, arena, directions.back());
+      }
+      if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks ? layers.contiguous(call.saved->dropped[l]) : y);
+    }
+  }
+
+  void worker(int rank) {
+    if (rank >= crew.all.size) return;
+    const Team team = crew.place(rank);
+    const Range sides = crew.directions(rank, n.D);
+    for (int64_t l = 0; l < n.L; l++) {
+      for (int64_t side = sides.first; side < sides.last; side++) {
+        const Direction<Real>& d = directions[l * n.D + side];
+        if (!call.frozen) {
+          kernel.pack(d, team.rank, team.size);
+          if (wait(*team.barrier, crew.control)) break;
+        }
+        kernel.forward(d, team);
+      }
+      if (wait(crew.all, crew.control)) return;
+      if (!call.masks || l + 1 == n.L) continue;
+      const int64_t size = call.batch->schedule().T * call.batch->schedule().B * n.D * n.P;
+      drop(call.saved->outputs[l], call.masks + l * size, call.scale, call.saved->dropped[l], share_of(size, rank, crew.all.size, 16));
+      if (wait(crew.all, crew.control)) return;
+    }
+  }
+};
+
+template <class Real>
+ForwardRun<Real>::ForwardRun(const Network& n, const ForwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
+template <class Real> ForwardRun<Real>::~ForwardRun() = default;
+template <class Real> double ForwardRun<Real>::microseconds() const { return job_->work.total_us; }
+template <class Real> bool ForwardRun<Real>::run(Interrupt interrupt) {
+  job_->crew.control = {interrupt.asked, interrupt.context, 0};
+  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get());
+  return job_->crew.control.stop != 0;
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+template <class Real> struct BackwardRun<Real>::Job {
+  Network n;
+  BackwardCall<Real> call;
+  const Kernel<Real>& kernel = kernel_of<Real>(n);
+  Work work;
+  Crew crew;
+  Memory memory;
+  std::vector<Gradients<Real>> gradients;  // (L*D)
+  std::vector<Rows<Real>> dx, dx_reverse;  // (L) what the two directions of a layer give
+
+  Job(const Network& network, const BackwardCall<Real>& c, int threads)
+      : n(network), call(c), work(work_of<Real>(n, *call.forward.batch, true)), crew(split_threads(threads)) {
+    crew.settle(split_of<Real>(n, *call.forward.batch, work, crew.gang.size()));
+    Arena count(nullptr);
+    lay_out(count);
+    memory = Memory(count.most());
+    Arena arena(memory.data());
+    lay_out(arena);
+  }
+  int split_threads(int threads) const {
+    const Split s = split_of<Real>(n, *call.forward.batch, work, threads);
+    return s.teams * s.size;
+  }
+
+  void lay_out(Arena& arena) {
+    const Layers<Real> layers{n, call.forward};
+    const int64_t T = layers.T, B = layers.B;
+    gradients.assign(size_t(n.L * n.D), Gradients<Real>{});
+    dx.assign(size_t(n.L), Rows<Real>{});
+    dx_reverse.assign(size_t(n.L), Rows<Real>{});
+    Real* const zeros = arena.take<Real>(layers.zero_row());
+    if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
+    Real* between[2] = {};
+    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(times(T, B), layers.width));
+    Real* reverse = n.D == 2 ? arena.take<Real>(times(times(T, B), n.L > 1 ? std::max(n.I, layers.width) : n.I)) : nullptr;
+    const int64_t mark = arena.mark();
+    for (int64_t l = n.L - 1; l >= 0; l--) {
+      arena.back_to(mark);
+      const int64_t I = n.input_size(l);
+      dx[l] = l ? layers.contiguous(between[(l - 1) % 2]) : call.dx;
+      dx_reverse[l] = {reverse, B * I, I};
+      const Saved<Real>& saved = *call.forward.saved;
+      const Rows<const Real> x =
+          l ? Layers<Real>::to_read(layers.contiguous(call.forward.masks ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
+      const Rows<Real> y = l + 1 < n.L ? layers.contiguous(saved.outputs[l]) : call.forward.y;
+      const Rows<const Real> dy = l + 1 < n.L ? Layers<Real>::to_read(dx[l + 1]) : call.dy;
+      for (int side = 0; side < n.D; side++) {
+        const int64_t i = l * n.D + side;
+        Gradients<Real>& q = gradients[i];
+        q.forward = layers.direction(l, side, x, y);
+        q.forward.zeros = zeros;
+        q.dy = Layers<Real>::side(dy, side * n.P);
+        q.dx = side ? dx_reverse[l] : dx[l];
+        if (l + 1 == n.L) q.hidden = Layers<Real>::side(call.hidden, side * n.P);
+        q.dhn = call.dhn ? call.dhn + i * B * n.P : nullptr;
+        q.dcn = call.dcn ? call.dcn + i * B * n.H : nullptr;
+        q.dh0 = call.dh0 ? call.dh0 + i * B * n.P : nullptr;
+        q.dc0 = call.dc0 ? call.dc0 + i * B * n.H : nullptr;
+        const Parameters<Real>& g = call.gradients[i];
+        q.dweight_ih = const_cast<Real*>(g.weight_ih), q.dweight_hh = const_cast<Real*>(g.weight_hh);
+        q.dweight_hr = const_cast<Real*>(g.weight_hr);
+        q.dbias_ih = const_cast<Real*>(g.bias_ih), q.dbias_hh = const_cast<Real*>(g.bias_hh);
+        take_backward<Real>(n, crew.split, arena, q);
+      }
+    }
+  }
+
+  // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
+  void combine(int64_t l, int rank) {
+    const int64_t I = n.input_size(l), B = call.forward.batch->schedule().B, rows = call.forward.batch->schedule().T * B;
+    const uint8_t* mask = l && call.forward.masks ? call.forward.masks + (l - 1) * rows * I : nullptr;
+    const Range mine = share_of(rows, rank, crew.all.size);
+    for (int64_t row = mine.first; row < mine.last; row++) {
+      Real* to = dx[l].at(row / B, row % B);
+      if (n.D == 2) {
+        const Real* other = dx_reverse[l].at(row / B, row % B);
+        for (int64_t i = 0; i < I; i++) to[i] += other[i];
+      }
+      if (mask) drop(to, mask + row * I, call.forward.scale, to, {0, I});
+    }
+  }
+
+  void worker(int rank) {
+    if (rank >= crew.all.size) return;
+    const Team team = crew.place(rank);
+    const Range sides = crew.directions(rank, n.D);
+    for (int64_t l = n.L - 1; l >= 0; l--) {
+      for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(gradients[l * n.D + side], team);
+      if (wait(crew.all, crew.control)) return;
+      if (n.D == 1 && !(l && call.forward.masks)) continue;
+      combine(l, rank);
+      if (wait(crew.all, crew.control)) return;
+    }
+  }
+};
+
+template <class Real>
+BackwardRun<Real>::BackwardRun(const Network& n, const BackwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
+template <class Real> BackwardRun<Real>::~BackwardRun() = default;
+template <class Real> double BackwardRun<Real>::microseconds() const { return job_->work.total_us; }
+template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) {
+  job_->crew.control = {interrupt.asked, interrupt.context, 0};
+  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get());
+  return job_->crew.control.stop != 0;
+}
+
+// ---- frozen weights, sizes -----------------------------------------------------------------------------------------
+
+template <class Real> FrozenWeights<Real>::FrozenWeights(const Network& n, const Parameters<Real>* weights) {
+  for (const bool measured : {false, true}) {
+    Arena arena(memory_.data());
+    panels_.clear();
+    for (int64_t i = 0; i < n.L * n.D; i++) panels_.push_back(take_panels<Real>(n, n.input_size(i / n.D), true, arena));
+    if (!measured) memory_ = Memory(arena.most());
+  }
+  for (int64_t i = 0; i < n.L * n.D; i++) {
+    Direction<Real> d{};
+    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P, d.use_panels = true;
+    d.weight_ih = weights[i].weight_ih, d.weight_hh = weights[i].weight_hh, d.weight_hr = weights[i].weight_hr;
+    d.bias_ih = weights[i].bias_ih, d.bias_hh = weights[i].bias_hh;
+    d.panels = panels_[i];
+    kernel_of<Real>(n).pack(d, 0, 1);
+  }
+}
+
+template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch, bool training) {
+  Arena nowhere(nullptr), forward(nullptr), backward(nullptr);
+  const Saved<Real> saved = training ? lay_out_tape<Real>(n, batch, false, nowhere) : Saved<Real>{};
+  ForwardCall<Real> call{};
+  call.batch = &batch;
+  call.saved = training ? &saved : nullptr;
+  const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
+  const Layers<Real> layers{n, call};
+  const Split alone{1, 1, true};
+  const int64_t between = times(times(layers.T, layers.B), times(layers.width, std::min<int64_t>(n.L - 1, 2)));
+  if (!training) forward.take<Real>(between);
+  else backward.take<Real>(plus(between, n.D == 2 ? times(times(layers.T, layers.B), std::max(n.I, layers.width)) : 0));
+  const int64_t mark = backward.mark(), start = forward.mark();
+  for (int64_t l = 0; l < n.L; l++) {
+    forward.back_to(start), backward.back_to(mark);
+    for (int side = 0; side < n.D; side++) {
+      Gradients<Real> q{};
+      q.forward = layers.direction(l, side, {}, {});
+      take_forward<Real>(n, alone, true, forward, q.forward);
+      if (training) take_backward<Real>(n, alone, backward, q);
+    }
+  }
+  return std::max(forward.most(), backward.most());
+}
+
+template Saved<float> lay_out_tape(const Network&, const Batch&, bool, Arena&);
+template Saved<double> lay_out_tape(const Network&, const Batch&, bool, Arena&);
+template class ForwardRun<float>;
+template class ForwardRun<double>;
+template class BackwardRun<float>;
+template class BackwardRun<double>;
+template class FrozenWeights<float>;
+template class FrozenWeights<double>;
+template int64_t scratch_bytes<float>(const Network&, const Batch&, bool);
+template int64_t scratch_bytes<double>(const Network&, const Batch&, bool);
+
+}  // namespace fastrnn

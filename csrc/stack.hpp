@@ -1,0 +1,116 @@
+// A stack of layers and directions over the kernels of sequence.hpp and gradients.hpp: room, threads, order of work.
+// No Python; throws std::bad_alloc and std::overflow_error before a kernel runs, never after.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "gang.hpp"
+#include "memory.hpp"
+
+namespace fastrnn {
+
+struct Network {
+  const Isa* isa;
+  Cell cell;
+  int64_t I, H, P, L;  // P == H without a projection
+  int D;
+
+  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+};
+
+// One layer, one direction; PyTorch's arrays.
+template <class Real> struct Parameters {
+  const Real *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;
+};
+
+// Schedule with its arrays.
+class Batch {
+ public:
+  Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> reset);
+  const Schedule& schedule() const { return schedule_; }
+  int64_t tokens() const { return tokens_; }
+
+ private:
+  std::vector<int64_t> data_;
+  Schedule schedule_;
+  int64_t tokens_ = 0;
+};
+
+// What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
+template <class Real> struct Saved {
+  struct Side {
+    Real *gates, *c, *inner;
+  };
+  std::vector<Side> sides;     // (L*D)
+  std::vector<Real*> outputs;  // (L-1) (T,B,D*P), contiguous
+  std::vector<Real*> dropped;  // (L-1) the same after dropout, or null
+};
+template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& batch, bool dropout, Arena& arena);
+
+struct Interrupt {
+  bool (*asked)(void* context);
+  void* context;
+};
+
+template <class Real> struct ForwardCall {
+  const Batch* batch;
+  Rows<const Real> x;
+  Rows<Real> y;
+  const Real *h0, *c0;              // (L*D,B,P), (L*D,B,H) or null
+  Real *hn, *cn;                    // the same; cn null without c
+  const uint8_t* masks;             // (L-1,T,B,D*P) or null
+  Real scale;                       // of what a mask keeps
+  const Parameters<Real>* weights;  // (L*D)
+  const Panels<Real>* frozen;       // (L*D) or null
+  const Saved<Real>* saved;         // null: inference
+};
+
+template <class Real> struct BackwardCall {
+  ForwardCall<Real> forward;  // as it ran
+  Rows<const Real> dy;        // or base null
+  Rows<Real> dx, hidden;      // hidden: or base null
+  const Real *dhn, *dcn;      // or null
+  Real *dh0, *dc0;
+  const Parameters<Real>* gradients;  // (L*D), written through const_cast by their owner's leave
+};
+
+// A call made ready: all memory is there. run() needs no interpreter; true: interrupted.
+template <class Real> class ForwardRun {
+ public:
+  ForwardRun(const Network& n, const ForwardCall<Real>& call, int threads);
+  ~ForwardRun();
+  double microseconds() const;  // predicted, for one thread
+  bool run(Interrupt interrupt);
+
+ private:
+  struct Job;
+  std::unique_ptr<Job> job_;
+};
+template <class Real> class BackwardRun {
+ public:
+  BackwardRun(const Network& n, const BackwardCall<Real>& call, int threads);
+  ~BackwardRun();
+  double microseconds() const;
+  bool run(Interrupt interrupt);
+
+ private:
+  struct Job;
+  std::unique_ptr<Job> job_;
+};
+
+// All weights packed for forward calls.
+template <class Real> class FrozenWeights {
+ public:
+  FrozenWeights(const Network& n, const Parameters<Real>* weights);
+  const Panels<Real>* panels() const { return panels_.data(); }
+  int64_t bytes() const { return memory_.bytes(); }
+
+ private:
+  Memory memory_;
+  std::vector<Panels<Real>> panels_;
+};
+
+// Bytes of scratch that a call takes with one thread.
+template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch, bool training);
+
+}  // namespace fastrnn

@@ -1,0 +1,252 @@
+// One vector type for scalars and SIMD: V is Real itself (N = 1) or a GCC/Clang vector of N lanes.
+// The build of each instruction set defines FASTRNN_ISA (a namespace) and FASTRNN_VECTOR_BYTES (0: scalar).
+#pragma once
+#include <cstdint>
+
+#include "fastrnn.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define FASTRNN_FN FASTRNN_INLINE
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+template <class V> struct Lanes;
+template <> struct Lanes<float> {
+  using Real = float;
+  using Int = int32_t;
+  static constexpr int n = 1;
+};
+template <> struct Lanes<double> {
+  using Real = double;
+  using Int = int64_t;
+  static constexpr int n = 1;
+};
+
+#if FASTRNN_VECTOR_BYTES > 0
+typedef float F32 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+typedef double F64 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+typedef int32_t I32 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+typedef int64_t I64 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+template <> struct Lanes<F32> {
+  using Real = float;
+  using Int = I32;
+  static constexpr int n = FASTRNN_VECTOR_BYTES / 4;
+};
+template <> struct Lanes<F64> {
+  using Real = double;
+  using Int = I64;
+  static constexpr int n = FASTRNN_VECTOR_BYTES / 8;
+};
+template <class Real> struct VectorOf;
+template <> struct VectorOf<float> {
+  using type = F32;
+};
+template <> struct VectorOf<double> {
+  using type = F64;
+};
+#else
+template <class Real> struct VectorOf {
+  using type = Real;
+};
+#endif
+
+// ---- load and store ------------------------------------------------------------------------------------------------
+
+template <class V, class Real> FASTRNN_FN V load(const Real* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class Real> FASTRNN_FN void store(Real* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The first count lanes; the others are zero, and their memory is not touched.
+template <class V, class Real> FASTRNN_FN V load(const Real* p, int64_t count) {
+  if (count >= Lanes<V>::n) return load<V>(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+  if constexpr (sizeof(Real) == 8) return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#endif
+  V v{};
+  __builtin_memcpy(&v, p, count * sizeof(Real));
+  return v;
+}
+template <class V, class Real> FASTRNN_FN void store(Real* p, V v, int64_t count) {
+  if (count >= Lanes<V>::n) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+  if constexpr (sizeof(Real) == 8) return _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
+#endif
+  __builtin_memcpy(p, &v, count * sizeof(Real));
+}
+template <class V> FASTRNN_FN V splat(typename Lanes<V>::Real x) { return x - V{}; }
+
+// ---- arithmetic ----------------------------------------------------------------------------------------------------
+
+// a * b + c, rounded once where the instruction set can; never left to the compiler's choice (-ffp-contract=off).
+#if defined(__FMA__) || defined(__aarch64__)
+#define FASTRNN_EXACT_FMA
+FASTRNN_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FASTRNN_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+FASTRNN_FN float fma(float a, float b, float c) { return a * b + c; }
+FASTRNN_FN double fma(double a, double b, double c) { return a * b + c; }
+#endif
+
+// at_most(x, hi): hi where x > hi, x elsewhere and where x is NaN.
+template <class V> FASTRNN_FN V at_most(V x, typename Lanes<V>::Real hi) { return x > hi ? splat<V>(hi) : x; }
+template <class V> FASTRNN_FN V at_least(V x, typename Lanes<V>::Real lo) { return x < lo ? splat<V>(lo) : x; }
+
+#if FASTRNN_VECTOR_BYTES == 64
+FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+FASTRNN_FN F64 fma(F64 a, F64 b, F64 c) { return (F64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif FASTRNN_VECTOR_BYTES == 32
+FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+FASTRNN_FN F64 fma(F64 a, F64 b, F64 c) { return (F64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#elif FASTRNN_VECTOR_BYTES == 16
+FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+FASTRNN_FN F64 fma(F64 a, F64 b, F64 c) { return (F64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#endif
+
+// a / b for 1 <= b < 2^127: within 1 ULP of the quotient. The hardware's division takes 16 cycles per 512-bit vector.
+template <class V> FASTRNN_FN V divide(V a, V b) { return a / b; }
+#if FASTRNN_VECTOR_BYTES == 64
+template <> FASTRNN_FN F32 divide(F32 a, F32 b) {
+  F32 y = (F32)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);  // the unmasked form trips -Wuninitialized
+  y = fma(fma(-b, y, splat<F32>(1)), y, y);
+  F32 q = a * y;
+  return fma(fma(-b, q, a), y, q);
+}
+#endif
+
+template <class V> FASTRNN_FN typename Lanes<V>::Real sum(V v) {
+  if constexpr (Lanes<V>::n == 1) {
+    return v;
+  } else {
+    typename Lanes<V>::Real s[Lanes<V>::n];
+    store(s, v);
+    for (int half = Lanes<V>::n / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+  }
+}
+
+// ---- activations ---------------------------------------------------------------------------------------------------
+
+// 2^f - 1 = f q(f) on |f| <= 1/2; q interpolates at Chebyshev nodes, relative error below.
+template <class Real> struct Exp2;
+template <> struct Exp2<float> {  // 1.3e-8
+  static constexpr float q[] = {0.69314718802622878106f,   0.24022650760568126945f,   0.055503571142190778186f,
+                                0.0096180825572778514913f, 0.0013390863364671234381f, 0.00015453162945120690177f};
+  static constexpr float log2e = 1.4426950216293335f, log2e_low = 1.925963033500011e-08f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // n * ln2_high is exact
+  static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float sigmoid_limit = 87.f, tanh_limit = 9.25f;
+};
+template <> struct Exp2<double> {  // 2.1e-17
+  static constexpr double q[] = {0.69314718055994530942,   0.2402265069591009822,     0.055504108664821594339,    0.0096181291076068885273,
+                                 0.001333355814641693531,  0.00015403530441736050155, 0.000015252733829836118394, 1.3215442587921689653e-6,
+                                 1.0178062445845773521e-7, 7.0725859492692236999e-9,  4.4549605981865183938e-10};
+  static constexpr double log2e = 1.4426950408889634, log2e_low = 2.0355273740931033e-17;
+  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double sigmoid_limit = 708., tanh_limit = 19.5;
+};
+
+// e^(factor * x) = 2^n * 2^f with n an integer and |f| <= 1/2: gives 2^n and 2^f - 1. factor is a power of two.
+template <class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor, V& power, V& rest) {
+  using Real = typename Lanes<V>::Real;
+  using Int = typename Lanes<V>::Int;
+  using E = Exp2<Real>;
+  const V shifted = fma(x, splat<V>(factor * E::log2e), splat<V>(E::round));
+  const V n = shifted - E::round;
+#ifdef FASTRNN_EXACT_FMA
+  V f = fma(x, splat<V>(factor * E::log2e), -n);
+  f = fma(x, splat<V>(factor * E::log2e_low), f);
+#else
+  const V f = (factor * x - n * E::ln2_high - n * E::ln2_low) * E::log2e;
+#endif
+  constexpr int terms = sizeof(E::q) / sizeof(Real);
+  V q = splat<V>(E::q[terms - 1]);
+#pragma GCC unroll 16
+  for (int i = terms - 2; i >= 0; i--) q = fma(q, f, splat<V>(E::q[i]));
+  rest = f * q;
+  Int bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + E::bias) << E::mantissa;
+  __builtin_memcpy(&power, &bits, sizeof bits);
+}
+
+// e^x / (e^x + 1), within 3 ULP. Beyond +-sigmoid_limit it is that of the limit.
+template <class V> FASTRNN_FN V sigmoid(V x) {
+  using E = Exp2<typename Lanes<V>::Real>;
+  V power, rest;
+  exp_parts(at_most(at_least(x, -E::sigmoid_limit), E::sigmoid_limit), 1, power, rest);
+  const V e = fma(power, rest, power);
+  return divide(e, e + 1);
+}
+
+// (e^2x - 1) / (e^2x + 1), within 4 ULP: e^2x - 1 is formed without cancellation, so small x keep their relative accuracy.
+template <class V> FASTRNN_FN V tanh(V x) {
+  using E = Exp2<typename Lanes<V>::Real>;
+  V power, rest;
+  exp_parts(at_most(at_least(x, -E::tanh_limit), E::tanh_limit), 2, power, rest);
+  const V em1 = fma(power, rest, power - 1);
+  return divide(em1, em1 + 2);
+}
+
+template <class V> FASTRNN_FN V relu(V x) { return x < 0 ? V{} : x; }
+
+// ---- transpose -----------------------------------------------------------------------------------------------------
+
+template <int... i> struct Indices {};
+template <int n, int... i> struct MakeIndices : MakeIndices<n - 1, n - 1, i...> {};
+template <int... i> struct MakeIndices<0, i...> {
+  using type = Indices<i...>;
+};
+
+// Exchanges the off-diagonal s x s blocks of a pair of rows s apart.
+template <int s, class V, int... i> FASTRNN_FN void exchange(V& a, V& b, Indices<i...>) {
+  const V low = __builtin_shufflevector(a, b, ((i & s) ? int(sizeof...(i)) + i - s : i)...);
+  b = __builtin_shufflevector(a, b, ((i & s) ? int(sizeof...(i)) + i : i + s)...);
+  a = low;
+}
+template <class V, int s = 1> FASTRNN_FN void transpose(V (&m)[Lanes<V>::n]) {
+  constexpr int n = Lanes<V>::n;
+  if constexpr (s < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i++)
+      if (!(i & s)) exchange<s>(m[i], m[i + s], typename MakeIndices<n>::type());
+    transpose<V, 2 * s>(m);
+  }
+}
+
+// ---- floating point mode -------------------------------------------------------------------------------------------
+
+// Subnormal numbers, which vanishing gradients are made of, cost up to 20 times a normal operation: they are zero here.
+struct FlushToZero {
+#if defined(__x86_64__)
+  unsigned saved = __builtin_ia32_stmxcsr();
+  FASTRNN_INLINE FlushToZero() { __builtin_ia32_ldmxcsr(saved | 0x8040u); }
+  FASTRNN_INLINE ~FlushToZero() { __builtin_ia32_ldmxcsr(saved); }
+#elif defined(__aarch64__)
+  uint64_t saved;
+  FASTRNN_INLINE FlushToZero() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved));
+    asm volatile("msr fpcr, %0" ::"r"(saved | (uint64_t(1) << 24)));
+  }
+  FASTRNN_INLINE ~FlushToZero() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
+#endif
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+};
+
+}  // namespace
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,108 @@
+"""The compiled core: kernels, threads, and nothing that checks on behalf of a user.
+
+Letters: ``T`` time, ``B`` batch, ``I`` input, ``H`` hidden, ``P`` projection size (``H`` without one),
+``L`` layers, ``D`` directions. Every array has the network's dtype unless said otherwise. Rows (the last axis)
+have unit stride; the other strides of ``x``, ``dy`` and ``reset`` are free. A call that breaks these rules raises
+ValueError or TypeError in few words: ``checks.py`` owns the sentences a user reads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+__version__: str
+
+class Tape:
+    """What one training forward call saved for backward. Opaque and read-only."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Frozen:
+    """Packed weights of one network; immutable, may be called by several threads at once."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def forward(
+        self,
+        x: Array,  # (T, B, I)
+        h0: Array | None,  # (L*D, B, P), contiguous
+        c0: Array | None,  # (L*D, B, H), contiguous; LSTM only
+        lengths: Array | None,  # (B,) int64, each 0..T
+        reset: Array | None,  # (T, B) bool
+        batch_first: bool,  # True: y is laid out and returned as (B, T, D*P)
+        threads: int,
+    ) -> tuple[Array, Array, Array | None]: ...  # y (T, B, D*P), hn (L*D, B, P), cn (L*D, B, H)
+    def step(
+        self,
+        x: object,  # (B, I)
+        state: object,  # h (L, B, P), for an LSTM the tuple (h, c) with c (L, B, H); None: zeros
+        out: object,  # (B, P), overwritten; None: a new one
+        state_out: object,  # as state, overwritten, may be state itself; None: a new one
+        threads: int,
+    ) -> tuple[Array, Any] | None: ...  # y and the new state; None: some array is not as it must be
+
+class Network:
+    """Sizes and kernels of a stack of recurrent layers; holds no weights.
+
+    ``parameters`` are PyTorch's arrays in PyTorch's order: for each layer, for each direction, weight_ih, weight_hh,
+    bias_ih and bias_hh if ``bias``, weight_hr if ``proj_size``; all C-contiguous. They are read at every call.
+    """
+
+    def __init__(
+        self,
+        cell: str,  # "rnn_tanh", "rnn_relu", "gru" (reset_after), "gru_original", "lstm"
+        dtype: str,  # "float32" or "float64"
+        input_size: int,
+        hidden_size: int,
+        proj_size: int,  # 0: none
+        num_layers: int,
+        bidirectional: bool,
+        bias: bool,
+        isa: str | None = None,  # None: the best one this CPU has
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def forward(
+        self,
+        parameters: Sequence[Array],
+        x: Array,  # (T, B, I)
+        h0: Array | None,
+        c0: Array | None,
+        lengths: Array | None,
+        reset: Array | None,
+        masks: Array | None,  # (L-1, T, B, D*P) bool, C-contiguous; True keeps the element
+        scale: float,  # what a kept element is multiplied by
+        training: bool,
+        batch_first: bool,
+        threads: int,
+    ) -> tuple[Array, Array, Array | None, Tape | None]: ...
+    def backward(
+        self,
+        parameters: Sequence[Array],
+        tape: Tape,
+        dy: Array | None,  # (T, B, D*P)
+        dhn: Array | None,  # as hn, contiguous
+        dcn: Array | None,  # as cn, contiguous
+        hidden: bool,
+        threads: int,
+    ) -> tuple[Array, Array, Array | None, list[Array], Array | None]:
+        """dx, dh0, dc0, one gradient per parameter in their order, dL/dh_t of the last layer.
+
+        dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P).
+        """
+    def freeze(self, parameters: Sequence[Array]) -> Frozen: ...
+    def memory(self, T: int, B: int, training: bool) -> tuple[int, int, int]:
+        """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
+
+def isas() -> list[str]:
+    """The instruction sets that this wheel holds and this CPU runs, best first; "scalar" is the last."""
+
+def available_threads() -> int:
+    """Processors this process may use: its affinity mask, cut by the cgroup's quota."""
+
+def activation(isa: str, name: str, x: Array) -> Array:
+    """sigmoid or tanh of a contiguous array as the kernels compute it; for tests."""
