@@ -1,0 +1,40 @@
+"""Fast recurrent layers on the CPU: RNN, GRU and LSTM, for inference and training, over NumPy arrays."""
+
+from ._core import __version__
+from ._info import info
+from .checks import ShapeError, SizeError
+from .frozen import Frozen
+from .layers import GRU, LSTM, RNN, load
+from .nn import SGD, Adam, Embedding, Linear, binary_cross_entropy, clip_grad_norm, cross_entropy
+from .parameters import Parameters
+from .results import Gradients, LSTMState, MemoryEstimate, Tape
+from .storage import FileError
+from .threads import get_num_threads, set_num_threads, threads
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SGD",
+    "Adam",
+    "Embedding",
+    "FileError",
+    "Frozen",
+    "Gradients",
+    "LSTMState",
+    "Linear",
+    "MemoryEstimate",
+    "Parameters",
+    "ShapeError",
+    "SizeError",
+    "Tape",
+    "__version__",
+    "binary_cross_entropy",
+    "clip_grad_norm",
+    "cross_entropy",
+    "get_num_threads",
+    "info",
+    "load",
+    "set_num_threads",
+    "threads",
+]

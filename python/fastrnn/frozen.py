@@ -1,0 +1,139 @@
+"""Frozen layers: weights packed once, for serving whole sequences or one time step at a time."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic
+
+from numpy.typing import ArrayLike, NDArray
+
+from . import checks, inputs
+from .inputs import StateLike
+from .results import LSTMState, S
+from .threads import get_num_threads
+
+if TYPE_CHECKING:
+    from . import _core
+    from .recurrent import Recurrent
+
+Array = NDArray[Any]
+
+
+class Frozen(Generic[S]):
+    """An immutable copy of a layer with packed weights, made by ``layer.freeze()``.
+
+    Several threads may call it at once. Two half sequences give the same bits as the whole one, and `step` the same
+    as a call with one time step.
+    """
+
+    __slots__ = ("_core", "_layer", "_step")
+
+    def __init__(self, layer: "Recurrent[S]", core: "_core.Frozen") -> None:
+        self._layer = layer
+        self._core = core
+        self._step = core.step  # bound once: a step takes about as long as some attribute look-ups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._core.nbytes
+
+    def __call__(
+        self, x: ArrayLike, state: StateLike = None, *, lengths: Any = None, reset: Any = None
+    ) -> tuple[Array, S]:
+        """Run over a sequence; arguments, results and errors are those of calling the layer."""
+        layer = self._layer
+        given = inputs.read(layer, layer._brief, x, state, lengths, reset)
+        checks.call_size(layer._brief, layer._network, given.time, given.batch, False)
+        try:
+            y, hn, cn = self._core.forward(
+                given.x, given.h0, given.c0, given.lengths, given.reset, given.batch_first, get_num_threads()
+            )
+        except MemoryError as error:
+            raise checks.out_of_memory(layer._brief(), layer._network, given.time, given.batch, False) from error
+        return layer._finish(y, hn, cn, given.unbatched)
+
+    def step(
+        self, x: ArrayLike, state: Any = None, *, out: Array | None = None, state_out: Any = None
+    ) -> tuple[Array, S]:
+        """Run one time step.
+
+        Parameters
+        ----------
+        x : array_like
+            (B,I), or (I,) without a batch. Contiguous arrays (B,I) of the layer's dtype are the fastest.
+        state : array, LSTMState or None
+            (L,B,P), or (L,P) without a batch; of an LSTM the pair (h, c) with c (L,B,H). None is zeros.
+        out : array, optional
+            Where y is written: (B,P) or (P,), C-contiguous, of the layer's dtype.
+        state_out : array or LSTMState, optional
+            Where the new state is written, shaped like the state; it may be `state` itself. An LSTM needs both members.
+            Nothing is allocated when both `out` and `state_out` are given.
+
+        Returns
+        -------
+        y : array
+            (B,P) or (P,); `out` if it was given.
+        state : array or LSTMState
+            The new state, in `state_out` if it was given.
+
+        Raises
+        ------
+        TypeError, ValueError, ShapeError
+            As for a call of the layer; also for a bidirectional layer, which needs the end of a sequence before its
+            first output, and for outputs that share memory with x, with each other or with a part of the state.
+        """
+        result = self._step(x, state, out, state_out, get_num_threads())
+        return self._step_slowly(x, state, out, state_out) if result is None else result
+
+    def _step_slowly(self, x: ArrayLike, state: Any, out: Any, state_out: Any) -> tuple[Array, S]:
+        """Convert what the core did not take as it came, or say what is wrong with it."""
+        layer = self._layer
+        if layer.bidirectional:
+            raise ValueError(
+                f"{layer._brief()} is bidirectional and has no step: its reverse direction starts at the end of the "
+                "sequence. Call the frozen layer on the whole sequence, or use a layer with bidirectional=False."
+            )
+        given = inputs.read_step(layer, x, state, out, state_out)
+        pairs = layer._has_cell_state
+        result = self._step(
+            given.x,
+            (given.h0, given.c0) if pairs else given.h0,
+            given.out,
+            None if given.hn is None else (given.hn, given.cn) if pairs else given.hn,
+            get_num_threads(),
+        )
+        assert result is not None, "the core refused arrays that were checked"
+        y, new = result
+        if given.unbatched:
+            y, new = y[0], tuple(s[:, 0] for s in new) if pairs else new[:, 0]
+        # what the caller gave to be written to comes back as it was given, not as a view of it
+        y = y if out is None else out
+        new = new if state_out is None else state_out
+        return y, layer._as_state(*new) if pairs else layer._as_state(new, None)
+
+    def __copy__(self) -> "Frozen[S]":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen[S]":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple["Recurrent[S]"]]:
+        return type(self._layer).freeze, (self._layer,)
+
+    def __repr__(self) -> str:
+        return f"{self._layer._brief()}.freeze()"
+
+
+class FrozenLSTM(Frozen[LSTMState]):
+    """A frozen LSTM: its state is a pair (h, c)."""
+
+    __slots__ = ()
+
+    def step(
+        self, x: ArrayLike, state: Any = None, *, out: Array | None = None, state_out: Any = None
+    ) -> tuple[Array, LSTMState]:
+        """Run one time step; see `Frozen.step`."""
+        result = self._step(x, state, out, state_out, get_num_threads())
+        if result is None:
+            return self._step_slowly(x, state, out, state_out)
+        y, new = result
+        return y, new if type(new) is LSTMState else LSTMState(*new)

@@ -1,0 +1,41 @@
+"""How the parameters of a layer start out."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .parameters import Parameters
+
+Array = NDArray[Any]
+RecurrentWeights = Literal["uniform", "orthogonal", "identity"]
+
+
+def initialise(
+    parameters: Parameters,
+    hidden_size: int,
+    recurrent: RecurrentWeights,
+    forget_bias: float | None,
+    rng: "np.random.Generator",
+) -> None:
+    """Draw all parameters anew, in place; see the layers' ``initialise`` for the meaning of the arguments."""
+    k = 1 / np.sqrt(hidden_size)
+    for name, p in parameters.items():
+        if name.startswith("weight_hh") and recurrent != "uniform":
+            for gate in np.split(p, len(p) // hidden_size):
+                gate[...] = np.eye(*gate.shape) if recurrent == "identity" else orthogonal(gate.shape, rng)
+        elif name.startswith("bias") and recurrent == "identity":
+            p[...] = 0
+        else:
+            p[...] = rng.uniform(-k, k, p.shape)
+        if name.startswith("bias") and forget_bias is not None:
+            # both biases are added, so one of them holds the whole
+            p[hidden_size : 2 * hidden_size] = forget_bias if name.startswith("bias_ih") else 0
+
+
+def orthogonal(shape: tuple[int, ...], rng: "np.random.Generator") -> Array:
+    """Return a random matrix (m,n), m >= n, with orthonormal columns, uniformly distributed (Mezzadri 2007)."""
+    q, r = np.linalg.qr(rng.standard_normal(shape))
+    # QR is unique only up to the signs of R's diagonal; fixing them makes the distribution uniform
+    signed: Array = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return signed

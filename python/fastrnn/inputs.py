@@ -1,0 +1,260 @@
+"""From what a user hands over to what the core takes: arrays (T,B,...) of the layer's dtype, or one clear error."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import checks
+from .checks import Problems
+
+if TYPE_CHECKING:
+    from .recurrent import Recurrent
+    from .results import Tape
+
+Array = NDArray[Any]
+StateLike = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
+
+
+class Inputs(NamedTuple):
+    """The arguments of one call over a sequence, as the core takes them."""
+
+    x: Array  # (T, B, I)
+    h0: Array | None  # (L*D, B, P)
+    c0: Array | None  # (L*D, B, H)
+    lengths: Array | None  # (B,) int64
+    reset: Array | None  # (T, B) bool
+    batch_first: bool
+    unbatched: bool
+    time: int
+    batch: int
+
+
+class StepInputs(NamedTuple):
+    """The arguments of one step, as the core takes them; ``out``, ``hn`` and ``cn`` are the caller's own memory."""
+
+    x: Array  # (B, I)
+    h0: Array | None  # (L, B, P)
+    c0: Array | None  # (L, B, H)
+    out: Array | None  # (B, P)
+    hn: Array | None  # (L, B, P)
+    cn: Array | None  # (L, B, H)
+    unbatched: bool
+
+
+def as_array(problems: Problems, name: str, value: ArrayLike) -> Array | None:
+    """Return what NumPy makes of a value."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires a gradient
+        checks.not_an_array(problems, name, value, error)
+        return None
+
+
+def as_real(problems: Problems, name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array | None:
+    """Return an array of the layer's dtype; one that does not convert safely is a problem and comes back as it is."""
+    array = as_array(problems, name, value)
+    if array is None or array.dtype == dtype:
+        return array
+    if array.dtype.kind in "biuf" and np.can_cast(array.dtype, dtype, "safe"):
+        return array.astype(dtype)
+    checks.unsafe_dtype(problems, name, hasattr(value, "astype"), array.dtype, dtype)
+    return array
+
+
+def in_rows(array: Array) -> Array:
+    """Return the array, copied if its last axis is not a contiguous run of aligned elements."""
+    size = array.itemsize
+    if array.strides[-1] == size and array.flags.aligned and not any(s % size for s in array.strides):
+        return array
+    return array.copy(order="C")
+
+
+def read_state(
+    problems: Problems, layer: "Recurrent[Any]", name: str, state: StateLike, batch: int | None, time: int | None
+) -> tuple[Array | None, Array | None]:
+    """Return h (L*D,B,P) and, of an LSTM, c (L*D,B,H); None, for zeros, stays None.
+
+    Parameters
+    ----------
+    batch
+        None beside an unbatched x: the state then has no batch axis.
+    time
+        The number of time steps, for a hint; None where there is none.
+    """
+    if state is None:
+        return None, None
+    if not layer._has_cell_state:
+        if isinstance(state, tuple):
+            checks.one_state(problems, name, state)
+            return None, None
+        return _read_member(problems, layer, name, state, _h_shape(layer, batch), time), None
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        checks.two_states(problems, name, state)
+        return None, None
+    h, c = state
+    return (
+        _read_member(problems, layer, f"{name}.h", h, _h_shape(layer, batch), time),
+        _read_member(problems, layer, f"{name}.c", c, _c_shape(layer, batch), time),
+    )
+
+
+def _h_shape(layer: "Recurrent[Any]", batch: int | None) -> tuple[int, ...]:
+    rows = layer.num_layers * (1 + layer.bidirectional)
+    P = layer._output_size
+    return (rows, P) if batch is None else (rows, batch, P)
+
+
+def _c_shape(layer: "Recurrent[Any]", batch: int | None) -> tuple[int, ...]:
+    return (*_h_shape(layer, batch)[:-1], layer.hidden_size)
+
+
+def _read_member(
+    problems: Problems, layer: "Recurrent[Any]", name: str, value: Any, wanted: tuple[int, ...], time: int | None
+) -> Array | None:
+    if value is None:
+        return None
+    array = as_real(problems, name, value, layer.dtype)
+    if array is None:
+        return None
+    last_axis = "hidden_size" if wanted[-1] == layer.hidden_size else "proj_size"
+    checks.state_shape(problems, name, array.shape, wanted, last_axis, time)
+    if array.shape != wanted:
+        return None
+    array = np.ascontiguousarray(array)
+    if not array.flags.aligned:
+        array = array.copy()
+    return array[:, None] if array.ndim == 2 else array
+
+
+def read_lengths(problems: Problems, lengths: Any, batch: int, time: int, unbatched: bool) -> Array | None:
+    """Return lengths as (B,) int64; beside an unbatched x a single integer will do."""
+    array = as_array(problems, "lengths", lengths)
+    if array is None:
+        return None
+    is_array = hasattr(lengths, "astype")
+    if array.size == 0 and not is_array:
+        array = array.astype(np.int64)  # of an empty list NumPy makes float64
+    if array.dtype.kind not in "iu":
+        checks.integer_lengths(problems, is_array, array.dtype)
+    if unbatched and array.ndim == 0:
+        array = array[None]
+    checks.length_shape(problems, array.shape, batch, time)
+    if array.dtype.kind not in "iu":
+        return None
+    checks.length_range(problems, array, time)
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def read_reset(problems: Problems, reset: Any, wanted: tuple[int, ...], batch_first: bool) -> Array | None:
+    """Return reset as (T,B) bool."""
+    array = as_array(problems, "reset", reset)
+    if array is None:
+        return None
+    if array.dtype != np.bool_:
+        checks.boolean_reset(problems, hasattr(reset, "astype"), array.dtype)
+    checks.reset_shape(problems, array.shape, wanted, batch_first)
+    if array.shape != wanted:
+        return None
+    return np.ascontiguousarray(array[:, None] if array.ndim == 1 else array.T if batch_first else array)
+
+
+def read(
+    layer: "Recurrent[Any]", who: Callable[[], str], x: ArrayLike, state: StateLike, lengths: Any, reset: Any
+) -> Inputs:
+    """Check and convert the arguments of a call over a sequence.
+
+    Raises
+    ------
+    TypeError, ValueError, ShapeError
+        With every argument that does not fit.
+    """
+    problems = Problems(who)
+    array = as_real(problems, "x", x, layer.dtype)
+    if array is not None:
+        checks.input_shape(problems, array.shape, layer.input_size, layer.batch_first)
+    if array is None or array.ndim not in (2, 3):
+        problems.refuse()
+    assert array is not None
+    unbatched = array.ndim == 2
+    batch_first = layer.batch_first and not unbatched
+    array = in_rows(array)
+    array = array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array
+    T, B, _ = array.shape
+
+    h0, c0 = read_state(problems, layer, "state", state, None if unbatched else B, T if T != B else None)
+    if lengths is not None:
+        lengths = read_lengths(problems, lengths, B, T, unbatched)
+    if reset is not None:
+        wanted = (T,) if unbatched else (B, T) if batch_first else (T, B)
+        reset = read_reset(problems, reset, wanted, batch_first)
+    problems.refuse()
+    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B)
+
+
+def read_gradients(
+    layer: "Recurrent[Any]", tape: "Tape", dy: ArrayLike | None, dstate: StateLike
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Check and convert what backward starts from: dy as (T,B,D*P), dhn and dcn; None, for zeros, stays None."""
+    problems = Problems(lambda: f"{layer._brief()}.backward")
+    array = None if dy is None else as_real(problems, "dy", dy, layer.dtype)
+    if array is not None:
+        checks.same_shape(problems, "dy", array.shape, tape.y_shape, "y of the forward call")
+    batch = None if tape.unbatched else tape.batch
+    dhn, dcn = read_state(problems, layer, "dstate", dstate, batch, None)
+    problems.refuse()
+    if array is not None:
+        array = in_rows(array)
+        array = array[:, None] if tape.unbatched else array.swapaxes(0, 1) if tape.batch_first else array
+    return array, dhn, dcn
+
+
+def read_step(layer: "Recurrent[Any]", x: ArrayLike, state: StateLike, out: Any, state_out: Any) -> StepInputs:
+    """Check and convert the arguments of one step.
+
+    Raises
+    ------
+    TypeError, ValueError, ShapeError
+        With every argument that does not fit, and for outputs that share memory with what is still in use.
+    """
+    problems = Problems(lambda: f"{layer._brief()}.freeze().step")
+    array = as_real(problems, "x", x, layer.dtype)
+    if array is not None:
+        checks.step_input_shape(problems, array.shape, layer.input_size)
+    if array is None or array.ndim not in (1, 2):
+        problems.refuse()
+    assert array is not None
+    unbatched = array.ndim == 1
+    array = np.ascontiguousarray(in_rows(array))
+    batch = None if unbatched else array.shape[0]
+    h0, c0 = read_state(problems, layer, "state", state, batch, None)
+
+    y_shape = (layer._output_size,) if batch is None else (batch, layer._output_size)
+    if out is not None and not checks.output_array(problems, "out", out, y_shape, layer.dtype):
+        out = None
+    hn = cn = None
+    if state_out is not None and not layer._has_cell_state:
+        hn = _writable(problems, layer, "state_out", state_out, _h_shape(layer, batch))
+    elif isinstance(state_out, (tuple, list)) and len(state_out) == 2:
+        hn = _writable(problems, layer, "state_out.h", state_out[0], _h_shape(layer, batch))
+        cn = _writable(problems, layer, "state_out.c", state_out[1], _c_shape(layer, batch))
+    elif state_out is not None:
+        checks.two_states(problems, "state_out", state_out)
+
+    checks.overlaps(
+        problems,
+        outputs={"out": out, "state_out": hn, "state_out.c": cn},
+        inputs={"x": array, "state": h0, "state.c": c0},
+    )
+    problems.refuse()
+    if unbatched:
+        array, out = array[None], None if out is None else out[None]
+        hn, cn = (None if s is None else s[:, None] for s in (hn, cn))
+    return StepInputs(array, h0, c0, out, hn, cn, unbatched)
+
+
+def _writable(
+    problems: Problems, layer: "Recurrent[Any]", name: str, value: Any, wanted: tuple[int, ...]
+) -> Array | None:
+    return value if checks.output_array(problems, name, value, wanted, layer.dtype) else None

@@ -1,0 +1,232 @@
+"""The layers RNN, GRU and LSTM: their options and equations; everything else they share stands in `recurrent`."""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import storage
+from .parameters import Parameters
+from .recurrent import Recurrent, Seed
+from .results import LSTMState
+
+__all__ = ["GRU", "LSTM", "RNN", "Parameters", "load"]
+
+Array = NDArray[Any]
+
+
+class RNN(Recurrent[Array]):
+    """The simple recurrent layer (Elman 1990): h = tanh(W_ih x + b_ih + W_hh h_prev + b_hh).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        I, H and the number of layers, each fed with the output of the one before.
+    nonlinearity : {"tanh", "relu"}
+        Of h.
+    bias : bool
+        Whether there are b_ih and b_hh.
+    batch_first : bool
+        Whether x, y and reset are (batch, time, ...) instead of (time, batch, ...). States never are.
+    bidirectional : bool
+        Whether each layer also runs backwards in time; y then holds both directions side by side.
+    dropout : float
+        Probability of dropping an element between the layers in training, in 0..1.
+    dtype : np.float32 or np.float64
+        Of the parameters, the computation and the results.
+    rng : seed, Generator or None
+        Source of the initial parameters and the dropout masks. A Generator is used as it is, not copied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With every argument that does not fit.
+    SizeError
+        If the parameters do not fit into memory.
+    """
+
+    nonlinearity: str
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(
+            rng,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            dtype=dtype,
+        )
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    def _as_state(self, h: Array, c: Array | None) -> Array:
+        return h
+
+
+class GRU(Recurrent[Array]):
+    """The gated recurrent unit (Cho et al. 2014), gates in the order r z n: h = (1 - z) * n + z * h_prev.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng
+        As for `RNN`.
+    reset_after : bool
+        Whether the reset gate acts after the recurrent product, as in PyTorch and cuDNN:
+        n = tanh(W_in x + b_in + r * (W_hn h_prev + b_hn)); else, the original,
+        n = tanh(W_in x + b_in + W_hn (r * h_prev) + b_hn).
+
+    Raises
+    ------
+    TypeError, ValueError, SizeError
+        As for `RNN`.
+    """
+
+    reset_after: bool
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(
+            rng,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            reset_after=reset_after,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            dtype=dtype,
+        )
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_original"
+
+    def _as_state(self, h: Array, c: Array | None) -> Array:
+        return h
+
+
+class LSTM(Recurrent[LSTMState]):
+    """The long short-term memory with a forget gate (Gers et al. 2000), gates in the order i f g o.
+
+    c = f * c_prev + i * g and h = o * tanh(c); with a projection h = W_hr (o * tanh(c)) (Sak et al. 2014).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng
+        As for `RNN`.
+    proj_size : int
+        P, the size of h with a projection, below hidden_size; 0 is none.
+
+    Raises
+    ------
+    TypeError, ValueError, SizeError
+        As for `RNN`.
+    """
+
+    _gates = 4
+    _has_cell_state = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(
+            rng,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            proj_size=proj_size,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            dtype=dtype,
+        )
+
+    def _cell(self) -> str:
+        return "lstm"
+
+    def _as_state(self, h: Array, c: Array | None) -> LSTMState:
+        assert c is not None, "the core returned no cell state"
+        return LSTMState(h, c)
+
+
+_CELLS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {
+    "rnn_tanh": RNN,
+    "rnn_relu": RNN,
+    "gru": GRU,
+    "gru_original": GRU,
+    "lstm": LSTM,
+}
+
+
+def load(path: str | os.PathLike[str], *, rng: Seed = None) -> RNN | GRU | LSTM:
+    """Read a layer that ``layer.save`` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rng : seed, Generator or None
+        Source of the dropout masks; files hold no generator.
+
+    Raises
+    ------
+    FileError
+        If the file is something else, damaged, or of a newer format.
+    OSError
+        If it cannot be read.
+    """
+    description, arrays = storage.read(path)
+    cell, options = description.get("cell"), description.get("options")
+    if cell not in _CELLS or not isinstance(options, dict):
+        raise storage.FileError(f"{os.fspath(path)} holds no layer that is known here: its cell is {cell!r}")
+    try:
+        layer = _CELLS[cell](**options, rng=rng)
+        layer.load_state_dict(arrays)
+    except (TypeError, ValueError) as error:
+        raise storage.FileError(f"{os.fspath(path)} does not fit together: {error}") from error
+    return layer

@@ -1,0 +1,451 @@
+"""What RNN, GRU and LSTM share: running forwards and backwards, freezing, parameters, copies and files.
+
+Every call reads the parameters as they are at that moment. `inputs` turns what it is given into what the core takes,
+`checks` words the errors, `frozen` holds what `freeze` returns.
+"""
+
+import copy
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Self, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import checks, inputs, storage
+from ._core import Network
+from ._core import Tape as CoreTape
+from .frozen import Frozen, FrozenLSTM
+from .initialise import RecurrentWeights, initialise
+from .inputs import Inputs, StateLike
+from .parameters import Parameters, shapes
+from .results import Gradients, MemoryEstimate, S, Tape
+from .threads import get_num_threads
+
+Array = NDArray[Any]
+# a string: naming numpy.random loads it, which costs more than all of fastrnn
+Seed: TypeAlias = "int | Sequence[int] | np.random.Generator | None"
+
+
+class Recurrent(ABC, Generic[S]):
+    """What RNN, GRU and LSTM share; T time, B batch, I input, H hidden, P projection (else H), L layers, D directions.
+
+    The options given to the constructor are attributes of the same name and cannot be changed afterwards.
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    bidirectional: bool
+    dropout: float
+    proj_size: int = 0
+    dtype: np.dtype[Any]
+
+    _gates: ClassVar[int]
+    _has_cell_state: ClassVar[bool] = False
+    _options: dict[str, Any]
+    _network: Network
+    _parameters: Parameters
+    _rng: "np.random.Generator"
+
+    def __init__(self, rng: Seed, **given: Any) -> None:
+        name = type(self).__name__
+        options = checks.read_options(name, given)
+        generator = as_generator(name, rng)
+        needed = {
+            key: options.get(key, 0)
+            for key in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
+        }
+        named = shapes(self._gates, **needed)
+        checks.parameter_sizes(name, list(named.values()), options["dtype"])
+        parameters = Parameters({key: np.empty(shape, options["dtype"]) for key, shape in named.items()})
+        self.__setstate__({"options": options, "parameters": parameters, "rng": generator})
+        initialise(parameters, self.hidden_size, "uniform", None, generator)
+
+    @abstractmethod
+    def _cell(self) -> str:
+        """Return the core's name of the cell."""
+
+    @abstractmethod
+    def _as_state(self, h: Array, c: Array | None) -> S:
+        """Return the state as the user sees it."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the kernels that compute it."""
+        return self._network.isa
+
+    @property
+    def _output_size(self) -> int:
+        """P: the size of h, and of y in one direction."""
+        return self.proj_size or self.hidden_size
+
+    def _brief(self) -> str:
+        """Return the subject of an error message."""
+        return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
+
+    # Running
+
+    def __call__(
+        self, x: ArrayLike, state: StateLike = None, *, lengths: Any = None, reset: Any = None
+    ) -> tuple[Array, S]:
+        """Run over a sequence, without dropout and without saving anything for backward.
+
+        Parameters
+        ----------
+        x : array_like
+            (T,B,I), with ``batch_first`` (B,T,I), or (T,I) without a batch. Kept as it is if its dtype is the layer's
+            and its last axis contiguous, converted if NumPy calls that safe.
+        state : array, LSTMState or None
+            Initial state (L*D,B,P), or (L*D,P) beside an x without a batch; never batch first. Of an LSTM the pair
+            (h, c) with c (L*D,B,H). None, also as a member, is zeros.
+        lengths : sequence of int, optional
+            (B,), each in 0..T, in any order. Past its length a sequence's y is zero and its x does not matter; the
+            final state is the one at its last step, and the reverse direction starts there. Length 0 leaves the state.
+        reset : array of bool, optional
+            (T,B), with ``batch_first`` (B,T), or (T,). True at t cuts between t-1 and t, in every layer: the state that
+            enters step t is zero, and in the reverse direction the one that goes on to step t-1.
+
+        Returns
+        -------
+        y : array
+            (T,B,D*P), laid out as x is: h of the last layer at each step, the directions side by side.
+        state : array or LSTMState
+            The final state, shaped like the initial one.
+
+        Raises
+        ------
+        ShapeError, ValueError, TypeError
+            With everything that does not fit.
+        SizeError
+            If the call needs more memory than there is.
+        """
+        given = inputs.read(self, self._brief, x, state, lengths, reset)
+        y, hn, cn, _ = self._run(given, None, 1.0, False)
+        return self._finish(y, hn, cn, given.unbatched)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        state: StateLike = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        training: bool = True,
+        rng: Seed = None,
+    ) -> tuple[Array, S, Tape]:
+        """Run over a sequence and save what `backward` needs.
+
+        Parameters
+        ----------
+        x, state, lengths, reset
+            As for calling the layer. The tape holds x by reference: do not change it before `backward`.
+        training : bool
+            Whether to apply dropout, between the layers: each element of a layer's output is dropped with probability
+            ``dropout``, the others are scaled by 1 / (1 - dropout) (Srivastava et al. 2014).
+        rng : seed or Generator, optional
+            Source of the dropout masks of this call; by default the layer's own generator, which moves on.
+
+        Returns
+        -------
+        y : array
+            As from calling the layer, but read-only, as the tape shares its memory.
+        state : array or LSTMState
+            The final state.
+        tape : Tape
+            For `backward`, any number of times.
+
+        Raises
+        ------
+        ShapeError, ValueError, TypeError, SizeError
+            As calling the layer does.
+        """
+        given = inputs.read(self, self._brief, x, state, lengths, reset)
+        if training and self.dropout > 0 and self.num_layers > 1:
+            checks.call_size(self._brief, self._network, given.time, given.batch, True)
+            generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
+            masks, scale = self._draw_masks(given, generator)
+        else:
+            masks, scale = None, 1.0
+        y, hn, cn, core_tape = self._run(given, masks, scale, True)
+        assert core_tape is not None, "the core made no tape"
+        y.setflags(write=False)
+        y, end = self._finish(y, hn, cn, given.unbatched)
+        version = self._parameters.version
+        tape = Tape(self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched)
+        return y, end, tape
+
+    def backward(
+        self, tape: Tape, dy: ArrayLike | None, dstate: StateLike = None, hidden: bool = False
+    ) -> Gradients[S]:
+        """Backpropagation through time (Werbos 1990) over one forward call.
+
+        Parameters
+        ----------
+        tape : Tape
+            From `forward` of this layer, its parameters not changed since.
+        dy : array_like or None
+            dL/dy, shaped like y; None is zeros.
+        dstate : array, LSTMState or None
+            Gradient with respect to the final state, shaped like it; None, also as a member, is zeros.
+        hidden : bool
+            Whether to return dL/dh_t of the last layer for every t as well.
+
+        Returns
+        -------
+        Gradients
+            ``.x``, ``.state``, ``.parameters`` (dict by PyTorch's names) and ``.hidden``.
+
+        Raises
+        ------
+        ValueError
+            If the tape is another layer's, or from before the parameters were changed through the API.
+        ShapeError, TypeError, SizeError
+            As calling the layer does.
+        """
+        self._refuse_foreign(tape)
+        dy, dhn, dcn = inputs.read_gradients(self, tape, dy, dstate)
+        try:
+            dx, dh0, dc0, gradients, dh = self._network.backward(
+                self._arrays(), tape.core, dy, dhn, dcn, hidden, get_num_threads()
+            )
+        except MemoryError as error:
+            raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True) from error
+        dx, dstate0 = self._finish(dx, dh0, dc0, tape.unbatched)
+        if dh is not None and tape.unbatched:
+            dh = dh[:, 0]
+        return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh)
+
+    def freeze(self, weights: None = None) -> Frozen[S]:
+        """Return an immutable copy with packed weights, for inference, which several threads may call at once.
+
+        Parameters
+        ----------
+        weights : None
+            The type to keep the weights in; None, the only one so far, is the layer's own dtype.
+
+        Raises
+        ------
+        ValueError
+            For other weights.
+        """
+        if weights is not None:
+            raise ValueError(f"freeze got weights={weights!r}; only None is known, which keeps {self.dtype}")
+        packed = self._network.freeze(self._arrays())
+        kind: type[Frozen[Any]] = FrozenLSTM if self._has_cell_state else Frozen
+        return cast(Frozen[S], kind(copy.deepcopy(self), packed))
+
+    def estimate_memory(self, T: int, B: int, training: bool = True) -> MemoryEstimate:
+        """Estimate the bytes that a call with T steps and B sequences takes, beside x.
+
+        Parameters
+        ----------
+        T, B : int
+            Time steps and sequences.
+        training : bool
+            Whether it is `forward`, which saves a tape, or a plain call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If T or B is no integer, or negative.
+        SizeError
+            If it needs more memory than this machine has, or than 64 bits can count.
+        """
+        T, B = operator.index(T), operator.index(B)
+        if T < 0 or B < 0:
+            raise ValueError(f"estimate_memory got T={T} and B={B}; both must be at least 0")
+        sizes = checks.call_size(self._brief, self._network, T, B, training)
+        return MemoryEstimate(*sizes, parameters=sum(p.nbytes for p in self._parameters.values()))
+
+    # Parameters
+
+    def parameters(self) -> Parameters:
+        """Return the live arrays by PyTorch's names; edited in place, they are seen by the next call.
+
+        Whoever edits them between forward and backward calls ``parameters().changed()``: the tape is then refused.
+        """
+        return self._parameters
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by PyTorch's names, in PyTorch's order and layout."""
+        return {name: p.copy() for name, p in self._parameters.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy parameters in, from `state_dict` or from a PyTorch module of the same sizes.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Every parameter by name; anything NumPy can make an array of, in any real dtype.
+
+        Raises
+        ------
+        ShapeError, ValueError, TypeError
+            With all missing, unexpected and misshapen entries; nothing is changed then.
+        """
+        self._parameters.load(state_dict, self._brief())
+
+    def initialise(
+        self, recurrent: RecurrentWeights = "uniform", forget_bias: float | None = None, rng: Seed = None
+    ) -> Self:
+        """Draw all parameters anew, in place.
+
+        Everything not named below is uniform in +-1/sqrt(H), as in PyTorch and as a new layer has it.
+
+        Parameters
+        ----------
+        recurrent : {"uniform", "orthogonal", "identity"}
+            The recurrent weights of each gate: orthogonal (Saxe et al. 2014), or the identity with all biases zero
+            (Le, Jaitly and Hinton 2015).
+        forget_bias : float, optional
+            LSTM only: the sum of the forget gate's two biases, often 1 (Jozefowicz et al. 2015).
+        rng : seed or Generator, optional
+            By default the layer's own generator.
+
+        Returns
+        -------
+        The layer itself.
+
+        Raises
+        ------
+        ValueError
+            For another word, or a forget bias where there is none to set.
+        """
+        name = f"{self._brief()}.initialise"
+        problems = checks.Problems(lambda: name)
+        if recurrent not in ("uniform", "orthogonal", "identity"):
+            problems.value(f"recurrent={recurrent!r}", 'It must be "uniform", "orthogonal" or "identity".')
+        if forget_bias is not None and not (self._has_cell_state and self.bias):
+            why = "Only an LSTM with bias=True has a forget gate's bias: leave it None."
+            problems.value(f"forget_bias={forget_bias!r}", why)
+        problems.refuse()
+        generator = self._rng if rng is None else as_generator(name, rng)
+        initialise(self._parameters, self.hidden_size, recurrent, forget_bias, generator)
+        self._parameters.changed("initialise")
+        return self
+
+    def save(self, path: storage.Path) -> None:
+        """Write the layer to an .npz file of exactly this name, for `fastrnn.load`.
+
+        A file already there is replaced only when the new one is complete.
+
+        Raises
+        ------
+        OSError
+            If the path cannot be written to.
+        """
+        options = {**self._options, "dtype": self.dtype.name}
+        storage.write(path, {"cell": self._cell(), "options": options}, self._parameters)
+
+    # What the methods above share
+
+    def _arrays(self) -> list[Array]:
+        return list(self._parameters.values())
+
+    def _run(
+        self, given: Inputs, masks: Array | None, scale: float, training: bool
+    ) -> tuple[Array, Array, Array | None, CoreTape | None]:
+        checks.call_size(self._brief, self._network, given.time, given.batch, training)
+        try:
+            return self._network.forward(
+                self._arrays(),
+                given.x,
+                given.h0,
+                given.c0,
+                given.lengths,
+                given.reset,
+                masks,
+                scale,
+                training,
+                given.batch_first,
+                get_num_threads(),
+            )
+        except MemoryError as error:
+            raise checks.out_of_memory(self._brief(), self._network, given.time, given.batch, training) from error
+
+    def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
+        """Take the batch axis off where x had none, and make h and c the state that the user sees."""
+        if unbatched:
+            y, h, c = y[:, 0], h[:, 0], None if c is None else c[:, 0]
+        return y, self._as_state(h, c)
+
+    def _draw_masks(self, given: Inputs, rng: "np.random.Generator") -> tuple[Array, float]:
+        """Return dropout masks (L-1,T,B,D*P), True where an element is kept, and the factor for what is kept."""
+        shape = (given.time, given.batch, (1 + self.bidirectional) * self._output_size)
+        masks = np.empty((self.num_layers - 1, *shape), bool)
+        for mask in masks:
+            np.greater_equal(rng.random(shape, dtype=np.float32), self.dropout, out=mask)
+        return masks, 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
+
+    def _refuse_foreign(self, tape: Tape) -> None:
+        if not isinstance(tape, Tape):
+            raise TypeError(
+                f"{self._brief()}.backward takes the tape that forward returned, got {type(tape).__name__}."
+            )
+        if tape.layer is not self:
+            raise ValueError(
+                f"{self._brief()}.backward got the tape of another layer, {tape.layer._brief()}: "
+                "call backward of the layer whose forward made it."
+            )
+        if tape.version != self._parameters.version:
+            raise ValueError(
+                f"{self._brief()}.backward got a tape from before the parameters were changed "
+                f"(last by {self._parameters.last_change}): call forward again."
+            )
+
+    def _use_isa(self, isa: str | None) -> None:
+        """Take the kernels of one instruction set; for tests. Copies and pickles do not keep it."""
+        self.__dict__["_network"] = self._make_network(isa)
+
+    def _make_network(self, isa: str | None = None) -> Network:
+        return Network(
+            self._cell(),
+            self.dtype.name,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            isa,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self.__dict__.get("_options", ()):
+            raise AttributeError(f"{name} of a layer is fixed when it is made: make a new {type(self).__name__}.")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self._options, "parameters": self._parameters, "rng": self._rng}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state["options"])
+        self.__dict__.update(_options=state["options"], _parameters=state["parameters"], _rng=state["rng"])
+        self.__dict__["_network"] = self._make_network()
+
+    def __repr__(self) -> str:
+        plain = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "bidirectional": False,
+            "dropout": 0,
+            "proj_size": 0,
+        }
+        shown = {**self._options, "dtype": self.dtype.name}
+        listed = ", ".join(f"{k}={v!r}" for k, v in shown.items() if plain.get(k) != v)
+        count = sum(math.prod(p.shape) for p in self._parameters.values())
+        return f"{type(self).__name__}({listed})  # {count:,} parameters"
+
+
+def as_generator(name: str, rng: Seed) -> "np.random.Generator":
+    """Return the generator that an rng argument stands for."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise checks.seed_error(name, rng, error) from error

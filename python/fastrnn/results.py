@@ -1,0 +1,91 @@
+"""What the layers return beside arrays."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from numpy.typing import NDArray
+
+from .checks import readable
+
+if TYPE_CHECKING:
+    from . import _core
+    from .recurrent import Recurrent
+
+Array = NDArray[Any]
+S = TypeVar("S")  # the state: an array, or LSTMState
+
+
+class LSTMState(NamedTuple):
+    """The state of an LSTM, or the gradient with respect to it."""
+
+    h: Array  # (L*D, B, P)
+    c: Array  # (L*D, B, H)
+
+
+class Gradients(NamedTuple, Generic[S]):
+    """What backward returns: the gradient of the loss with respect to each input of the call.
+
+    Attributes
+    ----------
+    x : array
+        Shaped like x.
+    state : array or LSTMState
+        Shaped like the initial state, which need not have been given.
+    parameters : dict of str to array
+        By PyTorch's names in PyTorch's order.
+    hidden : array or None
+        With ``hidden=True`` dL/dh_t of the last layer, shaped like y: the gradient that arrives at each output from the
+        loss and from all later steps.
+    """
+
+    x: Array
+    state: S
+    parameters: dict[str, Array]
+    hidden: Array | None
+
+    def __repr__(self) -> str:
+        hidden = None if self.hidden is None else self.hidden.shape
+        return f"Gradients(x={self.x.shape}, parameters={{{', '.join(self.parameters)}}}, hidden={hidden})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tape:
+    """What forward saved for backward. Read-only: backward may run on it any number of times, with the same bits.
+
+    It belongs to one layer and one version of its parameters, and holds x and y of the forward call by reference.
+    """
+
+    layer: "Recurrent[Any]"
+    version: int
+    core: "_core.Tape"
+    y_shape: tuple[int, ...]  # as returned
+    time: int
+    batch: int
+    batch_first: bool
+    unbatched: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps in memory."""
+        return self.core.nbytes
+
+    def __repr__(self) -> str:
+        return f"<Tape of {type(self.layer).__name__}, T={self.time}, B={self.batch}, {readable(self.nbytes)}>"
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes that one call takes, and those of the parameters."""
+
+    outputs: int
+    tape: int
+    scratch: int
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {readable(n)}" for name, n in zip(self._fields, self, strict=True))
+        return f"{readable(self.total)} ({parts})"

@@ -1,0 +1,24 @@
+"""Fixtures and settings of the whole suite; what the tests call by name stands in support.py."""
+
+import os
+import platform
+
+import hypothesis
+import pytest
+
+from fastrnn import _core
+
+KNOWN_ISAS = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512")
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(params=KNOWN_ISAS, scope="session")
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set of this architecture's kernels; what this machine lacks shows as skipped."""
+    name: str = request.param
+    if name not in _core.isas():
+        pytest.skip(f"this machine or this build has no {name}; it has {', '.join(_core.isas())}")
+    return name

@@ -1,0 +1,247 @@
+"""The textbook: every cell in float64 NumPy, one sequence and one time step at a time, forward only.
+
+This file is the twin of ``csrc/cells.hpp`` and the first link of the chain of trust, so it is obvious rather than
+fast. Gradients come from the complex step (Squire and Trapp 1998): f(x + i*e*v) has the imaginary part e * df/dv, with
+no subtraction and so no rounding, for e as small as 1e-200. There is no second hand-derived BPTT that could share a
+mistake with the first. Everything therefore also runs on complex numbers.
+
+Letters: T time, B batch, I input, H hidden, P projection size (H without one), L layers, D directions.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+State = tuple[Array, ...]  # (h,), or (h, c) of an LSTM
+
+STEP = 1e-200
+
+
+def sigmoid(z: Array) -> Array:
+    e = np.exp(np.where(z.real > 0, -z, z))  # never overflows
+    y: Array = np.where(z.real > 0, 1, e) / (1 + e)
+    return y
+
+
+def tanh(z: Array) -> Array:
+    y: Array = np.tanh(z)
+    return y
+
+
+def relu(z: Array) -> Array:
+    return np.where(z.real <= 0, 0, z)  # a NaN stays one
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of one layer in one direction, by PyTorch's names; an absent bias is zero."""
+
+    weight_ih: Array  # (G*H, I)
+    weight_hh: Array  # (G*H, P)
+    bias_ih: Array  # (G*H,)
+    bias_hh: Array  # (G*H,)
+    weight_hr: Array | None  # (P, H)
+
+    def products(self, x: Array, h_prev: Array) -> tuple[Array, Array]:
+        """W_ih x + b_ih and W_hh h_prev + b_hh, all gates below one another: two (G*H,)."""
+        return self.weight_ih @ x + self.bias_ih, self.weight_hh @ h_prev + self.bias_hh
+
+
+def rnn_tanh(p: Weights, x: Array, state: State) -> State:
+    """h = tanh(W_ih x + b_ih + W_hh h_prev + b_hh) (Elman 1990)."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    return (tanh(a + b),)
+
+
+def rnn_relu(p: Weights, x: Array, state: State) -> State:
+    """h = relu(W_ih x + b_ih + W_hh h_prev + b_hh) (Le et al. 2015)."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    return (relu(a + b),)
+
+
+def gru(p: Weights, x: Array, state: State) -> State:
+    """The GRU with the reset gate after the product, as PyTorch and cuDNN have it."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
+    r = sigmoid(a_r + b_r)
+    z = sigmoid(a_z + b_z)
+    n = tanh(a_n + r * b_n)
+    return ((1 - z) * n + z * h_prev,)
+
+
+def gru_original(p: Weights, x: Array, state: State) -> State:
+    """The GRU of Cho et al. 2014: the reset gate acts on h_prev before the product."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    (a_r, a_z, a_n), (b_r, b_z, _) = np.split(a, 3), np.split(b, 3)
+    W_hn, b_hn = np.split(p.weight_hh, 3)[2], np.split(p.bias_hh, 3)[2]
+    r = sigmoid(a_r + b_r)
+    z = sigmoid(a_z + b_z)
+    n = tanh(a_n + W_hn @ (r * h_prev) + b_hn)
+    return ((1 - z) * n + z * h_prev,)
+
+
+def lstm(p: Weights, x: Array, state: State) -> State:
+    """The LSTM with a forget gate (Gers et al. 2000); with weight_hr its projection (Sak et al. 2014)."""
+    h_prev, c_prev = state
+    a, b = p.products(x, h_prev)
+    i, f, g, o = np.split(a + b, 4)
+    c = sigmoid(f) * c_prev + sigmoid(i) * tanh(g)
+    h = sigmoid(o) * tanh(c)
+    return (h if p.weight_hr is None else p.weight_hr @ h, c)
+
+
+CELLS: dict[str, Callable[[Weights, Array, State], State]] = {
+    "rnn_tanh": rnn_tanh,
+    "rnn_relu": rnn_relu,
+    "gru": gru,
+    "gru_original": gru_original,
+    "lstm": lstm,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A stack of recurrent layers together with one input: all that a forward pass needs.
+
+    The number of layers and of directions is read off the parameters' names.
+    """
+
+    cell: str
+    parameters: dict[str, Array]
+    x: Array  # (T, B, I)
+    state: State  # h (L*D, B, P) and, for an LSTM, c (L*D, B, H)
+    lengths: Array | None = None  # (B,)
+    reset: Array | None = None  # (T, B) bool
+    masks: Array | None = None  # (L-1, T, B, D*P) bool, True keeps
+    scale: float = 1.0  # of what a mask keeps
+    hidden: Array | None = None  # (T, B, D*P) added to h of the last layer, to differentiate by it
+
+    @property
+    def num_layers(self) -> int:
+        return sum(name.startswith("weight_ih") and not name.endswith("_reverse") for name in self.parameters)
+
+    @property
+    def suffixes(self) -> list[str]:
+        return ["", "_reverse"] if "weight_ih_l0_reverse" in self.parameters else [""]
+
+    def weights(self, layer: int, suffix: str) -> Weights:
+        weight_ih = self.parameters[f"weight_ih_l{layer}{suffix}"]
+        zero = np.zeros(len(weight_ih))
+        return Weights(
+            weight_ih=weight_ih,
+            weight_hh=self.parameters[f"weight_hh_l{layer}{suffix}"],
+            bias_ih=self.parameters.get(f"bias_ih_l{layer}{suffix}", zero),
+            bias_hh=self.parameters.get(f"bias_hh_l{layer}{suffix}", zero),
+            weight_hr=self.parameters.get(f"weight_hr_l{layer}{suffix}"),
+        )
+
+
+def run(
+    cell: str, p: Weights, x: Array, state: State, reset: Array, reverse: bool, nudge: Array | None
+) -> tuple[list[Array], State]:
+    """One sequence (its x without padding) in one direction: h of every step, and the state after the last one.
+
+    reset[t] cuts between t-1 and t whichever way the layer runs; forwards, the initial state is before the cut at 0.
+    """
+    T = len(x)
+    y: list[Array] = [x[:0]] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        cut = t + 1 < T and reset[t + 1] if reverse else reset[t]
+        if cut:
+            state = tuple(np.zeros_like(s) for s in state)
+        state = CELLS[cell](p, x[t], state)
+        if nudge is not None:
+            state = (state[0] + nudge[t], *state[1:])
+        y[t] = state[0]
+    return y, state
+
+
+def forward(problem: Problem) -> tuple[Array, State]:
+    """y (T, B, D*P), zero past each length, and the final state, shaped like the initial one."""
+    q = problem
+    T, B, _ = q.x.shape
+    D = len(q.suffixes)
+    lengths = np.full(B, T) if q.lengths is None else q.lengths
+    reset = np.zeros((T, B), bool) if q.reset is None else q.reset
+    arrays = [q.x, *q.state, *q.parameters.values()] + ([] if q.hidden is None else [q.hidden])
+    dtype = np.result_type(np.float64, *arrays)
+    final = tuple(s.astype(dtype) for s in q.state)
+    y = q.x
+    for layer in range(q.num_layers):
+        x = y
+        if layer > 0 and q.masks is not None:
+            x = np.where(q.masks[layer - 1], x * q.scale, 0)
+        P = q.parameters[f"weight_hh_l{layer}"].shape[1]
+        y = np.zeros((T, B, D * P), dtype)
+        for d, suffix in enumerate(q.suffixes):
+            p = q.weights(layer, suffix)
+            units = slice(d * P, (d + 1) * P)
+            for b in range(B):
+                n = lengths[b]
+                initial = tuple(s[layer * D + d, b] for s in q.state)
+                last = layer == q.num_layers - 1
+                nudge = q.hidden[:n, b, units] if last and q.hidden is not None else None
+                h, end = run(q.cell, p, x[:n, b], initial, reset[:n, b], suffix == "_reverse", nudge)
+                for t in range(n):
+                    y[t, b, units] = h[t]
+                for s, value in zip(final, end, strict=True):
+                    s[layer * D + d, b] = value
+    return y, final
+
+
+STATE_NAMES = ("h0", "c0")
+
+
+def loss(problem: Problem, dy: Array, dstate: State) -> Any:
+    """sum(y*dy) + sum(hn*dhn) + sum(cn*dcn): its gradients are what backward(tape, dy, dstate) returns."""
+    y, state = forward(problem)
+    return np.sum(y * dy) + sum(np.sum(s * ds) for s, ds in zip(state, dstate, strict=True))
+
+
+def variables(problem: Problem) -> dict[str, Array]:
+    """What the loss can be differentiated by: x, h0, c0, hidden (every h_t of the last layer), each parameter."""
+    T, B, _ = problem.x.shape
+    last = problem.parameters[f"weight_hh_l{problem.num_layers - 1}"]
+    hidden = np.zeros((T, B, len(problem.suffixes) * last.shape[1])) if problem.hidden is None else problem.hidden
+    state = dict(zip(STATE_NAMES, problem.state, strict=False))
+    return {"x": problem.x, **state, "hidden": hidden, **problem.parameters}
+
+
+def with_variable(problem: Problem, name: str, value: Array) -> Problem:
+    if name == "x":
+        return replace(problem, x=value)
+    if name == "hidden":
+        return replace(problem, hidden=value)
+    if name in STATE_NAMES:
+        k = STATE_NAMES.index(name)
+        return replace(problem, state=(*problem.state[:k], value, *problem.state[k + 1 :]))
+    return replace(problem, parameters=problem.parameters | {name: value})
+
+
+def derivative(problem: Problem, dy: Array, dstate: State, name: str, direction: Array) -> float:
+    """The derivative of the loss when the variable moves along direction."""
+    value = variables(problem)[name]
+    return float(loss(with_variable(problem, name, value + 1j * STEP * direction), dy, dstate).imag / STEP)
+
+
+def unit_directions(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Array]]:
+    for index in np.ndindex(shape):
+        e = np.zeros(shape)
+        e[index] = 1
+        yield index, e
+
+
+def gradient(problem: Problem, dy: Array, dstate: State, name: str) -> Array:
+    """The whole gradient with respect to one variable, element by element."""
+    g = np.zeros(variables(problem)[name].shape)
+    for index, e in unit_directions(g.shape):
+        g[index] = derivative(problem, dy, dstate, name, e)
+    return g

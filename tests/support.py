@@ -1,0 +1,237 @@
+"""What the tests share: the cells, how a layer and its input are drawn, and how close two results have to be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastrnn
+import reference
+from reference import Problem
+
+Array = NDArray[Any]
+
+# Largest difference from the reference, as a part of the largest magnitude of the array compared.
+# float64: activations of a few ULP (2.2e-16 each) and sums of some hundred terms stay a hundred times below 1e-12.
+# float32: the same reasoning with 6e-8 an operation. A gradient passes through every product twice and is summed over
+# T*B rounded terms that may cancel, so it is allowed five times as much.
+TOLERANCE: dict[tuple[str, str], float] = {
+    ("float64", "forward"): 1e-12,
+    ("float64", "gradient"): 1e-12,
+    ("float32", "forward"): 4e-6,
+    ("float32", "gradient"): 2e-5,
+}
+
+DTYPES = ("float32", "float64")
+
+# T, B, I, H: ones, one below and above the vector widths and tile heights, and the widths themselves.
+SIZES = [
+    (1, 1, 1, 1),
+    (1, 1, 8, 8),
+    (6, 6, 5, 1),
+    (7, 5, 1, 3),
+    (5, 2, 3, 7),
+    (3, 7, 2, 8),
+    (4, 5, 9, 9),
+    (3, 6, 16, 15),
+    (2, 7, 15, 16),
+    (3, 13, 7, 17),
+    (2, 1, 33, 33),
+    (1, 13, 17, 33),
+    (3, 2, 64, 64),
+]
+# Enough rows or steps that the input is worked through in several chunks of time.
+LONG_SIZES = [(700, 3, 5, 8), (5, 130, 7, 9), (60, 17, 16, 33)]
+
+
+def sizes_id(sizes: tuple[int, int, int, int]) -> str:
+    return "T{}-B{}-I{}-H{}".format(*sizes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of layer of the public API and the textbook function it has to equal."""
+
+    layer: type[Any]
+    textbook: str
+    options: Mapping[str, Any]
+    projected: bool = False
+
+    def build(self, input_size: int, hidden_size: int, *, isa: str | None = None, seed: int = 0, **options: Any) -> Any:
+        """A layer with every parameter (biases too) drawn between -1 and 1 over the root of hidden_size."""
+        if self.projected:
+            hidden_size = max(hidden_size, 2)  # a projection is smaller than the hidden state
+            options["proj_size"] = hidden_size - hidden_size // 3 - 1
+        layer = self.layer(input_size, hidden_size, **{**self.options, **options})
+        rng = np.random.default_rng(seed)
+        k = 1 / np.sqrt(hidden_size)
+        for p in layer.parameters().values():
+            p[...] = rng.uniform(-k, k, p.shape)
+        if isa is not None:
+            layer._use_isa(isa)
+        return layer
+
+
+CELLS: dict[str, Cell] = {
+    "rnn_tanh": Cell(fastrnn.RNN, "rnn_tanh", {"nonlinearity": "tanh"}),
+    "rnn_relu": Cell(fastrnn.RNN, "rnn_relu", {"nonlinearity": "relu"}),
+    "gru": Cell(fastrnn.GRU, "gru", {"reset_after": True}),
+    "gru_original": Cell(fastrnn.GRU, "gru_original", {"reset_after": False}),
+    "lstm": Cell(fastrnn.LSTM, "lstm", {}),
+    "lstm_proj": Cell(fastrnn.LSTM, "lstm", {}, projected=True),
+}
+
+
+def parts(state: Any) -> tuple[Array, ...]:
+    """A state of the API, an array or LSTMState(h, c), as the reference has it."""
+    return tuple(state) if isinstance(state, tuple) else (state,)
+
+
+def whole(state: tuple[Array, ...]) -> Any:
+    """The other way round."""
+    return fastrnn.LSTMState(*state) if len(state) == 2 else state[0]
+
+
+def largest(a: Array) -> float:
+    return float(np.max(np.abs(a), initial=0.0))
+
+
+def assert_close(actual: Array, expected: Array, dtype: str, kind: str, what: str) -> None:
+    assert actual.dtype == np.dtype(dtype), what
+    assert actual.shape == expected.shape, what
+    error, bound = largest(actual - expected), TOLERANCE[dtype, kind] * largest(expected)
+    assert error <= bound, f"{what}: off by {error:.3g}, allowed are {bound:.3g}"
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    """Equal arrays, states (tuples) or dicts of arrays; NaN equals NaN, 0.0 does not equal -0.0."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        actual, expected = tuple(actual.values()), tuple(expected.values())
+    for a, e in zip(parts(actual), parts(expected), strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+        np.testing.assert_array_equal(np.signbit(a), np.signbit(e))
+
+
+def gradients_of(grads: Any) -> dict[str, Array]:
+    """What backward returned, under the reference's names of the variables."""
+    found = {"x": grads.x, **dict(zip(reference.STATE_NAMES, parts(grads.state), strict=False)), **grads.parameters}
+    return found if grads.hidden is None else {**found, "hidden": grads.hidden}
+
+
+@dataclass
+class Example:
+    """A layer, one input for it, gradients of its outputs, and the reference to compare with. Time comes first."""
+
+    cell: Cell
+    layer: Any
+    x: Array  # (T, B, I)
+    state: tuple[Array, ...]
+    dy: Array  # (T, B, D*P)
+    dstate: tuple[Array, ...]
+    lengths: Array | None = None
+    reset: Array | None = None
+
+    @property
+    def dtype(self) -> str:
+        return str(self.layer.dtype)
+
+    @property
+    def cuts(self) -> dict[str, Array | None]:
+        """The arguments of a call that end or cut sequences."""
+        return {"lengths": self.lengths, "reset": self.reset}
+
+    def but(self, **changes: Any) -> "Example":
+        return replace(self, **changes)
+
+    def problem(self, **dropout: Any) -> Problem:
+        """The same in float64, for the reference; dropout: masks and scale."""
+        wide = {name: p.astype(np.float64) for name, p in self.layer.parameters().items()}
+        state = tuple(s.astype(np.float64) for s in self.state)
+        return Problem(self.cell.textbook, wide, self.x.astype(np.float64), state, self.lengths, self.reset, **dropout)
+
+    def infer(self) -> tuple[Array, Any]:
+        y, state = self.layer(self.x, whole(self.state), **self.cuts)
+        return y, state
+
+    def train(self) -> tuple[Array, Any, Any]:
+        y, state, tape = self.layer.forward(self.x, whole(self.state), **self.cuts, training=True)
+        return y, state, tape
+
+    def gradients(self) -> dict[str, Array]:
+        tape = self.train()[2]
+        return gradients_of(self.layer.backward(tape, self.dy, whole(self.dstate), hidden=True))
+
+    def check_forward(self) -> None:
+        """The three ways to run a layer forwards against the reference."""
+        expected = reference.forward(self.problem())
+        self.assert_close_to(self.infer(), expected, "inference")
+        self.assert_close_to(self.train()[:2], expected, "training")
+        self.assert_close_to(self.layer.freeze()(self.x, whole(self.state), **self.cuts), expected, "frozen")
+
+    def assert_close_to(self, actual: tuple[Array, Any], expected: tuple[Array, tuple[Array, ...]], path: str) -> None:
+        assert_close(actual[0], expected[0], self.dtype, "forward", f"y, {path}")
+        for name, s, e in zip("hc", parts(actual[1]), expected[1], strict=False):
+            assert_close(s, e, self.dtype, "forward", f"{name}n, {path}")
+
+    def check_backward(self, problem: Problem | None = None, gradients: dict[str, Array] | None = None) -> None:
+        """Every gradient against the reference along one random direction."""
+        problem = problem or self.problem()
+        gradients = gradients or self.gradients()
+        variables = reference.variables(problem)
+        assert gradients.keys() == variables.keys()
+        rng = np.random.default_rng(99)
+        for name, g in gradients.items():
+            assert g.dtype == np.dtype(self.dtype), name
+            assert g.shape == variables[name].shape, name
+            direction = rng.standard_normal(g.shape)
+            expected = reference.derivative(problem, self.dy, self.dstate, name, direction)
+            # The errors of the elements add up like the steps of a random walk.
+            bound = TOLERANCE[self.dtype, "gradient"] * largest(g) * np.sqrt(g.size)
+            error = abs(np.sum(g * direction) - expected)
+            assert error <= bound, f"dL/d{name}: off by {error:.3g}, allowed are {bound:.3g}"
+
+    def check_backward_element_by_element(self) -> None:
+        problem, gradients = self.problem(), self.gradients()
+        for name, g in gradients.items():
+            expected = reference.gradient(problem, self.dy, self.dstate, name)
+            assert_close(g, expected, self.dtype, "gradient", f"dL/d{name}")
+
+
+def state_shapes(layer: Any, B: int) -> list[tuple[int, int, int]]:
+    """Shapes of h and, for an LSTM, c."""
+    LD = layer.num_layers * (2 if layer.bidirectional else 1)
+    P = layer.parameters()["weight_hh_l0"].shape[1]
+    h = (LD, B, P)
+    return [h, (LD, B, layer.hidden_size)] if isinstance(layer, fastrnn.LSTM) else [h]
+
+
+def draw(
+    cell: Cell, layer: Any, T: int, B: int, *, lengths: bool = False, reset: bool = False, seed: int = 1
+) -> Example:
+    """A random input; lengths hold 0 and T where B allows, reset has about every third step."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(layer.dtype)
+
+    shapes = state_shapes(layer, B)
+    D = 2 if layer.bidirectional else 1
+    n = None
+    if lengths:
+        n = rng.integers(0, T + 1, B)
+        n[: min(B, 2)] = [0, T][: min(B, 2)]
+        rng.shuffle(n)
+    return Example(
+        cell=cell,
+        layer=layer,
+        x=normal(T, B, layer.input_size),
+        state=tuple(normal(*s) for s in shapes),
+        dy=normal(T, B, D * shapes[0][2]),
+        dstate=tuple(normal(*s) for s in shapes),
+        lengths=n,
+        reset=rng.random((T, B)) < 1 / 3 if reset else None,
+    )

@@ -1,0 +1,456 @@
+"""Embedding, Linear, the losses and the optimizers, against their formulas written out."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import SGD, Adam, Embedding, Linear, ShapeError, binary_cross_entropy, clip_grad_norm, cross_entropy
+from support import DTYPES, Array, assert_close, assert_same_bits
+
+RNG = np.random.default_rng(11)
+NO_SUCH: Any = "none"
+
+
+def complex_step(f: Callable[[Array], Any], at: Array) -> Array:
+    """The gradient of a real function, element by element: Im f(at + 1e-200j e) / 1e-200."""
+    gradient = np.empty(at.shape)
+    for index in np.ndindex(at.shape):
+        z = at.astype(complex)
+        z[index] += 1e-200j
+        gradient[index] = np.imag(f(z)) / 1e-200
+    return gradient
+
+
+def normal(*shape: int, dtype: Any = "float64") -> Array:
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+# The textbook, in complex numbers where complex_step needs them
+
+
+def softmax_loss(logits: Array, targets: Array, weight: Array) -> Any:
+    """Sum over rows of weight * -log softmax(logits)[target]."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    total = 0.0
+    for row, target, w in zip(rows, targets.reshape(-1), weight.reshape(-1), strict=True):
+        total = total + w * (np.log(np.sum(np.exp(row))) - row[target])
+    return total
+
+
+def binary_loss(logits: Array, targets: Array, weight: Array) -> Any:
+    p = 1 / (1 + np.exp(-logits))
+    return np.sum(weight * -(targets * np.log(p) + (1 - targets) * np.log(1 - p)))
+
+
+class TestEmbedding:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(), (1,), (5, 3), (0, 4), (2, 3, 4)])
+    def test_rows_of_the_table(self, dtype: str, shape: tuple[int, ...]) -> None:
+        table = Embedding(7, 4, dtype=dtype, rng=0)
+        ids = RNG.integers(0, 7, shape)
+        y, tape = table.forward(ids)
+        assert y.dtype == dtype
+        assert y.shape == (*shape, 4)
+        assert_same_bits(y, table(ids))
+        for index in np.ndindex(shape):
+            assert_same_bits(y[index], table.parameters()["weight"][ids[index]])
+
+        dy = normal(*shape, 4, dtype=dtype)
+        expected = np.zeros((7, 4))
+        for index in np.ndindex(shape):
+            expected[ids[index]] += dy[index]
+        grads = table.backward(tape, dy)
+        assert grads.x is None
+        assert_close(grads.parameters["weight"], expected, dtype, "gradient", "dL/dweight")
+
+    def test_the_same_bits_every_time(self) -> None:
+        table = Embedding(5, 33, rng=0)
+        _, tape = table.forward(RNG.integers(0, 5, (200, 7)))
+        dy = normal(200, 7, 33, dtype="float32")
+        assert_same_bits(table.backward(tape, dy).parameters, table.backward(tape, dy).parameters)
+
+    def test_nan_stays_in_its_row(self) -> None:
+        table = Embedding(3, 2, rng=0)
+        _, tape = table.forward([0, 1, 1])
+        dy = np.array([[1, 2], [np.nan, 1], [1, 1]], np.float32)
+        np.testing.assert_array_equal(table.backward(tape, dy).parameters["weight"], [[1, 2], [np.nan, 2], [0, 0]])
+
+    @pytest.mark.parametrize(
+        ("ids", "error", "words"),
+        [
+            ([0, 9], ValueError, r"Embedding\(num_embeddings=9, embedding_dim=2\) got ids\[1\] = 9.*0\.\.8"),
+            ([[0], [-1]], ValueError, r"ids\[1, 0\] = -1"),
+            ([-5, 3, 11], ValueError, r"ids\[0\] = -5 and 1 more out of range"),
+            ([1.0], TypeError, r"ids with dtype float64.*must be integers"),
+            ([True], TypeError, r"dtype bool"),
+        ],
+    )
+    def test_bad_ids(self, ids: Any, error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=f"(?s){words}"):
+            Embedding(9, 2)(ids)
+
+
+class TestLinear:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("shape", [(), (1,), (5, 3), (0, 3)])
+    def test_against_the_formula(self, dtype: str, bias: bool, shape: tuple[int, ...]) -> None:
+        linear = Linear(4, 3, bias=bias, dtype=dtype, rng=0)
+        p = {name: array.astype(float) for name, array in linear.parameters().items()}
+        x, dy = normal(*shape, 4, dtype=dtype), normal(*shape, 3, dtype=dtype)
+
+        def y_of(x: Array, weight: Array, bias: Array | None = None) -> Array:
+            y = np.einsum("...i,oi->...o", x, weight)
+            return y if bias is None else y + bias
+
+        y, tape = linear.forward(x)
+        assert_close(y, y_of(x, **p), dtype, "forward", "y")
+        assert_same_bits(linear(x), y)
+        grads = linear.backward(tape, dy)
+        assert grads.x is not None
+        assert_close(grads.x, complex_step(lambda z: np.sum(y_of(z, **p) * dy), x), dtype, "gradient", "dL/dx")
+        assert grads.parameters.keys() == p.keys()
+        for name, g in grads.parameters.items():
+            expected = complex_step(lambda z, name=name: np.sum(y_of(x, **{**p, name: z}) * dy), p[name])  # type: ignore[misc]
+            assert_close(g, expected, dtype, "gradient", f"dL/d{name}")
+
+    def test_starts_as_in_pytorch(self) -> None:
+        linear = Linear(100, 50, rng=3)
+        for array in linear.parameters().values():
+            assert 0.09 < np.abs(array).max() <= 0.1
+        assert_same_bits(dict(linear.parameters()), dict(Linear(100, 50, rng=3).parameters()))
+
+    @pytest.mark.parametrize(
+        ("x", "error", "words"),
+        [
+            (np.zeros((5, 3), np.float32), ShapeError, r"got x with shape \(5, 3\).*must be 4"),
+            (np.zeros((4, 3), np.float32), ShapeError, r"did you mean x\.swapaxes\(0, 1\)"),
+            (np.float32(1), ShapeError, r"x with shape \(\)"),
+            (np.zeros((5, 4)), TypeError, r"float64.*x\.astype\(np\.float32\)"),
+            (np.zeros((5, 4), complex), TypeError, "complex128"),
+        ],
+    )
+    def test_bad_input(self, x: Any, error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=f"(?s){words}"):
+            Linear(4, 3)(x)
+
+
+@pytest.mark.parametrize("part", [Embedding(5, 3, rng=0), Linear(5, 3, rng=0)], ids=["Embedding", "Linear"])
+class TestBothParts:
+    def test_tapes(self, part: Any) -> None:
+        part = copy.deepcopy(part)
+        x = np.zeros(2, int) if isinstance(part, Embedding) else np.zeros((2, 5), np.float32)
+        dy = np.zeros((2, 3), np.float32)
+        _, tape = part.forward(x)
+        with pytest.raises(ValueError, match="another layer"):
+            copy.deepcopy(part).backward(tape, dy)
+        with pytest.raises(TypeError, match="takes the tape that forward returned, got ndarray"):
+            part.backward(dy, dy)
+        with pytest.raises(ShapeError, match=r"(?s)dy with shape \(3, 2\).*\(2, 3\)"):
+            part.backward(tape, dy.T)
+        with pytest.raises(TypeError, match=r"dy\.astype\(np\.float32\)"):
+            part.backward(tape, dy.astype(float))
+        part.load_state_dict(part.state_dict())
+        with pytest.raises(ValueError, match="changed by load_state_dict: run forward again"):
+            part.backward(tape, dy)
+
+    def test_state(self, part: Any) -> None:
+        for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+            assert_same_bits(dict(twin.parameters()), part.state_dict())
+            assert twin.parameters()["weight"] is not part.parameters()["weight"]
+        twin = type(part)(5, 3)
+        twin.load_state_dict(part.state_dict())
+        assert_same_bits(dict(twin.parameters()), part.state_dict())
+        with pytest.raises(ValueError, match="unexpected: other"):
+            twin.load_state_dict({**part.state_dict(), "other": 1})
+        with pytest.raises(ShapeError, match="weight with shape"):
+            twin.load_state_dict({**part.state_dict(), "weight": np.zeros((2, 2))})
+
+    def test_bad_sizes(self, part: Any) -> None:
+        with pytest.raises(ValueError, match=r"(?s)=0.*must be at least 1.*dtype must be"):
+            type(part)(0, 3, dtype=np.float16)
+        with pytest.raises(TypeError, match="must be an integer"):
+            type(part)(2.5, 3)
+        with pytest.raises(fastrnn.SizeError, match="the parameters would take"):
+            type(part)(2**40, 2**40)
+        with pytest.raises(TypeError, match="rng='seed'"):
+            type(part)(2, 3, rng="seed")
+
+
+MASKS: dict[str, Any] = {"all": None, "some": np.array([[True, False, True], [False, True, True]])}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+class TestLosses:
+    def weight(self, mask: Array | None, reduction: str) -> Array:
+        weight = np.ones((2, 3)) if mask is None else mask.astype(float)
+        return weight / weight.sum() if reduction == "mean" else weight
+
+    def test_softmax(self, dtype: str, reduction: Any, mask: Any) -> None:
+        logits, targets = normal(2, 3, 4, dtype=dtype), RNG.integers(0, 4, (2, 3))
+        weight = self.weight(mask, reduction)
+        loss, dlogits = cross_entropy(logits, targets, mask=mask, reduction=reduction)
+        assert loss == pytest.approx(softmax_loss(logits.astype(float), targets, weight), rel=1e-6)
+        expected = complex_step(lambda z: softmax_loss(z, targets, weight), logits)
+        assert_close(dlogits, expected, dtype, "gradient", "dlogits")
+        np.testing.assert_array_equal(dlogits[weight == 0], 0)
+
+    def test_binary(self, dtype: str, reduction: Any, mask: Any) -> None:
+        logits, targets = normal(2, 3, dtype=dtype), RNG.random((2, 3)).astype(dtype)
+        weight = self.weight(mask, reduction)
+        loss, dlogits = binary_cross_entropy(logits, targets, mask=mask, reduction=reduction)
+        assert loss == pytest.approx(binary_loss(logits.astype(float), targets, weight), rel=1e-6)
+        expected = complex_step(lambda z: binary_loss(z, targets, weight), logits)
+        assert_close(dlogits, expected, dtype, "gradient", "dlogits")
+        np.testing.assert_array_equal(dlogits[weight == 0], 0)
+
+
+class TestLossesAtTheEdges:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_large_logits(self, dtype: str) -> None:
+        loss, dlogits = cross_entropy(np.array([[1e30, 0, -1e30], [0, 2000, 1000]], dtype), [0, 2], reduction="sum")
+        assert loss == 1000
+        np.testing.assert_array_equal(dlogits, [[0, 0, 0], [0, 1, -1]])
+        loss, dlogits = binary_cross_entropy(np.array([1e30, -2000, -1e30], dtype), [1, 1, 0], reduction="sum")
+        assert loss == 2000
+        np.testing.assert_array_equal(dlogits, [0, -1, 0])
+
+    def test_small_losses_are_kept(self) -> None:
+        assert binary_cross_entropy(np.array([50.0]), [1])[0] == pytest.approx(math.exp(-50), rel=1e-12)
+        assert binary_cross_entropy(np.array([-50.0]), [0])[1] == pytest.approx(math.exp(-50), rel=1e-12)
+
+    def test_impossible_class(self) -> None:
+        loss, dlogits = cross_entropy(np.array([[0.0, -np.inf]]), [0])
+        assert loss == 0
+        assert not dlogits.any()
+        assert cross_entropy(np.array([[0.0, -np.inf]]), [1])[0] == np.inf
+
+    def test_nan_is_seen_unless_masked(self) -> None:
+        logits = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0]])
+        loss, dlogits = cross_entropy(logits, [0, 1, 0])
+        assert math.isnan(loss)
+        np.testing.assert_array_equal(np.isnan(dlogits).any(axis=1), [True, False, True])
+        loss, dlogits = cross_entropy(logits, [0, 1, 0], mask=[False, True, False])
+        assert loss == pytest.approx(math.log(2))
+        np.testing.assert_array_equal(dlogits, [[0, 0], [0.5, -0.5], [0, 0]])
+
+        assert math.isnan(binary_cross_entropy(logits[:, 0], [0, 1, 0])[0])
+        loss, dlogits = binary_cross_entropy(logits[:, 0], [np.nan, 1, 7], mask=[False, True, False])
+        assert loss == pytest.approx(math.log(2))
+        np.testing.assert_array_equal(dlogits, [0, -0.5, 0])
+
+    def test_targets_that_do_not_count_may_be_anything(self) -> None:
+        targets = np.array([-100, 1])
+        loss, dlogits = cross_entropy(np.zeros((2, 2)), targets, mask=targets != -100)
+        assert loss == pytest.approx(math.log(2))
+        np.testing.assert_array_equal(dlogits[0], 0)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    def test_nothing_counts(self, reduction: Any) -> None:
+        for loss, dlogits in (
+            cross_entropy(np.ones((2, 3)), [0, 1], mask=[False, False], reduction=reduction),
+            cross_entropy(np.ones((0, 3)), [], reduction=reduction),
+            binary_cross_entropy(np.ones(2), [0, 1], mask=[False, False], reduction=reduction),
+        ):
+            assert loss == 0
+            assert not dlogits.any()
+
+    def test_inputs_are_left_alone(self) -> None:
+        logits, targets = normal(3, 4), np.array([0, 1, 2])
+        before = logits.copy()
+        cross_entropy(logits, targets, mask=[True, False, True])
+        binary_cross_entropy(logits, np.zeros((3, 4)), mask=np.zeros((3, 4), bool))
+        assert_same_bits(logits, before)
+
+    @pytest.mark.parametrize(
+        ("call", "error", "words"),
+        [
+            (lambda: cross_entropy(np.zeros((2, 3)), [0, 3]), ValueError, r"targets\[1\] = 3.*0\.\.2"),
+            (lambda: cross_entropy(np.zeros((2, 3)), [0]), ShapeError, r"targets with shape \(1,\).*shape \(2,\)"),
+            (lambda: cross_entropy(np.zeros((2, 3)), np.zeros((2, 3))), ShapeError, r"targets\.argmax\(-1\)"),
+            (lambda: cross_entropy(np.zeros((2, 3)), [0.0, 1.0]), TypeError, "must be integers"),
+            (lambda: cross_entropy(np.zeros((2, 3), int), [0, 1]), TypeError, r"logits\.astype"),
+            (lambda: cross_entropy(np.zeros((2, 0)), [0, 1]), ShapeError, "at least one class"),
+            (lambda: cross_entropy(np.float64(1), 0), ShapeError, r"shape \(\)"),
+            (lambda: cross_entropy(np.zeros((2, 3)), [0, 1], mask=[1, 0]), TypeError, "mask with dtype int64"),
+            (lambda: cross_entropy(np.zeros((2, 3)), [0, 1], mask=[True]), ShapeError, r"mask with shape \(1,\)"),
+            (lambda: cross_entropy(np.zeros((2, 3)), [9, 1], reduction=NO_SUCH), ValueError, r"= 9.*reduction="),
+            (lambda: binary_cross_entropy(np.zeros(2), [0, 1.5]), ValueError, r"targets\[1\] = 1\.5.*0\.\.1"),
+            (lambda: binary_cross_entropy(np.zeros(2), [0, np.nan]), ValueError, r"targets\[1\] = nan"),
+            (lambda: binary_cross_entropy(np.zeros(2), [0]), ShapeError, "shape of the logits"),
+            (lambda: binary_cross_entropy(np.zeros(2), ["a", "b"]), TypeError, "booleans or numbers"),
+        ],
+    )  # fmt: skip
+    def test_bad_input(self, call: Callable[[], Any], error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=f"(?s){words}"):
+            call()
+
+
+def parts_to_train(dtype: str) -> list[Any]:
+    """One is longer than a block of the optimizers."""
+    return [Embedding(300, 71, dtype=dtype, rng=0), Linear(4, 3, dtype=dtype, rng=1)]
+
+
+def random_gradients(parts: list[Any], seed: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{n: rng.standard_normal(a.shape).astype(a.dtype) for n, a in p.parameters().items()} for p in parts]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestOptimizers:
+    def run(self, optimizer: Any, parts: list[Any]) -> tuple[list[dict[str, Array]], list[list[dict[str, Array]]]]:
+        start = [part.state_dict() for part in parts]
+        steps = [random_gradients(parts, seed) for seed in range(5)]
+        for grads in steps:
+            kept = copy.deepcopy(grads)
+            optimizer.step(grads)
+            for grad, keep in zip(grads, kept, strict=True):
+                assert_same_bits(grad, keep)
+        return start, steps
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_sgd(self, dtype: str, momentum: float) -> None:
+        parts = parts_to_train(dtype)
+        start, steps = self.run(SGD([p.parameters() for p in parts], lr=0.1, momentum=momentum), parts)
+        for i, part in enumerate(parts):
+            for name, array in part.parameters().items():
+                p, v = start[i][name].astype(float), 0.0
+                for grads in steps:
+                    v = momentum * v + grads[i][name].astype(float)
+                    p = p - 0.1 * v
+                assert_close(array, p, dtype, "gradient", name)
+
+    def test_adam(self, dtype: str) -> None:
+        parts = parts_to_train(dtype)
+        lr, b1, b2, eps = 0.01, 0.8, 0.99, 1e-3
+        start, steps = self.run(Adam([p.parameters() for p in parts], lr, betas=(b1, b2), eps=eps), parts)
+        for i, part in enumerate(parts):
+            for name, array in part.parameters().items():
+                # algorithm 1 of the paper, line by line
+                theta, m, v = start[i][name].astype(float), 0.0, 0.0
+                for t, grads in enumerate(steps, 1):
+                    g = grads[i][name].astype(float)
+                    m = b1 * m + (1 - b1) * g
+                    v = b2 * v + (1 - b2) * g**2
+                    m_hat = m / (1 - b1**t)
+                    v_hat = v / (1 - b2**t)
+                    theta = theta - lr * m_hat / (np.sqrt(v_hat) + eps)
+                assert_close(array, theta, dtype, "gradient", name)
+
+    def test_carry_on_from_a_state_dict(self, dtype: str) -> None:
+        parts, twins = parts_to_train(dtype), parts_to_train(dtype)
+        one, two = Adam([p.parameters() for p in parts]), Adam([p.parameters() for p in twins])
+        one.step(random_gradients(parts, 0))
+        for part, twin in zip(parts, twins, strict=True):
+            twin.load_state_dict(part.state_dict())
+        two.load_state_dict(one.state_dict())
+        for optimizer in (one, two):
+            optimizer.step(random_gradients(parts, 1))
+        for part, twin in zip(parts, twins, strict=True):
+            assert_same_bits(twin.state_dict(), part.state_dict())
+
+    def test_clip_grad_norm(self, dtype: str) -> None:
+        grads = random_gradients(parts_to_train(dtype), 0)
+        before = copy.deepcopy(grads)
+        norm = math.sqrt(sum(float(np.sum(g.astype(float) ** 2)) for one in grads for g in one.values()))
+        assert clip_grad_norm(grads, 2 * norm) == pytest.approx(norm, rel=1e-12)
+        assert clip_grad_norm(grads, math.inf) == pytest.approx(norm, rel=1e-12)
+        for grad, old in zip(grads, before, strict=True):
+            assert_same_bits(grad, old)
+        assert clip_grad_norm(grads, norm / 4) == pytest.approx(norm, rel=1e-12)
+        for grad, old in zip(grads, before, strict=True):
+            for name in grad:
+                assert_close(grad[name], old[name].astype(float) / 4, dtype, "forward", name)
+
+    def test_clip_grad_norm_does_not_hide_nan(self, dtype: str) -> None:
+        grads = {"a": np.array([np.nan, 3.0], dtype), "b": np.array([[4.0]], dtype)}
+        assert math.isnan(clip_grad_norm(grads, 1.0))
+        np.testing.assert_array_equal(grads["a"], [np.nan, 3])
+        large = {"a": np.array([3e30, 4e30], dtype)}
+        assert clip_grad_norm(large, 1.0) == pytest.approx(5e30)
+        assert large["a"] == pytest.approx([0.6, 0.8])
+
+
+class TestOptimizersInUse:
+    def test_one_mapping_and_plain_dicts(self) -> None:
+        linear = Linear(2, 2, rng=0)
+        _, tape = linear.forward(np.zeros((1, 2), np.float32))
+        SGD(linear.parameters(), lr=1.0).step({"weight": np.ones((2, 2), np.float32), "bias": np.zeros(2, np.float32)})
+        assert_same_bits(linear.state_dict()["weight"], Linear(2, 2, rng=0).state_dict()["weight"] - 1)
+        with pytest.raises(ValueError, match="changed by SGD"):
+            linear.backward(tape, np.zeros((1, 2), np.float32))
+
+        own = {"theta": np.array([1.0, 2.0])}
+        SGD(own, lr=0.5).step({"theta": np.array([2.0, 2.0])})
+        np.testing.assert_array_equal(own["theta"], [0.0, 1.0])
+
+    def test_gradients_in_any_memory_layout(self) -> None:
+        p, g = np.zeros((40, 30)), normal(30, 40).T
+        SGD({"p": p}, lr=1.0).step({"p": g})
+        assert_same_bits(p, -g)
+        norm = clip_grad_norm({"p": g}, 0.5)
+        assert np.linalg.norm(g) == pytest.approx(0.5)
+        assert norm > 1
+
+    def test_learning_rate_may_change(self) -> None:
+        p = {"p": np.zeros(2)}
+        optimizer = SGD(p, lr=1.0)
+        optimizer.lr = 0.25
+        optimizer.step({"p": np.ones(2)})
+        np.testing.assert_array_equal(p["p"], -0.25)
+
+    @pytest.mark.parametrize(
+        ("grads", "error", "words"),
+        [
+            ([{"weight": np.zeros((2, 2), np.float32)}], ValueError, "They must be weight, bias"),
+            ([], ValueError, "got 0 mappings"),
+            (None, TypeError, r"did you mean grads\.parameters"),
+            ({"weight": np.zeros((2, 2)), "bias": np.zeros(3, np.float32)}, ShapeError, r"float64.*\(3,\)"),
+            ({"weight": [[0, 0], [0, 0]], "bias": np.zeros(2, np.float32)}, TypeError, "weight with type list"),
+        ],
+    )
+    def test_bad_gradients_change_nothing(self, grads: Any, error: type[Exception], words: str) -> None:
+        linear = Linear(2, 2, rng=0)
+        optimizer = Adam(linear.parameters())
+        with pytest.raises(error, match=f"(?s){words}"):
+            optimizer.step(grads)
+        assert_same_bits(linear.state_dict(), Linear(2, 2, rng=0).state_dict())
+        assert optimizer.steps == 0
+
+    def test_whole_gradients_instead_of_their_parameters(self) -> None:
+        linear = Linear(2, 2, rng=0)
+        y, tape = linear.forward(np.zeros((1, 2), np.float32))
+        grads: Any = linear.backward(tape, y)
+        with pytest.raises(TypeError, match=r"(?s)SGD\.step got grads of type PartGradients.*grads\.parameters"):
+            SGD(linear.parameters(), lr=1.0).step(grads)
+        with pytest.raises(TypeError, match=r"grads\.parameters"):
+            clip_grad_norm(grads, 1.0)
+
+    @pytest.mark.parametrize(
+        ("make", "error", "words"),
+        [
+            (lambda p: SGD(p, lr=-1.0), ValueError, "lr=-1.0"),
+            (lambda p: SGD(p, lr=math.nan), ValueError, "lr=nan"),
+            (lambda p: SGD(p, lr=1.0, momentum=1.0), ValueError, "momentum=1.0"),
+            (lambda p: Adam(p, betas=(0.9, 1.5), eps=-1.0), ValueError, r"(?s)beta2=1\.5.*It also got eps=-1\.0"),
+            (lambda p: SGD([p, p], lr=1.0), ValueError, "the same array twice"),
+            (lambda p: SGD({"p": np.zeros((3, 2)).T}, lr=1.0), ValueError, "C-contiguous"),
+            (lambda p: SGD({"p": np.zeros(2, int)}, lr=1.0), ValueError, "float32 or float64"),
+            (lambda p: SGD(p["weight"], lr=1.0), TypeError, r"(?s)of type ndarray.*layer\.parameters\(\)"),
+            (lambda p: clip_grad_norm(p, 0.0), ValueError, "max_norm must be above 0"),
+            (lambda p: clip_grad_norm({"p": np.zeros(2, int)}, 1.0), TypeError, "array of floats"),
+            (lambda p: Adam(p).load_state_dict({}), ValueError, 'no "steps"'),
+            (lambda p: Adam(p).load_state_dict({"steps": 1}), ValueError, r"missing: first_moment\.0\.weight"),
+        ],
+    )  # fmt: skip
+    def test_bad_arguments(self, make: Callable[[Any], Any], error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words):
+            make(Linear(2, 2).parameters())
