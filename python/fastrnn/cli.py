@@ -1,0 +1,194 @@
+"""The command ``fastrnn``: one function that adds the options and one that runs, per subcommand."""
+
+import argparse
+import dataclasses
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from . import FileError, SizeError, __version__
+from .text import TextError
+from .threads import MOST, get_num_threads
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is a ``--help`` away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (try {self.prog} --help)\n")
+
+
+def _whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            span = f"of at least {least}" if most == sys.maxsize else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number {span}")
+        return value
+
+    return parse
+
+
+def _real(low: float, high: float, expected: str) -> Callable[[str], float]:
+    """Parse a number in [low, high); NaN is in no interval."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return parse
+
+
+_SMALLEST = math.ulp(0.0)
+_positive = _real(_SMALLEST, math.inf, "a number above 0")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from .train import LEARNING_RATES, Options
+
+    def add(group: argparse._ArgumentGroup, name: str, metavar: str, kind: Callable[[str], object], text: str) -> None:
+        default = getattr(Options, name.replace("-", "_"))
+        shown = "" if default is None else f" ({default})"
+        group.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text + shown)
+
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="UTF-8 file (default: the help texts in Python itself)")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--cell", choices=("rnn", "gru", "lstm"), default=Options.cell, help="(%(default)s)")
+    add(model, "hidden", "H", _whole(1), "hidden units of a layer")
+    add(model, "layers", "L", _whole(1), "stacked layers")
+    add(model, "embedding", "E", _whole(1), "size of a character's vector")
+    add(model, "dropout", "P", _real(0, 1, "a number from 0 to below 1"), "dropout between stacked layers")
+
+    training = parser.add_argument_group("training")
+    add(training, "seq-len", "T", _whole(1), "characters per window")
+    add(training, "batch", "B", _whole(1), "windows read at once")
+    add(training, "epochs", "N", _whole(1), "passes over the text")
+    add(training, "steps", "N", _whole(1), "stop after so many windows")
+    training.add_argument("--optimizer", choices=("adam", "sgd"), default=Options.optimizer, help="(%(default)s)")
+    rates = ", ".join(f"{name} {rate}" for name, rate in LEARNING_RATES.items())
+    add(training, "lr", "RATE", _positive, f"learning rate at the start ({rates})")
+    add(training, "clip", "NORM", _positive, "longest gradient")
+    add(training, "seed", "N", _whole(0), "of the weights and the sample")
+    add(training, "threads", "N", _whole(1, MOST), "default: all processors")
+
+    result = parser.add_argument_group("result")
+    add(result, "output", "FILE", str, "where the model is saved")
+    add(result, "sample", "N", _whole(0), "characters to show at the end")
+    add(result, "prompt", "TEXT", str, "what the sample continues (the first word)")
+    add(result, "temperature", "X", _positive, "of the sample; lower is more cautious")
+
+
+def _run_train(arguments: argparse.Namespace) -> int:
+    from .train import Options, train
+
+    options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    return INTERRUPTED if train(Options(**options)).interrupted else 0
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_info(arguments: argparse.Namespace) -> int:
+    from ._info import info
+
+    facts = info()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<18} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+class Command(NamedTuple):
+    """A subcommand; imports what it needs when it runs."""
+
+    name: str
+    summary: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = (
+    Command(
+        "train",
+        "train a character language model",
+        "Train a character language model on a text, show a sample of what it writes, and save it. "
+        "Ctrl-C stops early and keeps what was learned.",
+        _add_train,
+        _run_train,
+    ),
+    Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastrnn", description="Fast recurrent layers: RNN, GRU, LSTM.")
+    parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        sub = commands.add_parser(command.name, help=command.summary, description=command.description)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run, prog=sub.prog)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, without the program's name. Default: those of the process.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a sample may hold characters the terminal's encoding lacks
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        get_num_threads()
+    except ValueError as error:
+        parser.error(str(error))  # of the environment
+
+    def complain(what: object) -> None:
+        print(f"{arguments.prog}: error: {' '.join(str(what).split())}", file=sys.stderr)
+
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"{arguments.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # nobody reads on (`| head`); keep Python from complaining once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename is not None else error)
+        return BAD_INPUT
+    except (TextError, FileError, SizeError) as error:
+        complain(error)
+        return BAD_INPUT
+    except ArithmeticError as error:
+        complain(error)
+        return FAILED
