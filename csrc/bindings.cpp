@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "product.hpp"
 #include "stack.hpp"
 
 namespace py = pybind11;
@@ -345,7 +346,7 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
   return py::make_tuple(y, next);
 }
 
-template <class Real> void activate(const Activations<Real>& table, const std::string& name, const Real* x, Real* y, int64_t n) {
+template <class Real> void activate(const Functions<Real>& table, const std::string& name, const Real* x, Real* y, int64_t n) {
   (name == "tanh" ? table.tanh : table.sigmoid)(x, y, n);
 }
 
@@ -356,13 +357,32 @@ py::array activation(const std::string& isa, const std::string& name, py::array 
   const Shape shape(x.shape(), x.shape() + x.ndim());
   if (is_array_of<float>(x)) {
     py::array_t<float> y(shape);
-    activate(*chosen.f32.activations, name, static_cast<const float*>(x.data()), y.mutable_data(), x.size());
+    activate(*chosen.f32.functions, name, static_cast<const float*>(x.data()), y.mutable_data(), x.size());
     return y;
   }
   if (!is_array_of<double>(x)) throw py::type_error("x must be float32 or float64");
   py::array_t<double> y(shape);
-  activate(*chosen.f64.activations, name, static_cast<const double*>(x.data()), y.mutable_data(), x.size());
+  activate(*chosen.f64.functions, name, static_cast<const double*>(x.data()), y.mutable_data(), x.size());
   return y;
+}
+
+template <class Real> py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads) {
+  auto extents = [](py::handle h) {
+    const auto array = py::reinterpret_borrow<py::array>(h);
+    return array.ndim() == 2 ? Shape{array.shape(0), array.shape(1)} : Shape{-1, -1};
+  };
+  const Shape sa = extents(a), sb = extents(b);
+  Product<Real> p{};
+  p.a_transposed = a_transposed, p.b_transposed = b_transposed;
+  p.n = sa[a_transposed], p.K = sa[!a_transposed], p.m = sb[!b_transposed];
+  p.a = pointer<Real>("a", a, a_transposed ? Shape{p.K, p.n} : Shape{p.n, p.K});
+  p.b = pointer<Real>("b", b, b_transposed ? Shape{p.m, p.K} : Shape{p.K, p.m});
+  times(times(p.n, p.m), sizeof(Real));
+  py::array_t<Real> c(Shape{p.n, p.m});
+  p.c = c.mutable_data();
+  ProductRun<Real> run(choose_isa(nullptr), p, threads);
+  run_released(run);
+  return c;
 }
 
 }  // namespace
@@ -440,5 +460,12 @@ PYBIND11_MODULE(_core, m) {
     return names;
   });
   m.def("available_threads", &available_threads);
+  m.def(
+      "product",
+      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads) {
+        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads)
+                                      : product<float>(a, a_transposed, b, b_transposed, threads);
+      },
+      py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"));
   m.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
 }

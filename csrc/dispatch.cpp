@@ -10,12 +10,12 @@
   namespace fastrnn::isa {                                                                                            \
   extern const Kernel<Real> rnn_tanh_##suffix, rnn_relu_##suffix, gru_##suffix, gru_original_##suffix, lstm_##suffix, \
       lstm_projected_##suffix;                                                                                        \
-  extern const Activations<Real> activations_##suffix;                                                                \
+  extern const Functions<Real> functions_##suffix;                                                                    \
   }
 #define TABLE(isa, suffix)                                                                                                  \
   {{&isa::rnn_tanh_##suffix, &isa::rnn_relu_##suffix, &isa::gru_##suffix, &isa::gru_original_##suffix, &isa::lstm_##suffix, \
     &isa::lstm_projected_##suffix},                                                                                         \
-   &isa::activations_##suffix}
+   &isa::functions_##suffix}
 #define DECLARE(isa) KERNELS(isa, f32, float) KERNELS(isa, f64, double)
 #define ROW(isa, supported) {#isa, supported, TABLE(isa, f32), TABLE(isa, f64)}
 

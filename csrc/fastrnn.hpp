@@ -128,14 +128,28 @@ template <class Real> struct Kernel {
   void (*backward)(const Gradients<Real>&, const Team&);
 };
 
-template <class Real> struct Activations {
+// C (n,m) = A (n,K) B (K,m), plain contiguous matrices; a transposed one is stored the other way round.
+template <class Real> struct Product {
+  const Real *a, *b;
+  Real* c;
+  int64_t n, K, m;
+  bool a_transposed, b_transposed;
+  Real* columns;        // (n, K + N) scratch where a is transposed
+  Real* panel;          // [blocks(m)][K][N] scratch
+  const void** tables;  // (2 * n) scratch
+};
+
+// What an instruction set offers beside its cells.
+template <class Real> struct Functions {
+  int lanes;
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
+  void (*product)(const Product<Real>&, const Team&);
 };
 
 template <class Real> struct KernelTable {
   const Kernel<Real>* cell[cell_count];
-  const Activations<Real>* activations;
+  const Functions<Real>* functions;
 };
 
 struct Isa {

@@ -85,6 +85,12 @@ struct Poll {
 
 }  // namespace
 
+// How a call asks whether to go on; null: never.
+struct Interrupt {
+  bool (*asked)(void* context);
+  void* context;
+};
+
 // A lease of up to 'wanted' threads, the caller among them. size is 1 while another caller holds the threads.
 class Gang {
  public:

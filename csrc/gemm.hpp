@@ -235,9 +235,9 @@ FASTRNN_FN void pack_rows(Row row, int64_t count, int64_t n, int64_t pitch, Rang
   }
 }
 
-// Columns [blocks] of rows given by pointer -> columns[n][pitch]; adds the sum of every column to sums.
-template <class V, class Real>
-void transpose_rows(const Real* const* rows, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* columns, Real* sums) {
+// Columns [blocks] of rows given by pointer, in unit blocks -> columns[n][pitch]; adds the sum of every column to sums.
+template <class V, class Real, class Row>
+FASTRNN_FN void transpose_rows(Row row, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* columns, Real* sums) {
   constexpr int N = Lanes<V>::n;
   for (int64_t block = blocks.first; block < blocks.last; block++) {
     const int64_t width = n - block * N < N ? n - block * N : N;
@@ -245,7 +245,7 @@ void transpose_rows(const Real* const* rows, int64_t count, int64_t n, int64_t p
     for (int64_t k = 0; k < count; k += N) {
       V m[N];
 #pragma GCC unroll 16
-      for (int i = 0; i < N; i++) m[i] = k + i < count ? load<V>(rows[k + i] + block * N, width) : V{};
+      for (int i = 0; i < N; i++) m[i] = k + i < count ? load<V>(row(k + i) + block * N, width) : V{};
 #pragma GCC unroll 16
       for (int i = 0; i < N; i++) total = total + m[i];
       if constexpr (N > 1) transpose(m);

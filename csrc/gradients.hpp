@@ -212,13 +212,14 @@ template <class Cell, class V, class Real> struct Backward {
 
   FASTRNN_FN void pack_chunk(int64_t tokens) {
     auto mine = [&](int64_t n) { return share_of(blocks_of<V>(n), team.rank, team.size); };
-    transpose_rows<V>(token_dgates, tokens, S * H, q.chunk_pitch, mine(S * H), q.columns, q.column_sums);
+    transpose_rows<V>([&](int64_t k) { return token_dgates[k]; }, tokens, S * H, q.chunk_pitch, mine(S * H), q.columns, q.column_sums);
     pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel);
     pack_rows<V>([&](int64_t k) { return token_h_prev[k]; }, tokens, P, q.chunk_pitch, mine(P), q.h_panel);
     if constexpr (Cell::phases == 2)
       pack_rows<V>([&](int64_t k) { return token_inner[k]; }, tokens, H, q.chunk_pitch, mine(H), q.inner_panel);
     if constexpr (Cell::projected)
-      transpose_rows<V>(token_dproj, tokens, P, q.chunk_pitch, mine(P), q.columns + S * H * q.chunk_pitch, (Real*)nullptr);
+      transpose_rows<V>([&](int64_t k) { return token_dproj[k]; }, tokens, P, q.chunk_pitch, mine(P), q.columns + S * H * q.chunk_pitch,
+                        (Real*)nullptr);
   }
 
   // Rows of a weight gradient: columns [first, first+height) of the chunk's gate gradients times the panel's rows.

@@ -47,11 +47,6 @@ template <class Real> struct Saved {
 };
 template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& batch, bool dropout, Arena& arena);
 
-struct Interrupt {
-  bool (*asked)(void* context);
-  void* context;
-};
-
 template <class Real> struct ForwardCall {
   const Batch* batch;
   Rows<const Real> x;

@@ -10,7 +10,7 @@ import fastrnn
 from fastrnn import ShapeError, SizeError
 from support import CELLS, state_shapes, whole
 
-T, B, I, H = 5, 3, 4, 6  # noqa: E741
+T, B, I, H = 5, 3, 4, 6
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:

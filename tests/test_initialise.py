@@ -8,7 +8,7 @@ import pytest
 import fastrnn
 from support import CELLS, assert_same_bits
 
-I, H = 5, 6  # noqa: E741
+I, H = 5, 6
 
 
 def build(name: str, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from fastrnn import _core
 from fastrnn.checks import readable
 from support import CELLS, assert_same_bits, draw, parts, state_shapes, whole
 
-T, B, I, H = 4, 3, 5, 6  # noqa: E741
+T, B, I, H = 4, 3, 5, 6
 
 LAYOUTS = {"plain": {}, "stacked bidirectional": {"num_layers": 2, "bidirectional": True}}
 

@@ -15,7 +15,7 @@ import fastrnn
 from fastrnn import FileError, ShapeError, storage
 from support import CELLS, assert_same_bits, draw, whole
 
-I, H = 4, 6  # noqa: E741
+I, H = 4, 6
 STACK = {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "batch_first": True}
 
 

@@ -104,5 +104,8 @@ def isas() -> list[str]:
 def available_threads() -> int:
     """Processors this process may use: its affinity mask, cut by the cgroup's quota."""
 
+def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, threads: int) -> Array:
+    """a b, or with the transpose of either; C-contiguous matrices of one dtype. The same bits for any threads."""
+
 def activation(isa: str, name: str, x: Array) -> Array:
     """sigmoid or tanh of a contiguous array as the kernels compute it; for tests."""

@@ -7,16 +7,24 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from . import _core
 from .checks import Problems, parameter_sizes, same_shape, seed_error, swap_hint
 from .inputs import as_real
 from .optim import SGD, Adam, clip_grad_norm
 from .parameters import Parameters
 from .recurrent import Seed
+from .threads import get_num_threads
 
 __all__ = ["SGD", "Adam", "Embedding", "Linear", "binary_cross_entropy", "clip_grad_norm", "cross_entropy"]
 
 Array = NDArray[Any]
 Reduction = Literal["mean", "sum"]
+
+
+def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool) -> Array:
+    """Return a b, or with the transpose of either, by the core: NumPy's would bring a second team of threads."""
+    rows, columns = (np.require(m, requirements=["C", "A"]) for m in (a, b))
+    return _core.product(rows, a_transposed, columns, b_transposed, get_num_threads())
 
 
 class PartGradients(NamedTuple):
@@ -254,7 +262,7 @@ class Linear(_Part):
             problems.shape(f"x with shape {array.shape}", why)
         problems.refuse()
         array = cast("Array", array)
-        y = array.reshape(-1, self.in_features) @ self._parameters["weight"].T
+        y = product(array.reshape(-1, self.in_features), False, self._parameters["weight"], True)
         if self.bias:
             y += self._parameters["bias"]
         return y.reshape(*array.shape[:-1], self.out_features), self._tape(array)
@@ -267,10 +275,10 @@ class Linear(_Part):
         self._check_tape(tape)
         dy = self._check_dy(dy, (*tape.x.shape[:-1], self.out_features))
         rows, x = dy.reshape(-1, self.out_features), tape.x.reshape(-1, self.in_features)
-        gradients = {"weight": rows.T @ x}
+        gradients = {"weight": product(rows, True, x, False)}
         if self.bias:
             gradients["bias"] = rows.sum(axis=0)
-        return PartGradients((rows @ self._parameters["weight"]).reshape(tape.x.shape), gradients)
+        return PartGradients(product(rows, False, self._parameters["weight"], False).reshape(tape.x.shape), gradients)
 
 
 def _logits(problems: Problems, value: ArrayLike) -> Array:

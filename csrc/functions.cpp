@@ -1,0 +1,53 @@
+// What an instruction set offers beside its cells: the plain matrix product of the read-out, and the activations of whole
+// arrays, so that tests can measure their error over the whole range.
+#include "gemm.hpp"
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+template <class Real, bool is_tanh> void apply(const Real* x, Real* y, int64_t n) {
+  using V = typename VectorOf<Real>::type;
+  FlushToZero mode;
+  for (int64_t i = 0; i < n; i += Lanes<V>::n) {
+    const V v = load<V>(x + i, n - i);
+    store(y + i, is_tanh ? tanh(v) : sigmoid(v), n - i);
+  }
+}
+
+constexpr int64_t depth = 512;  // of one pass over K: what a pass reads of A and of a panel stays in the cache
+
+template <class Real> void product(const Product<Real>& p, const Team& team) {
+  using V = typename VectorOf<Real>::type;
+  constexpr int N = Lanes<V>::n;
+  FlushToZero mode;
+  Poll poll(team);
+  const Range blocks = share_of(blocks_of<V>(p.m), team.rank, team.size), rows = share_of(p.n, team.rank, team.size, wide_rows);
+  const int64_t columns_pitch = (p.K + N) / N * N;
+  const Real** a = (const Real**)p.tables;
+  Real** c = (Real**)(a + p.n);
+  for (int64_t i = rows.first; i < rows.last; i++) c[i] = p.c + i * p.m;
+  if (p.b_transposed) pack_panel<V>(p.b, p.m, p.K, 0, 1, blocks, p.panel);
+  else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel);
+  if (p.a_transposed)
+    transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),
+                      p.columns, (Real*)nullptr);
+  if (wait(*team.barrier, *team.control)) return;
+  for (int64_t k = 0; k == 0 || k < p.K; k += depth) {
+    for (int64_t i = rows.first; i < rows.last; i++) a[i] = (p.a_transposed ? p.columns + i * columns_pitch : p.a + i * p.K) + k;
+    const Matrix<Real> w{p.panel + k * N, nullptr, p.K - k < depth ? p.K - k : depth, p.m, p.K * N};
+    if (!product_into<V>(w, a + rows.first, rows.last - rows.first, {0, blocks_of<V>(p.m)}, c + rows.first, k > 0, poll)) return;
+  }
+}
+
+template <class Real> constexpr Functions<Real> all() {
+  return {Lanes<typename VectorOf<Real>::type>::n, apply<Real, false>, apply<Real, true>, product<Real>};
+}
+
+}  // namespace
+
+extern const Functions<float> functions_f32;
+extern const Functions<double> functions_f64;
+const Functions<float> functions_f32 = all<float>();
+const Functions<double> functions_f64 = all<double>();
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,27 @@
+"""The README's Python examples, run as they stand, one after the other in one namespace."""
+
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def python_blocks(text: str) -> list[str]:
+    """The fenced blocks marked python, each preceded by empty lines so that tracebacks name the README's line."""
+    blocks, start = [], None
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line == "```python":
+            start = number + 1
+        elif line == "```" and start is not None:
+            blocks.append("\n" * start + "\n".join(lines[start:number]))
+            start = None
+    return blocks
+
+
+def test_every_python_example_runs() -> None:
+    blocks = python_blocks(README.read_text(encoding="utf-8"))
+    assert len(blocks) >= 5
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, README, "exec"), namespace)
