@@ -98,9 +98,20 @@ FASTRNN_FN float fma(float a, float b, float c) { return a * b + c; }
 FASTRNN_FN double fma(double a, double b, double c) { return a * b + c; }
 #endif
 
-// at_most(x, hi): hi where x > hi, x elsewhere and where x is NaN.
+// at_most(x, hi): hi where x > hi, x elsewhere and where x is NaN. On x86 min and max return their second operand for NaN.
 template <class V> FASTRNN_FN V at_most(V x, typename Lanes<V>::Real hi) { return x > hi ? splat<V>(hi) : x; }
 template <class V> FASTRNN_FN V at_least(V x, typename Lanes<V>::Real lo) { return x < lo ? splat<V>(lo) : x; }
+#if FASTRNN_VECTOR_BYTES == 64
+template <> FASTRNN_FN F32 at_most(F32 x, float hi) { return (F32)_mm512_maskz_min_ps(0xffff, (__m512)splat<F32>(hi), (__m512)x); }
+template <> FASTRNN_FN F32 at_least(F32 x, float lo) { return (F32)_mm512_maskz_max_ps(0xffff, (__m512)splat<F32>(lo), (__m512)x); }
+template <> FASTRNN_FN F64 at_most(F64 x, double hi) { return (F64)_mm512_maskz_min_pd(0xff, (__m512d)splat<F64>(hi), (__m512d)x); }
+template <> FASTRNN_FN F64 at_least(F64 x, double lo) { return (F64)_mm512_maskz_max_pd(0xff, (__m512d)splat<F64>(lo), (__m512d)x); }
+#elif FASTRNN_VECTOR_BYTES == 32
+template <> FASTRNN_FN F32 at_most(F32 x, float hi) { return (F32)_mm256_min_ps((__m256)splat<F32>(hi), (__m256)x); }
+template <> FASTRNN_FN F32 at_least(F32 x, float lo) { return (F32)_mm256_max_ps((__m256)splat<F32>(lo), (__m256)x); }
+template <> FASTRNN_FN F64 at_most(F64 x, double hi) { return (F64)_mm256_min_pd((__m256d)splat<F64>(hi), (__m256d)x); }
+template <> FASTRNN_FN F64 at_least(F64 x, double lo) { return (F64)_mm256_max_pd((__m256d)splat<F64>(lo), (__m256d)x); }
+#endif
 
 #if FASTRNN_VECTOR_BYTES == 64
 FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
@@ -161,7 +172,8 @@ template <> struct Exp2<double> {  // 2.1e-17
 };
 
 // e^(factor * x) = 2^n * 2^f with n an integer and |f| <= 1/2: gives 2^n and 2^f - 1. factor is a power of two.
-template <class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor, V& power, V& rest) {
+// Without the tail of log2 e the power is off by |x| / 2^24 of itself (2^53 in double), which tanh does not feel.
+template <bool tail, class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor, V& power, V& rest) {
   using Real = typename Lanes<V>::Real;
   using Int = typename Lanes<V>::Int;
   using E = Exp2<Real>;
@@ -169,7 +181,7 @@ template <class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor
   const V n = shifted - E::round;
 #ifdef FASTRNN_EXACT_FMA
   V f = fma(x, splat<V>(factor * E::log2e), -n);
-  f = fma(x, splat<V>(factor * E::log2e_low), f);
+  if constexpr (tail) f = fma(x, splat<V>(factor * E::log2e_low), f);
 #else
   const V f = (factor * x - n * E::ln2_high - n * E::ln2_low) * E::log2e;
 #endif
@@ -188,7 +200,7 @@ template <class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor
 template <class V> FASTRNN_FN V sigmoid(V x) {
   using E = Exp2<typename Lanes<V>::Real>;
   V power, rest;
-  exp_parts(at_most(at_least(x, -E::sigmoid_limit), E::sigmoid_limit), 1, power, rest);
+  exp_parts<true>(at_most(at_least(x, -E::sigmoid_limit), E::sigmoid_limit), 1, power, rest);
   const V e = fma(power, rest, power);
   return divide(e, e + 1);
 }
@@ -197,7 +209,7 @@ template <class V> FASTRNN_FN V sigmoid(V x) {
 template <class V> FASTRNN_FN V tanh(V x) {
   using E = Exp2<typename Lanes<V>::Real>;
   V power, rest;
-  exp_parts(at_most(at_least(x, -E::tanh_limit), E::tanh_limit), 2, power, rest);
+  exp_parts<false>(at_most(at_least(x, -E::tanh_limit), E::tanh_limit), 2, power, rest);
   const V em1 = fma(power, rest, power - 1);
   return divide(em1, em1 + 2);
 }
