@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <variant>
@@ -36,8 +37,17 @@ void take_gil(PyThreadState* state) {
   }
 }
 
-bool signals_pending(void* saved) {
-  auto& state = *static_cast<PyThreadState**>(saved);
+struct Asking {
+  PyThreadState* state;
+  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+};
+
+// Taking the GIL back from a busy thread costs 5 ms: not more often than every tenth of a second.
+bool signals_pending(void* asking) {
+  auto& [state, last] = *static_cast<Asking*>(asking);
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last < std::chrono::milliseconds(100)) return false;
+  last = now;
   if (state) take_gil(state);
   const bool pending = PyErr_CheckSignals() != 0;
   if (state) state = PyEval_SaveThread();
@@ -46,10 +56,10 @@ bool signals_pending(void* saved) {
 
 // Only the main thread gets signals.
 template <class Run> void run_released(Run& run) {
-  PyThreadState* state = run.microseconds() > worth_releasing ? PyEval_SaveThread() : nullptr;
+  Asking asking{run.microseconds() > worth_releasing ? PyEval_SaveThread() : nullptr};
   const bool main_thread = syscall(SYS_gettid) == getpid();
-  const bool interrupted = run.run({main_thread ? signals_pending : nullptr, &state});
-  if (state) take_gil(state);
+  const bool interrupted = run.run({main_thread ? signals_pending : nullptr, &asking});
+  if (asking.state) take_gil(asking.state);
   if (interrupted) throw py::error_already_set();
 }
 
@@ -120,19 +130,23 @@ struct CoreNetwork {
      : name == "bias_hh"   ? to.bias_hh
                            : to.weight_hr) = p;
   }
-  template <class Real> std::vector<Parameters<Real>> read(const py::sequence& arrays) const {
+  template <class Real> std::vector<Parameters<Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
     std::vector<Parameters<Real>> weights(size_t(n.L * n.D), Parameters<Real>{});
     size_t next = 0;
     for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
       if (next >= arrays.size()) throw py::value_error("too few parameters");
-      put(weights[i], name, pointer<Real>(name, arrays[next++], shape));
+      keep.push_back(the_array<Real>(name, py::object(arrays[next++]), shape));
+      put(weights[i], name, static_cast<const Real*>(keep.back().data()));
     });
     if (next != arrays.size()) throw py::value_error("too many parameters");
     return weights;
   }
 
-  template <class Real> static py::object state_or_none(bool wanted, const Shape& shape) {
-    return wanted ? py::object(py::array_t<Real>(shape)) : py::none();
+  // A new state and where it lies, or None and null.
+  template <class Real> static std::pair<py::object, Real*> new_state(bool wanted, const Shape& shape) {
+    if (!wanted) return {py::none(), nullptr};
+    py::array_t<Real> state(shape);
+    return {state, state.mutable_data()};
   }
 
   // Everything of a forward call but the outputs.
@@ -159,6 +173,9 @@ struct CoreNetwork {
     return {a.shape(0), a.shape(1)};
   }
 
+  // The caller may write to its small arrays before backward, which reads them again; lengths even size the tape.
+  static py::object own(py::handle a) { return a.is_none() ? py::object(py::none()) : a.attr("copy")(); }
+
   template <class Real>
   py::tuple forward(const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset,
                     py::object masks, double scale, bool training, bool batch_first, int threads, const Panels<Real>* frozen) const {
@@ -166,25 +183,23 @@ struct CoreNetwork {
     const Batch batch = batch_of(T, B, lengths, reset);
     ForwardCall<Real> c = call<Real>(batch, x, h0, c0);
     std::vector<Parameters<Real>> weights;
+    std::vector<py::array> keep;
     if (frozen) c.frozen = frozen;
-    else weights = read<Real>(parameters), c.weights = weights.data();
+    else weights = read<Real>(parameters, keep), c.weights = weights.data();
     auto y = new_rows<Real>(T, B, n.D * n.P, batch_first);
     c.y = rows_of<Real, Real>("y", y, batch_first);
     py::array_t<Real> hn(state_shape(B, n.P));
-    py::object cn = state_or_none<Real>(has_c(n), state_shape(B, n.H));
-    c.hn = hn.mutable_data();
-    c.cn = has_c(n) ? py::cast<py::array_t<Real>>(cn).mutable_data() : nullptr;
+    const auto [cn, cn_at] = new_state<Real>(has_c(n), state_shape(B, n.H));
+    c.hn = hn.mutable_data(), c.cn = cn_at;
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
       const bool dropout = !masks.is_none();
       if (dropout) c.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", masks, {n.L - 1, T, B, n.D * n.P}));
       c.scale = Real(scale);
-      Arena count(nullptr);
-      lay_out_tape<Real>(n, batch, dropout, count);
-      tape.reset(new CoreTape{n, f64, T, B, batch_first, dropout, scale, x, y, h0, c0, lengths, reset, masks, Memory(count.most())});
-      Arena arena(tape->memory.data());
-      saved = lay_out_tape<Real>(n, batch, dropout, arena);
+      tape.reset(
+          new CoreTape{n, f64, T, B, batch_first, dropout, scale, x, y, own(h0), own(c0), own(lengths), own(reset), masks, Memory()});
+      tape->memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch, dropout, arena); }, false);
       c.saved = &saved;
     }
     ForwardRun<Real> run(n, c, threads);
@@ -200,15 +215,17 @@ struct CoreNetwork {
       throw py::value_error("the tape is of another network");
     const int64_t T = tape.T, B = tape.B;
     const Batch batch = batch_of(T, B, tape.lengths, tape.reset);
-    const std::vector<Parameters<Real>> weights = read<Real>(parameters);
+    std::vector<py::array> keep;
+    const std::vector<Parameters<Real>> weights = read<Real>(parameters, keep);
     Arena arena(tape.memory.data());
     const Saved<Real> saved = lay_out_tape<Real>(n, batch, tape.dropout, arena);
     BackwardCall<Real> c{};
     c.forward = call<Real>(batch, tape.x, tape.h0, tape.c0);
     c.forward.weights = weights.data();
     c.forward.saved = &saved;
-    c.forward.y = rows_of<Real, Real>("y", py::cast<py::array>(tape.y), tape.batch_first);
-    if (tape.dropout) c.forward.masks = static_cast<const uint8_t*>(py::cast<py::array>(tape.masks).data());
+    const Shape y_shape = tape.batch_first ? Shape{B, T, n.D * n.P} : Shape{T, B, n.D * n.P};
+    c.forward.y = rows_of<Real, Real>("y", the_array<Real>("y", tape.y, y_shape), tape.batch_first);
+    if (tape.dropout) c.forward.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", tape.masks, {n.L - 1, T, B, n.D * n.P}));
     c.forward.scale = Real(tape.scale);
     c.dy = rows_in<Real>("dy", dy, {T, B, n.D * n.P});
     c.dhn = pointer<Real>("dhn", dhn, state_shape(B, n.P));
@@ -221,9 +238,8 @@ struct CoreNetwork {
       c.hidden = rows_of<Real, Real>("hidden", py::cast<py::array>(hidden_out), tape.batch_first);
     }
     py::array_t<Real> dh0(state_shape(B, n.P));
-    py::object dc0 = state_or_none<Real>(has_c(n), state_shape(B, n.H));
-    c.dh0 = dh0.mutable_data();
-    c.dc0 = has_c(n) ? py::cast<py::array_t<Real>>(dc0).mutable_data() : nullptr;
+    const auto [dc0, dc0_at] = new_state<Real>(has_c(n), state_shape(B, n.H));
+    c.dh0 = dh0.mutable_data(), c.dc0 = dc0_at;
     std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
     py::list gradients;
     for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
@@ -237,22 +253,17 @@ struct CoreNetwork {
     return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
   }
 
-  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training) const {
+  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training, bool dropout) const {
     if (T < 0 || B < 0) throw py::value_error("T and B must not be negative");
     const int64_t x = times(times(T, B), n.I), y = times(times(T, B), n.D * n.P),
                   states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
-    times(times(times(T, B), plus(n.H, 64)), times(256, n.L * n.D));  // what follows stays within int64
-    const Batch batch(std::min<int64_t>(T, 512), std::min<int64_t>(B, 4096), nullptr, {nullptr, 0, 0});
-    // A batch of that size settles the scratch per token and step; the tape is measured in full.
-    const double steps = double(T) / double(std::max<int64_t>(1, batch.schedule().T)),
-                 rows = double(B) / double(std::max<int64_t>(1, batch.schedule().B));
+    const Batch batch(T, B);
     Arena tape(nullptr);
-    if (training) lay_out_tape<Real>(n, batch, false, tape);
+    if (training) lay_out_tape<Real>(n, batch, dropout, tape);
     int64_t parameters = 0;
     if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
     const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
-    return py::make_tuple(outputs, int64_t(double(tape.most()) * steps * rows),
-                          int64_t(double(scratch_bytes<Real>(n, batch, training)) * rows));
+    return py::make_tuple(outputs, tape.most(), scratch_bytes<Real>(n, batch, training));
   }
 
   template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
@@ -369,7 +380,8 @@ py::array activation(const std::string& isa, const std::string& name, py::array 
 template <class Real> py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads) {
   auto extents = [](py::handle h) {
     const auto array = py::reinterpret_borrow<py::array>(h);
-    return array.ndim() == 2 ? Shape{array.shape(0), array.shape(1)} : Shape{-1, -1};
+    if (array.ndim() != 2) throw py::value_error("a and b must be matrices");
+    return Shape{array.shape(0), array.shape(1)};
   };
   const Shape sa = extents(a), sb = extents(b);
   Product<Real> p{};
@@ -442,16 +454,17 @@ PYBIND11_MODULE(_core, m) {
           [](const CoreNetwork& self, const py::sequence& parameters) {
             return self.by_dtype([&](auto real) {
               using Real = decltype(real);
-              return Frozen{CoreFrozen<Real>{self, FrozenWeights<Real>(self.n, self.read<Real>(parameters).data())}};
+              std::vector<py::array> keep;
+              return Frozen{CoreFrozen<Real>{self, FrozenWeights<Real>(self.n, self.read<Real>(parameters, keep).data())}};
             });
           },
           py::arg("parameters"))
       .def(
           "memory",
-          [](const CoreNetwork& self, int64_t T, int64_t B, bool training) {
-            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training); });
+          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout) {
+            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout); });
           },
-          py::arg("T"), py::arg("B"), py::arg("training"));
+          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"));
 
   m.def("isas", [] {
     std::vector<std::string> names;

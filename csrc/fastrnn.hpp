@@ -123,7 +123,7 @@ struct Team {
 template <class Real> struct Kernel {
   int lanes, gates, slots, tape, phases;
   bool has_c, projected;
-  void (*pack)(const Direction<Real>&, int rank, int size);
+  void (*pack)(const Direction<Real>&, const Team&);
   void (*forward)(const Direction<Real>&, const Team&);
   void (*backward)(const Gradients<Real>&, const Team&);
 };

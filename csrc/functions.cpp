@@ -26,8 +26,8 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   const Real** a = (const Real**)p.tables;
   Real** c = (Real**)(a + p.n);
   for (int64_t i = rows.first; i < rows.last; i++) c[i] = p.c + i * p.m;
-  if (p.b_transposed) pack_panel<V>(p.b, p.m, p.K, 0, 1, blocks, p.panel);
-  else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel);
+  if (p.b_transposed) pack_panel<V>(p.b, p.m, p.K, 0, 1, blocks, p.panel, poll);
+  else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel, poll);
   if (p.a_transposed)
     transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),
                       p.columns, (Real*)nullptr);

@@ -8,10 +8,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <new>
+#include <string>
 #include <vector>
 
 namespace fastrnn {
@@ -23,23 +25,25 @@ constexpr int spins_before_sleep = 20000;  // some 100 us: the next call of a bu
 struct Worker;
 
 struct Threads {
-  std::mutex lease;  // held by the caller whose job runs
+  int leased = 0;  // 1 while a caller's job runs; no mutex: a signal handler may call during its own thread's call
   std::vector<Worker*> workers;
   void (*job)(void*, int) = nullptr;
   void* context = nullptr;
   alignas(128) int running = 0;  // workers that have not finished the job
+
+  Threads() { workers.reserve(max_threads); }
 };
 
 struct alignas(128) Worker {
   Threads* team;
   int rank;
-  int epoch = 0;  // one more for every job; the futex word
+  unsigned epoch = 0;  // one more for every job; the futex word
   int sleeping = 0;
 };
 
 Threads* threads = nullptr;
 
-void sleep_while(Worker& w, int seen) {
+void sleep_while(Worker& w, unsigned seen) {
   for (int spins = 0; spins < spins_before_sleep; spins++) {
     if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
     pause();
@@ -51,7 +55,7 @@ void sleep_while(Worker& w, int seen) {
 
 void* work(void* argument) {
   Worker& w = *static_cast<Worker*>(argument);
-  for (int seen = 0;;) {
+  for (unsigned seen = 0;;) {
     sleep_while(w, seen);
     seen++;
     w.team->job(w.team->context, w.rank);
@@ -60,9 +64,10 @@ void* work(void* argument) {
   return nullptr;
 }
 
-// False: the system has no more threads to give.
+// False: the system has no more threads or memory to give.
 bool start_worker(Threads& team) {
-  auto* w = new Worker{&team, int(team.workers.size()) + 1};
+  auto* w = new (std::nothrow) Worker{&team, int(team.workers.size()) + 1};
+  if (!w) return false;
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -93,32 +98,72 @@ Threads& the_threads() {
   return *threads;
 }
 
-// "max 100000" or "200000 100000": quota and period in microseconds. 0: no limit.
-int processors_by_quota(const char* path) {
-  FILE* f = fopen(path, "r");
+int64_t number_in(const std::string& path, int which) {
+  FILE* f = fopen(path.c_str(), "r");
   if (!f) return 0;
-  char quota[32] = "";
-  long long period = 0;
-  const int fields = fscanf(f, "%31s %lld", quota, &period);
+  char text[2][32] = {"", ""};
+  const int fields = fscanf(f, "%31s %31s", text[0], text[1]);
   fclose(f);
-  if (fields != 2 || period <= 0 || !strcmp(quota, "max")) return 0;
-  const long long value = atoll(quota);
-  return value > 0 ? int((value + period - 1) / period) : 0;
+  return fields > which ? atoll(text[which]) : 0;  // "max" and -1: no limit
+}
+
+int processors(int64_t quota, int64_t period) {
+  if (quota <= 0 || period <= 0) return INT_MAX;
+  const int64_t n = quota / period + (quota % period != 0);
+  return n < INT_MAX ? int(n) : INT_MAX;
+}
+
+// The least CPU quota of a control group and those above it, in version 2 (cpu.max) or 1 (cpu.cfs_*).
+int quota_of(const char* mount, std::string group, bool second) {
+  int least = INT_MAX;
+  for (;; group.erase(group.rfind('/'))) {
+    const std::string at = mount + (group == "/" ? "" : group);
+    const int n = second ? processors(number_in(at + "/cpu.max", 0), number_in(at + "/cpu.max", 1))
+                         : processors(number_in(at + "/cpu.cfs_quota_us", 0), number_in(at + "/cpu.cfs_period_us", 0));
+    if (n < least) least = n;
+    if (group.rfind('/') == std::string::npos) return least;
+  }
+}
+
+int processors_by_quota() {
+  FILE* f = fopen("/proc/self/cgroup", "r");
+  if (!f) return INT_MAX;
+  int least = INT_MAX;
+  char line[4096];
+  while (fgets(line, sizeof line, f)) {  // "0::/a/b" in version 2, "4:cpu,cpuacct:/a/b" in version 1
+    line[strcspn(line, "\n")] = 0;
+    char* names = strchr(line, ':');
+    char* group = names ? strchr(names + 1, ':') : nullptr;
+    if (!group) continue;
+    *group++ = 0, names++;
+    const bool second = !*names, cpu = (std::string(",") + names + ",").find(",cpu,") != std::string::npos;
+    if (!second && !cpu) continue;
+    for (const char* mount :
+         {second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu", second ? "/sys/fs/cgroup/unified" : "/sys/fs/cgroup/cpu,cpuacct"}) {
+      const int n = quota_of(mount, group, second);
+      if (n < least) least = n;
+    }
+  }
+  fclose(f);
+  return least;
 }
 
 }  // namespace
 
 Gang::Gang(int wanted) : size_(1) {
-  if (wanted <= 1 || !the_threads().lease.try_lock()) return;
+  if (wanted <= 1 || __atomic_exchange_n(&the_threads().leased, 1, __ATOMIC_ACQUIRE)) return;
+  leased_ = true;
   Threads& team = *threads;
   const int size = wanted < max_threads ? wanted : max_threads;
   while (int(team.workers.size()) < size - 1 && start_worker(team)) {}
   size_ = int(team.workers.size()) + 1 < size ? int(team.workers.size()) + 1 : size;
-  if (size_ == 1) team.lease.unlock();
 }
 
-Gang::~Gang() {
-  if (size_ > 1) threads->lease.unlock();
+Gang::~Gang() { release(); }
+
+void Gang::release() {
+  if (leased_) __atomic_store_n(&threads->leased, 0, __ATOMIC_RELEASE);
+  leased_ = false;
 }
 
 void Gang::run(void (*job)(void*, int), void* context) {
@@ -136,14 +181,15 @@ void Gang::run(void (*job)(void*, int), void* context) {
   job(context, 0);
   if (size_ > 1)
     for (int left; (left = __atomic_load_n(&threads->running, __ATOMIC_ACQUIRE)) > 0;) spin_while(&threads->running, left);
+  release();
 }
 
 int available_threads() {
   cpu_set_t set;
   CPU_ZERO(&set);
   int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(sysconf(_SC_NPROCESSORS_ONLN));
-  const int quota = processors_by_quota("/sys/fs/cgroup/cpu.max");
-  if (quota > 0 && quota < n) n = quota;
+  const int quota = processors_by_quota();
+  if (quota < n) n = quota;
   return n > 1 ? n : 1;
 }
 

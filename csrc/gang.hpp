@@ -74,7 +74,7 @@ struct Poll {
   FASTRNN_INLINE Poll(const Team& team) : control(team.control), asks(team.asks) {}
   FASTRNN_INLINE bool stop(double flops) {
     if (stopped(*control)) return true;
-    spent += flops;
+    spent += flops + 4000;  // even a tile of nothing takes some time
     if (!asks || spent < 2e8) return false;
     spent = 0;
     if (!control->interrupted || !control->interrupted(control->context)) return false;
@@ -100,11 +100,13 @@ class Gang {
   Gang& operator=(const Gang&) = delete;
 
   int size() const { return size_; }
-  // Runs job(context, rank) for each rank in [0, size); rank 0 is the caller.
+  // Runs job(context, rank) for each rank in [0, size), rank 0 the caller, and gives the lease back. To be called once.
   void run(void (*job)(void* context, int rank), void* context);
 
  private:
+  void release();
   int size_;
+  bool leased_ = false;
 };
 
 // Processors this process may use: its affinity mask, cut by the cgroup's CPU quota.

@@ -198,12 +198,15 @@ FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int
 
 // ---- packing -------------------------------------------------------------------------------------------------------
 
+constexpr double packing_work = 16;  // to move an element takes as long as that many multiplications and additions
+
 // The unit blocks of G gates, W (gates*units,K) from gate 'first' on -> [block][K][G][N]; lanes past the units are zero.
 template <class V, class Real>
-void pack_panel(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel) {
+void pack_panel(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel, Poll& poll) {
   constexpr int N = Lanes<V>::n;
   for (int64_t block = blocks.first; block < blocks.last; block++) {
     const int64_t count = units - block * N < N ? units - block * N : N;
+    if (poll.stop(double(K) * G * N * packing_work)) return;
     for (int g = 0; g < G; g++) {
       const Real* from = weight + ((first + g) * units + block * N) * K;
       Real* to = panel + (block * K * G + g) * N;
@@ -226,10 +229,11 @@ void pack_panel(const Real* weight, int64_t units, int64_t K, int first, int G, 
 
 // Rows of length n, given by pointer -> [block][pitch][N] with row k at depth k: the panel of their transpose.
 template <class V, class Real, class Row>
-FASTRNN_FN void pack_rows(Row row, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* panel) {
+FASTRNN_FN void pack_rows(Row row, int64_t count, int64_t n, int64_t pitch, Range blocks, Real* panel, Poll& poll) {
   constexpr int N = Lanes<V>::n;
   for (int64_t k = 0; k < count; k++) {
     const Real* from = row(k);
+    if (poll.stop(double(blocks.last - blocks.first) * N * packing_work)) return;
     for (int64_t block = blocks.first; block < blocks.last; block++)
       store(panel + (block * pitch + k) * N, load<V>(from + block * N, n - block * N));
   }

@@ -69,15 +69,15 @@ template <class Cell, class V, class Real> struct Backward {
     constexpr Phase ph = Cell::phase[p];
     if constexpr (Cell::projected && p == 1) {
       auto row = [&](int64_t k) { return d.weight_hr + k * H; };
-      pack_rows<V>(row, P, H, P, share_of(blocks_of<V>(H), team.rank, team.size), q.panel_hr);
+      pack_rows<V>(row, P, H, P, share_of(blocks_of<V>(H), team.rank, team.size), q.panel_hr, poll);
     } else {
       auto row = [&](int64_t k) { return d.weight_hh + weight_row(p, k) * P; };
-      pack_rows<V>(row, ph.gates * H, P, ph.gates * H, share_of(blocks_of<V>(P), team.rank, team.size), q.panel_hh + panel_start(p));
+      pack_rows<V>(row, ph.gates * H, P, ph.gates * H, share_of(blocks_of<V>(P), team.rank, team.size), q.panel_hh + panel_start(p), poll);
     }
   }
   void pack() {
     auto row = [&](int64_t k) { return d.weight_ih + k * I; };
-    pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), team.rank, team.size), q.panel_ih);
+    pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), team.rank, team.size), q.panel_ih, poll);
     pack_phase<0>();
     if constexpr (Cell::phases == 2) pack_phase<1>();
     const Range sums = share_of(S * H, team.rank, team.size);
@@ -213,10 +213,10 @@ template <class Cell, class V, class Real> struct Backward {
   FASTRNN_FN void pack_chunk(int64_t tokens) {
     auto mine = [&](int64_t n) { return share_of(blocks_of<V>(n), team.rank, team.size); };
     transpose_rows<V>([&](int64_t k) { return token_dgates[k]; }, tokens, S * H, q.chunk_pitch, mine(S * H), q.columns, q.column_sums);
-    pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel);
-    pack_rows<V>([&](int64_t k) { return token_h_prev[k]; }, tokens, P, q.chunk_pitch, mine(P), q.h_panel);
+    pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel, poll);
+    pack_rows<V>([&](int64_t k) { return token_h_prev[k]; }, tokens, P, q.chunk_pitch, mine(P), q.h_panel, poll);
     if constexpr (Cell::phases == 2)
-      pack_rows<V>([&](int64_t k) { return token_inner[k]; }, tokens, H, q.chunk_pitch, mine(H), q.inner_panel);
+      pack_rows<V>([&](int64_t k) { return token_inner[k]; }, tokens, H, q.chunk_pitch, mine(H), q.inner_panel, poll);
     if constexpr (Cell::projected)
       transpose_rows<V>([&](int64_t k) { return token_dproj[k]; }, tokens, P, q.chunk_pitch, mine(P), q.columns + S * H * q.chunk_pitch,
                         (Real*)nullptr);

@@ -12,7 +12,7 @@ using Real = FASTRNN_REAL;
 using V = VectorOf<Real>::type;
 using C = FASTRNN_CELL;
 
-void pack(const Direction<Real>& d, int rank, int size) { pack_forward<C, V>(d, rank, size); }
+void pack(const Direction<Real>& d, const Team& team) { pack_forward<C, V>(d, team); }
 
 void forward(const Direction<Real>& d, const Team& team) {
   FlushToZero mode;

@@ -36,9 +36,9 @@ Spare& spare() {
 
 }  // namespace
 
-Memory::Memory(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 128)) {
+Memory::Memory(int64_t bytes, bool short_lived) : bytes_(std::max<int64_t>(bytes, 128)), short_lived_(short_lived) {
   Spare& kept = spare();
-  if (bytes_ <= most_to_keep && kept.lock.try_lock()) {
+  if (short_lived && bytes_ <= most_to_keep && kept.lock.try_lock()) {
     const bool fits = kept.bytes >= bytes_ && kept.bytes / 4 <= bytes_ + (1 << 20);
     if (fits) std::swap(data_, kept.data), bytes_ = kept.bytes, kept.bytes = 0;
     kept.lock.unlock();
@@ -51,7 +51,7 @@ Memory::Memory(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 128)) {
 
 Memory::~Memory() {
   Spare& kept = spare();
-  if (data_ && bytes_ <= most_to_keep && kept.lock.try_lock()) {
+  if (data_ && short_lived_ && bytes_ <= most_to_keep && kept.lock.try_lock()) {
     if (kept.bytes < bytes_) std::swap(data_, kept.data), std::swap(bytes_, kept.bytes);
     kept.lock.unlock();
   }

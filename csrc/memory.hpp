@@ -9,15 +9,15 @@ namespace fastrnn {
 int64_t times(int64_t a, int64_t b);
 int64_t plus(int64_t a, int64_t b);
 
-// Memory for one call or one tape, aligned for vectors; the last large block is kept for the next caller.
+// Memory aligned for vectors. A short-lived one, of a call, leaves its block to the next call if that is a large one.
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(int64_t bytes);
+  Memory(int64_t bytes, bool short_lived);
   ~Memory();
-  Memory(Memory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr, other.bytes_ = 0; }
+  Memory(Memory&& other) noexcept { *this = std::move(other); }
   Memory& operator=(Memory&& other) noexcept {
-    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_);
+    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_), std::swap(short_lived_, other.short_lived_);
     return *this;
   }
   char* data() const { return data_; }
@@ -26,6 +26,7 @@ class Memory {
  private:
   char* data_ = nullptr;
   int64_t bytes_ = 0;
+  bool short_lived_ = false;
 };
 
 // Deals out a block of memory; with a null block it only counts.
@@ -46,5 +47,15 @@ class Arena {
   char* base_;
   int64_t used_ = 0, most_ = 0;
 };
+
+// What lay_out(arena) takes, measured and then dealt out.
+template <class LayOut> Memory laid_out(LayOut lay_out, bool short_lived) {
+  Arena count(nullptr);
+  lay_out(count);
+  Memory memory(count.most(), short_lived);
+  Arena arena(memory.data());
+  lay_out(arena);
+  return memory;
+}
 
 }  // namespace fastrnn

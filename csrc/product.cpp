@@ -18,13 +18,12 @@ ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int t
       microseconds_(predicted(functions_, product)),
       gang_(microseconds_ < 40 ? 1 : int(std::min<int64_t>(threads, (product.n + 5) / 6))) {
   const int64_t N = functions_.lanes;
-  for (const bool measured : {false, true}) {
-    Arena arena(memory_.data());
+  auto lay_out = [&](Arena& arena) {
     product_.columns = product_.a_transposed ? arena.take<Real>(times(product_.n, plus(product_.K, N))) : nullptr;
     product_.panel = arena.take<Real>(times(times(plus(product_.m, N - 1) / N, product_.K), N));
     product_.tables = arena.take<const void*>(times(2, product_.n));
-    if (!measured) memory_ = Memory(arena.most());
-  }
+  };
+  memory_ = laid_out(lay_out, true);
 }
 
 template <class Real> bool ProductRun<Real>::run(Interrupt interrupt) {

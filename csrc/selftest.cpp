@@ -104,12 +104,9 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   call.weights = weights.data();
   std::unique_ptr<FrozenWeights<Real>> packed;
   if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data())), call.frozen = packed->panels(), call.weights = nullptr;
-  Arena count(nullptr);
-  if (gradients) lay_out_tape<Real>(n, batch, false, count);
-  Memory memory(count.most());
-  Arena arena(memory.data());
   Saved<Real> saved;
-  if (gradients) saved = lay_out_tape<Real>(n, batch, false, arena), call.saved = &saved;
+  Memory memory;
+  if (gradients) memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch, false, arena); }, false), call.saved = &saved;
   ForwardRun<Real>(n, call, threads).run({nullptr, nullptr});
   out.y.assign(y.begin(), y.end()), out.hn.assign(hn.begin(), hn.end()), out.cn.assign(cn.begin(), cn.end());
   if (!gradients) return;

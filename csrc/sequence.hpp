@@ -65,9 +65,10 @@ template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurr
 }
 
 // This worker's part of packing the forward weights; biases are packed by whoever has the blocks.
-template <class Cell, class V, class Real> void pack_forward(const Direction<Real>& d, int rank, int size) {
+template <class Cell, class V, class Real> void pack_forward(const Direction<Real>& d, const Team& team) {
   constexpr int N = Lanes<V>::n, G = Cell::gates;
-  const Range blocks = share_of(blocks_of<V>(d.H), rank, size);
+  const Range blocks = share_of(blocks_of<V>(d.H), team.rank, team.size);
+  Poll poll(team);
   for (int64_t block = blocks.first; block < blocks.last; block++) {
     const int64_t left = d.H - block * N;
 #pragma GCC unroll 4
@@ -80,13 +81,14 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
     }
   }
   if (!d.use_panels) return;
-  pack_panel<V>(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih);
-  pack_panel<V>(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh);
+  pack_panel<V>(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih, poll);
+  pack_panel<V>(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh, poll);
   if constexpr (Cell::projected) {
-    pack_panel<V>(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), rank, size), d.panels.hr);
+    pack_panel<V>(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), team.rank, team.size), d.panels.hr, poll);
   } else if constexpr (Cell::phases == 2) {
     constexpr Phase second = Cell::phase[1];
-    pack_panel<V>(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N);
+    pack_panel<V>(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N,
+                  poll);
   }
 }
 

@@ -19,28 +19,28 @@ namespace {
 template <class V> struct Lanes;
 template <> struct Lanes<float> {
   using Real = float;
-  using Int = int32_t;
+  using Bits = uint32_t;
   static constexpr int n = 1;
 };
 template <> struct Lanes<double> {
   using Real = double;
-  using Int = int64_t;
+  using Bits = uint64_t;
   static constexpr int n = 1;
 };
 
 #if FASTRNN_VECTOR_BYTES > 0
 typedef float F32 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
 typedef double F64 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
-typedef int32_t I32 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
-typedef int64_t I64 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+typedef uint32_t U32 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+typedef uint64_t U64 __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
 template <> struct Lanes<F32> {
   using Real = float;
-  using Int = I32;
+  using Bits = U32;
   static constexpr int n = FASTRNN_VECTOR_BYTES / 4;
 };
 template <> struct Lanes<F64> {
   using Real = double;
-  using Int = I64;
+  using Bits = U64;
   static constexpr int n = FASTRNN_VECTOR_BYTES / 8;
 };
 template <class Real> struct VectorOf;
@@ -175,7 +175,7 @@ template <> struct Exp2<double> {  // 2.1e-17
 // Without the tail of log2 e the power is off by |x| / 2^24 of itself (2^53 in double), which tanh does not feel.
 template <bool tail, class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor, V& power, V& rest) {
   using Real = typename Lanes<V>::Real;
-  using Int = typename Lanes<V>::Int;
+  using Bits = typename Lanes<V>::Bits;
   using E = Exp2<Real>;
   const V shifted = fma(x, splat<V>(factor * E::log2e), splat<V>(E::round));
   const V n = shifted - E::round;
@@ -190,7 +190,7 @@ template <bool tail, class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; i--) q = fma(q, f, splat<V>(E::q[i]));
   rest = f * q;
-  Int bits;
+  Bits bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + E::bias) << E::mantissa;
   __builtin_memcpy(&power, &bits, sizeof bits);

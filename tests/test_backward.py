@@ -168,3 +168,18 @@ def test_a_nan_in_one_row_stays_in_that_row(name: str) -> None:
         if variable in clean:
             assert_same_bits(dirty[variable][:, others], clean[variable][:, others])
     assert np.isnan(dirty["weight_hh_l0"]).any()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_tape_does_not_see_what_the_caller_writes_to_its_small_arrays_afterwards(name: str) -> None:
+    e = draw(CELLS[name], CELLS[name].build(3, 5, dtype="float64"), 6, 4, lengths=True, reset=True)
+    expected = e.gradients()
+    tape = e.train()[2]
+    assert e.lengths is not None
+    assert e.reset is not None
+    e.lengths[:] = 50
+    e.reset[...] ^= True
+    for s in e.state:
+        s[...] = np.nan
+    found = gradients_of(e.layer.backward(tape, e.dy, whole(e.dstate), hidden=True))
+    assert_same_bits(found, expected)

@@ -268,6 +268,7 @@ def test_a_tape_must_be_of_this_layer_and_its_parameters(gru: fastrnn.GRU, lstm:
         ({"input_size": 0}, ValueError, "LSTM got input_size=0.\n  input_size must be at least 1."),
         ({"hidden_size": -3}, ValueError, "hidden_size must be at least 1."),
         ({"num_layers": 0}, ValueError, "num_layers must be at least 1."),
+        ({"num_layers": 10**9}, ValueError, "num_layers must be at most 1024."),
         ({"hidden_size": 4.0}, TypeError, "LSTM got hidden_size=4.0.\n  hidden_size must be an integer."),
         ({"num_layers": True}, TypeError, "num_layers must be an integer."),
         ({"bias": 1}, TypeError, "LSTM got bias=1.\n  bias must be True or False."),

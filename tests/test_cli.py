@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ class TestTrain:
         with subprocess.Popen([*command, *FAST[:8]], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             line = b""
-            while b"/" not in line:  # the first line of progress
+            while not re.search(rb"\d+/\d+", line):  # the first line of progress
                 line = process.stdout.readline()
                 assert line or process.poll() is None
             process.send_signal(signal.SIGINT)

@@ -363,3 +363,14 @@ def test_importing_loads_nothing_heavy() -> None:
     code = f"import sys, fastrnn; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_bytes_of_tapes_and_frozen_layers_do_not_depend_on_earlier_calls() -> None:
+    small, large = fastrnn.LSTM(2, 2), fastrnn.LSTM(64, 64)
+
+    def sizes() -> tuple[int, int]:
+        return small.freeze().nbytes, small.forward(np.zeros((3, 2, 2), np.float32))[2].nbytes
+
+    first = sizes()
+    large(np.zeros((100, 64, 64), np.float32))
+    assert sizes() == first

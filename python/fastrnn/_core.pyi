@@ -95,7 +95,7 @@ class Network:
         dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P).
         """
     def freeze(self, parameters: Sequence[Array]) -> Frozen: ...
-    def memory(self, T: int, B: int, training: bool) -> tuple[int, int, int]:
+    def memory(self, T: int, B: int, training: bool, dropout: bool) -> tuple[int, int, int]:
         """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
 
 def isas() -> list[str]:

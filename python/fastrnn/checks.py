@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
+MAX_LAYERS = 1024  # beyond any network, and before a slip of the keyboard takes minutes
 INT64_MAX = 2**63 - 1
 
 
@@ -268,6 +269,8 @@ def read_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
                 problems.type(got, f"{key} must be an integer.")
             elif operator.index(value) < least:
                 problems.value(got, f"{key} must be at least {least}.")
+            elif key == "num_layers" and value > MAX_LAYERS:
+                problems.value(got, f"num_layers must be at most {MAX_LAYERS}.")
             else:
                 read[key] = operator.index(value)
         elif key in ("bias", "batch_first", "bidirectional", "reset_after"):
@@ -340,13 +343,13 @@ def parameter_sizes(who: str, shapes: Sequence[Shape], dtype: np.dtype[Any]) -> 
 
 
 def call_size(
-    who: Callable[[], str], network: "Network", time: int, batch: int, training: bool
+    who: Callable[[], str], network: "Network", time: int, batch: int, training: bool, dropout: bool = False
 ) -> tuple[int, int, int]:
     """Return the bytes of outputs, tape and scratch of one call, or refuse them by size."""
     try:
         if max(time, batch) > INT64_MAX:
             raise OverflowError
-        sizes = network.memory(time, batch, training)
+        sizes = network.memory(time, batch, training, dropout)
     except OverflowError as error:
         text = f"{who()}: a call with T = {time} and B = {batch} needs more bytes than 64 bits can count."
         raise SizeError(text) from error
@@ -357,7 +360,7 @@ def call_size(
 
 def out_of_memory(who: str, network: "Network", time: int, batch: int, training: bool) -> SizeError:
     """Return the error for a call that found no memory, with the size it needed."""
-    need = readable(sum(network.memory(time, batch, training)))
+    need = readable(sum(network.memory(time, batch, training, False)))
     return SizeError(
         f"{who}: no memory for a call with T = {time} and B = {batch}, which needs about {need}. "
         "Take a smaller batch, or shorter sequences with the state carried on."

@@ -84,6 +84,11 @@ class Recurrent(ABC, Generic[S]):
         """P: the size of h, and of y in one direction."""
         return self.proj_size or self.hidden_size
 
+    @property
+    def _drops(self) -> bool:
+        """Whether training drops elements: between layers, so not in a single one."""
+        return self.dropout > 0 and self.num_layers > 1
+
     def _brief(self) -> str:
         """Return the subject of an error message."""
         return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
@@ -165,8 +170,8 @@ class Recurrent(ABC, Generic[S]):
             As calling the layer does.
         """
         given = inputs.read(self, self._brief, x, state, lengths, reset)
-        if training and self.dropout > 0 and self.num_layers > 1:
-            checks.call_size(self._brief, self._network, given.time, given.batch, True)
+        if training and self._drops:
+            checks.call_size(self._brief, self._network, given.time, given.batch, True, self._drops)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             masks, scale = self._draw_masks(given, generator)
         else:
@@ -259,7 +264,7 @@ class Recurrent(ABC, Generic[S]):
         T, B = operator.index(T), operator.index(B)
         if T < 0 or B < 0:
             raise ValueError(f"estimate_memory got T={T} and B={B}; both must be at least 0")
-        sizes = checks.call_size(self._brief, self._network, T, B, training)
+        sizes = checks.call_size(self._brief, self._network, T, B, training, training and self._drops)
         return MemoryEstimate(*sizes, parameters=sum(p.nbytes for p in self._parameters.values()))
 
     # Parameters
