@@ -473,6 +473,7 @@ PYBIND11_MODULE(_core, m) {
     return names;
   });
   m.def("available_threads", &available_threads);
+  m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));
   m.def(
       "product",
       [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads) {

@@ -31,7 +31,7 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   if (p.a_transposed)
     transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),
                       p.columns, (Real*)nullptr);
-  if (wait(*team.barrier, *team.control)) return;
+  if (wait(team)) return;
   for (int64_t k = 0; k == 0 || k < p.K; k += depth) {
     for (int64_t i = rows.first; i < rows.last; i++) a[i] = (p.a_transposed ? p.columns + i * columns_pitch : p.a + i * p.K) + k;
     const Matrix<Real> w{p.panel + k * N, nullptr, p.K - k < depth ? p.K - k : depth, p.m, p.K * N};

@@ -4,10 +4,13 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +23,15 @@ namespace fastrnn {
 namespace {
 
 constexpr int max_threads = 1024;
-constexpr int spins_before_sleep = 20000;  // some 100 us: the next call of a busy loop comes sooner
+constexpr int64_t patience = 100'000;           // ns between calls before a worker sleeps: in a busy loop the next comes sooner
+constexpr int64_t politeness = 30'000;          // ns at a barrier before a thread gives way to others
+constexpr int64_t least_rest = 2'000'000, most_rest = 250'000'000;  // ns of single calls after a crowded one
+
+int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
 
 struct Worker;
 
@@ -30,6 +41,9 @@ struct Threads {
   void (*job)(void*, int) = nullptr;
   void* context = nullptr;
   alignas(128) int running = 0;  // workers that have not finished the job
+
+  // A team whose processors are taken by others is slower than its caller alone, many times so if it meets often.
+  int64_t rest = least_rest, single_until = 0;
 
   Threads() { workers.reserve(max_threads); }
 };
@@ -42,12 +56,14 @@ struct alignas(128) Worker {
 };
 
 Threads* threads = nullptr;
+bool yields = true;
 
 void sleep_while(Worker& w, unsigned seen) {
-  for (int spins = 0; spins < spins_before_sleep; spins++) {
-    if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
-    pause();
-  }
+  for (const int64_t start = now(); now() - start < patience;)
+    for (int spins = 0; spins < 16; spins++) {
+      if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
+      pause();
+    }
   __atomic_store_n(&w.sleeping, 1, __ATOMIC_SEQ_CST);
   while (__atomic_load_n(&w.epoch, __ATOMIC_SEQ_CST) == seen) syscall(SYS_futex, &w.epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
   __atomic_store_n(&w.sleeping, 0, __ATOMIC_SEQ_CST);
@@ -150,13 +166,28 @@ int processors_by_quota() {
 
 }  // namespace
 
+int64_t wait_longer(const int* word, int old) {
+  const int64_t start = now();
+  for (int64_t waited = 0;; waited = now() - start) {
+    for (int spins = 0; spins < 16; spins++) {
+      if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != old) return now() - start;
+      pause();
+    }
+    if (waited > politeness) sched_yield();
+  }
+}
+
 Gang::Gang(int wanted) : size_(1) {
   if (wanted <= 1 || __atomic_exchange_n(&the_threads().leased, 1, __ATOMIC_ACQUIRE)) return;
   leased_ = true;
   Threads& team = *threads;
-  const int size = wanted < max_threads ? wanted : max_threads;
+  if (team.single_until && yields && now() < team.single_until) {
+    release();
+    return;
+  }
+  const int size = std::min(wanted, max_threads);
   while (int(team.workers.size()) < size - 1 && start_worker(team)) {}
-  size_ = int(team.workers.size()) + 1 < size ? int(team.workers.size()) + 1 : size;
+  size_ = std::min(int(team.workers.size()) + 1, size);
 }
 
 Gang::~Gang() { release(); }
@@ -166,23 +197,29 @@ void Gang::release() {
   leased_ = false;
 }
 
-void Gang::run(void (*job)(void*, int), void* context) {
-  if (size_ > 1) {
-    Threads& team = *threads;
-    team.job = job;
-    team.context = context;
-    __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
-    for (int i = 0; i < size_ - 1; i++) {
-      Worker& w = *team.workers[i];
-      __atomic_add_fetch(&w.epoch, 1, __ATOMIC_SEQ_CST);
-      if (__atomic_load_n(&w.sleeping, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &w.epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-    }
+void Gang::run(void (*job)(void*, int), void* context, Control& control) {
+  if (size_ == 1) return job(context, 0);
+  Threads& team = *threads;
+  const int64_t start = now();
+  team.job = job;
+  team.context = context;
+  __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
+  for (int i = 0; i < size_ - 1; i++) {
+    Worker& w = *team.workers[i];
+    __atomic_add_fetch(&w.epoch, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&w.sleeping, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &w.epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
   }
   job(context, 0);
-  if (size_ > 1)
-    for (int left; (left = __atomic_load_n(&threads->running, __ATOMIC_ACQUIRE)) > 0;) spin_while(&threads->running, left);
+  for (int left; (left = __atomic_load_n(&team.running, __ATOMIC_ACQUIRE)) > 0;) control.waited += spin_while(&team.running, left);
+  // Alone, the caller would have been busy 'size' times as long as it was.
+  const int64_t took = now() - start, busy = took - control.waited;
+  const bool crowded = took > int64_t(size_) * busy + 20'000;
+  team.rest = crowded ? std::min(2 * team.rest, most_rest) : least_rest;
+  team.single_until = crowded ? now() + team.rest : 0;
   release();
 }
+
+void yield_when_crowded(bool on) { yields = on; }
 
 int available_threads() {
   cpu_set_t set;

@@ -2,17 +2,16 @@
 //
 // Kernels see Team, Barrier, Control and share_of only. Gang, the threads themselves, is gang.cpp's and stack.cpp's.
 #pragma once
-#include <sched.h>
-
 #include "fastrnn.hpp"
 
 namespace fastrnn {
 
-// Asked by the calling thread every few milliseconds of work. The answer is kept in 'stop'.
+// 'interrupted' is asked by the calling thread every few milliseconds of work, and its answer kept in 'stop'.
 struct Control {
   bool (*interrupted)(void* context);
   void* context;
   int stop;
+  int64_t waited;  // nanoseconds that the calling thread stood at barriers
 };
 
 // All workers leave a barrier with the same answer, so that an interrupted team parts at one place.
@@ -24,6 +23,9 @@ struct Range {
   int64_t first, last;
 };
 
+// The rest of spin_while: goes on for a moment, then gives way, for a team may be larger than the machine.
+int64_t wait_longer(const int* word, int old);
+
 namespace {
 
 FASTRNN_INLINE void pause() {
@@ -34,18 +36,19 @@ FASTRNN_INLINE void pause() {
 #endif
 }
 
-// Waits for *word to leave 'old': a while on the bus, then giving way, for a team may be larger than the machine.
-FASTRNN_INLINE void spin_while(const int* word, int old) {
-  for (int spins = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) == old; spins++) {
-    if (spins < 4000) pause();
-    else sched_yield();
+// Waits for *word to leave 'old'; nanoseconds of it beyond the first few thousand.
+FASTRNN_INLINE int64_t spin_while(const int* word, int old) {
+  for (int spins = 0; spins < 64; spins++) {
+    if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != old) return 0;
+    pause();
   }
+  return wait_longer(word, old);
 }
 
 FASTRNN_INLINE bool stopped(const Control& control) { return __atomic_load_n(&control.stop, __ATOMIC_RELAXED) != 0; }
 
-// True: the call was interrupted.
-FASTRNN_INLINE bool wait(Barrier& barrier, const Control& control) {
+// True: the call was interrupted. 'caller': by the calling thread.
+FASTRNN_INLINE bool wait(Barrier& barrier, Control& control, bool caller) {
   if (barrier.size == 1) return stopped(control);
   const int epoch = __atomic_load_n(&barrier.epoch, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == barrier.size) {
@@ -53,10 +56,12 @@ FASTRNN_INLINE bool wait(Barrier& barrier, const Control& control) {
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&barrier.epoch, epoch + 1, __ATOMIC_RELEASE);
   } else {
-    spin_while(&barrier.epoch, epoch);
+    const int64_t waited = spin_while(&barrier.epoch, epoch);
+    if (caller) control.waited += waited;
   }
   return barrier.stopped;
 }
+FASTRNN_INLINE bool wait(const Team& team) { return wait(*team.barrier, *team.control, team.asks); }
 
 // The part of [0, n) that falls to one of 'size' workers, a multiple of 'grain' but for the last.
 FASTRNN_INLINE Range share_of(int64_t n, int rank, int size, int64_t grain = 1) {
@@ -91,7 +96,8 @@ struct Interrupt {
   void* context;
 };
 
-// A lease of up to 'wanted' threads, the caller among them. size is 1 while another caller holds the threads.
+// A lease of up to 'wanted' threads, the caller among them. size is 1 while another caller holds the threads, and for a
+// while after a call that spent more time waiting than one thread would have taken: other processes want the processors.
 class Gang {
  public:
   explicit Gang(int wanted);
@@ -101,13 +107,16 @@ class Gang {
 
   int size() const { return size_; }
   // Runs job(context, rank) for each rank in [0, size), rank 0 the caller, and gives the lease back. To be called once.
-  void run(void (*job)(void* context, int rank), void* context);
+  void run(void (*job)(void* context, int rank), void* context, Control& control);
 
  private:
   void release();
   int size_;
   bool leased_ = false;
 };
+
+// Off, a crowded team goes on as a team: for tests, which must not depend on what else the machine does.
+void yield_when_crowded(bool on);
 
 // Processors this process may use: its affinity mask, cut by the cgroup's CPU quota.
 int available_threads();

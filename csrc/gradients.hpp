@@ -52,7 +52,7 @@ template <class Cell, class V, class Real> struct Backward {
   Real** dweight_hh = dweight_ih + G * H;
   Real** dweight_hr = dweight_hh + G * H;
 
-  FASTRNN_FN bool meet() { return !wait(*team.barrier, *team.control); }
+  FASTRNN_FN bool meet() { return !wait(team); }
   FASTRNN_FN Real* ring(Real* base, int64_t step, int64_t s, int64_t pitch) const {
     return base + (step % (q.chunk_steps + 1) * B + s) * pitch;
   }

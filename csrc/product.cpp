@@ -27,13 +27,13 @@ ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int t
 }
 
 template <class Real> bool ProductRun<Real>::run(Interrupt interrupt) {
-  control_ = {interrupt.asked, interrupt.context, 0};
+  control_ = {interrupt.asked, interrupt.context, 0, 0};
   barrier_.size = gang_.size();
   auto job = [](void* self, int rank) {
     auto& r = *static_cast<ProductRun*>(self);
     r.functions_.product(r.product_, {rank, r.gang_.size(), false, rank == 0, &r.barrier_, &r.control_});
   };
-  gang_.run(job, this);
+  gang_.run(job, this, control_);
   return control_.stop != 0;
 }
 

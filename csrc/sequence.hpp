@@ -191,7 +191,7 @@ template <class Cell, class V, class Real> struct Forward {
     };
     const Range share = projects ? out_blocks : blocks;
     const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, start, finish);
-    return team.by_rows ? done : !wait(*team.barrier, *team.control);
+    return team.by_rows ? done : !wait(team);
   }
 
   bool sweep() {

@@ -260,15 +260,15 @@ template <class Real> struct ForwardRun<Real>::Job {
         const Direction<Real>& d = directions[l * n.D + side];
         if (!call.frozen) {
           kernel.pack(d, team);
-          if (wait(*team.barrier, crew.control)) break;
+          if (wait(team)) break;
         }
         kernel.forward(d, team);
       }
-      if (wait(crew.all, crew.control)) return;
+      if (wait(crew.all, crew.control, rank == 0)) return;
       if (!call.masks || l + 1 == n.L) continue;
       const int64_t size = call.batch->schedule().T * call.batch->schedule().B * n.D * n.P;
       drop(call.saved->outputs[l], call.masks + l * size, call.scale, call.saved->dropped[l], share_of(size, rank, crew.all.size, 16));
-      if (wait(crew.all, crew.control)) return;
+      if (wait(crew.all, crew.control, rank == 0)) return;
     }
   }
 };
@@ -278,8 +278,8 @@ ForwardRun<Real>::ForwardRun(const Network& n, const ForwardCall<Real>& call, in
 template <class Real> ForwardRun<Real>::~ForwardRun() = default;
 template <class Real> double ForwardRun<Real>::microseconds() const { return job_->work.total_us; }
 template <class Real> bool ForwardRun<Real>::run(Interrupt interrupt) {
-  job_->crew.control = {interrupt.asked, interrupt.context, 0};
-  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get());
+  job_->crew.control = {interrupt.asked, interrupt.context, 0, 0};
+  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get(), job_->crew.control);
   return job_->crew.control.stop != 0;
 }
 
@@ -369,10 +369,10 @@ template <class Real> struct BackwardRun<Real>::Job {
     const Range sides = crew.directions(rank, n.D);
     for (int64_t l = n.L - 1; l >= 0; l--) {
       for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(gradients[l * n.D + side], team);
-      if (wait(crew.all, crew.control)) return;
+      if (wait(crew.all, crew.control, rank == 0)) return;
       if (n.D == 1 && !(l && call.forward.masks)) continue;
       combine(l, rank);
-      if (wait(crew.all, crew.control)) return;
+      if (wait(crew.all, crew.control, rank == 0)) return;
     }
   }
 };
@@ -382,8 +382,8 @@ BackwardRun<Real>::BackwardRun(const Network& n, const BackwardCall<Real>& call,
 template <class Real> BackwardRun<Real>::~BackwardRun() = default;
 template <class Real> double BackwardRun<Real>::microseconds() const { return job_->work.total_us; }
 template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) {
-  job_->crew.control = {interrupt.asked, interrupt.context, 0};
-  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get());
+  job_->crew.control = {interrupt.asked, interrupt.context, 0, 0};
+  job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get(), job_->crew.control);
   return job_->crew.control.stop != 0;
 }
 

@@ -15,6 +15,12 @@ hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profil
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _team_even_when_crowded() -> None:
+    """Threads are tested as asked for, whatever else the machine does."""
+    _core.yield_when_crowded(False)
+
+
 @pytest.fixture(params=KNOWN_ISAS, scope="session")
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set of this architecture's kernels; what this machine lacks shows as skipped."""

@@ -104,6 +104,9 @@ def isas() -> list[str]:
 def available_threads() -> int:
     """Processors this process may use: its affinity mask, cut by the cgroup's quota."""
 
+def yield_when_crowded(on: bool) -> None:
+    """Whether calls run on one thread for a while after others took the team's processors; off for tests."""
+
 def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, threads: int) -> Array:
     """a b, or with the transpose of either; C-contiguous matrices of one dtype. The same bits for any threads."""
 
