@@ -78,13 +78,15 @@ struct CoreTape {
 };
 
 Cell cell_named(const std::string& name, bool projected) {
-  const char* const names[] = {"rnn_tanh", "rnn_relu", "gru", "gru_original", "lstm"};
-  for (int i = 0; i < 5; i++)
-    if (name == names[i]) {
-      if (projected && name != "lstm") throw py::value_error("proj_size is for the lstm cell only");
-      return projected ? Cell::lstm_projected : Cell(i);
-    }
-  throw py::value_error("cell is '" + name + "' but must be rnn_tanh, rnn_relu, gru, gru_original or lstm");
+  if (projected && name != "lstm") throw py::value_error("proj_size is for the lstm cell only");
+  if (projected) return Cell::lstm_projected;
+  std::string known;
+  for (int i = 0; i < cell_count; i++) {
+    if (Cell(i) == Cell::lstm_projected) continue;
+    if (name == cell_names[i]) return Cell(i);
+    known += std::string(known.empty() ? "" : ", ") + cell_names[i];
+  }
+  throw py::value_error("cell is '" + name + "' but must be one of " + known);
 }
 
 bool has_c(const Network& n) { return n.cell == Cell::lstm || n.cell == Cell::lstm_projected; }
@@ -368,12 +370,12 @@ py::array activation(const std::string& isa, const std::string& name, py::array 
   const Shape shape(x.shape(), x.shape() + x.ndim());
   if (is_array_of<float>(x)) {
     py::array_t<float> y(shape);
-    activate(*chosen.f32.functions, name, static_cast<const float*>(x.data()), y.mutable_data(), x.size());
+    activate(chosen.f32->functions, name, static_cast<const float*>(x.data()), y.mutable_data(), x.size());
     return y;
   }
   if (!is_array_of<double>(x)) throw py::type_error("x must be float32 or float64");
   py::array_t<double> y(shape);
-  activate(*chosen.f64.functions, name, static_cast<const double*>(x.data()), y.mutable_data(), x.size());
+  activate(chosen.f64->functions, name, static_cast<const double*>(x.data()), y.mutable_data(), x.size());
   return y;
 }
 

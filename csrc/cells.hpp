@@ -2,7 +2,7 @@
 //
 // V is a scalar or a vector of units side by side. A cell is a list of phases; each is a product with the recurrent
 // weights and the pointwise epilogue that consumes it. sequence.hpp and gradients.hpp run the phases over time.
-// To add a cell: one struct here, one line in Cell (fastrnn.hpp) and CELLS (kernels.cpp), its twin in tests/reference.py.
+// To add a cell: one struct here, one line in FASTRNN_CELLS (fastrnn.hpp), its twin in tests/reference.py.
 #pragma once
 #include "vec.hpp"
 

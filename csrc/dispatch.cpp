@@ -6,18 +6,12 @@
 
 #include "fastrnn.hpp"
 
-#define KERNELS(isa, suffix, Real)                                                                                    \
-  namespace fastrnn::isa {                                                                                            \
-  extern const Kernel<Real> rnn_tanh_##suffix, rnn_relu_##suffix, gru_##suffix, gru_original_##suffix, lstm_##suffix, \
-      lstm_projected_##suffix;                                                                                        \
-  extern const Functions<Real> functions_##suffix;                                                                    \
+#define DECLARE(isa)                          \
+  namespace fastrnn::isa {                    \
+  extern const KernelTable<float> table_f32;  \
+  extern const KernelTable<double> table_f64; \
   }
-#define TABLE(isa, suffix)                                                                                                  \
-  {{&isa::rnn_tanh_##suffix, &isa::rnn_relu_##suffix, &isa::gru_##suffix, &isa::gru_original_##suffix, &isa::lstm_##suffix, \
-    &isa::lstm_projected_##suffix},                                                                                         \
-   &isa::functions_##suffix}
-#define DECLARE(isa) KERNELS(isa, f32, float) KERNELS(isa, f64, double)
-#define ROW(isa, supported) {#isa, supported, TABLE(isa, f32), TABLE(isa, f64)}
+#define ROW(isa, supported) {#isa, supported, &isa::table_f32, &isa::table_f64}
 
 #ifdef FASTRNN_HAS_AVX512
 DECLARE(avx512)
@@ -62,7 +56,7 @@ const Isa isas[] = {
 #ifdef FASTRNN_HAS_SCALAR
     ROW(scalar, always),
 #endif
-    {nullptr, nullptr, {}, {}},
+    {nullptr, nullptr, nullptr, nullptr},
 };
 
 const Isa& choose_isa(const char* name) {

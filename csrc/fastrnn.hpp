@@ -11,8 +11,20 @@
 
 namespace fastrnn {
 
-enum class Cell { rnn_tanh, rnn_relu, gru, gru_original, lstm, lstm_projected };
-constexpr int cell_count = 6;
+// The list of cells: name, and struct in cells.hpp. CMake reads it too, for one kernel unit each.
+#define FASTRNN_CELLS(X)       \
+  X(rnn_tanh, Rnn<false>)      \
+  X(rnn_relu, Rnn<true>)       \
+  X(gru, Gru)                  \
+  X(gru_original, GruOriginal) \
+  X(lstm, Lstm)                \
+  X(lstm_projected, LstmProjected)
+
+#define FASTRNN_NAME(name, type) name,
+#define FASTRNN_TEXT(name, type) #name,
+enum class Cell { FASTRNN_CELLS(FASTRNN_NAME) };
+constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
+constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
 
 // Element k of row (t, b) is base[t * time + b * batch + k].
 template <class Real> struct Rows {
@@ -149,22 +161,22 @@ template <class Real> struct Functions {
 
 template <class Real> struct KernelTable {
   const Kernel<Real>* cell[cell_count];
-  const Functions<Real>* functions;
+  Functions<Real> functions;
 };
 
 struct Isa {
   const char* name;
   bool (*supported)();
-  KernelTable<float> f32;
-  KernelTable<double> f64;
+  const KernelTable<float>* f32;
+  const KernelTable<double>* f64;
 };
 
 // Every instruction set of this build, best first; ends with a null name.
 extern const Isa isas[];
 
 template <class Real> const KernelTable<Real>& table_of(const Isa& isa);
-template <> FASTRNN_INLINE const KernelTable<float>& table_of(const Isa& isa) { return isa.f32; }
-template <> FASTRNN_INLINE const KernelTable<double>& table_of(const Isa& isa) { return isa.f64; }
+template <> FASTRNN_INLINE const KernelTable<float>& table_of(const Isa& isa) { return *isa.f32; }
+template <> FASTRNN_INLINE const KernelTable<double>& table_of(const Isa& isa) { return *isa.f64; }
 
 // The instruction set of that name, or the best one with a null name. FASTRNN_ISA in the environment overrides the latter.
 // Throws std::invalid_argument that names what there is.

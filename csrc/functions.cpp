@@ -1,4 +1,4 @@
-// What an instruction set offers beside its cells: the plain matrix product of the read-out, and the activations of whole
+// The table of one instruction set: its cells, the plain matrix product of the read-out, and the activations of whole
 // arrays, so that tests can measure their error over the whole range.
 #include "gemm.hpp"
 
@@ -39,15 +39,22 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   }
 }
 
-template <class Real> constexpr Functions<Real> all() {
+template <class Real> constexpr Functions<Real> functions() {
   return {Lanes<typename VectorOf<Real>::type>::n, apply<Real, false>, apply<Real, true>, product<Real>};
 }
 
 }  // namespace
 
-extern const Functions<float> functions_f32;
-extern const Functions<double> functions_f64;
-const Functions<float> functions_f32 = all<float>();
-const Functions<double> functions_f64 = all<double>();
+#define FASTRNN_DECLARE(name, type)      \
+  extern const Kernel<float> name##_f32; \
+  extern const Kernel<double> name##_f64;
+#define FASTRNN_F32(name, type) &name##_f32,
+#define FASTRNN_F64(name, type) &name##_f64,
+FASTRNN_CELLS(FASTRNN_DECLARE)
+
+extern const KernelTable<float> table_f32;
+extern const KernelTable<double> table_f64;
+const KernelTable<float> table_f32 = {{FASTRNN_CELLS(FASTRNN_F32)}, functions<float>()};
+const KernelTable<double> table_f64 = {{FASTRNN_CELLS(FASTRNN_F64)}, functions<double>()};
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -13,7 +13,7 @@ template <class Real> double predicted(const Functions<Real>& f, const Product<R
 
 template <class Real>
 ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int threads)
-    : functions_(*table_of<Real>(isa).functions),
+    : functions_(table_of<Real>(isa).functions),
       product_(product),
       microseconds_(predicted(functions_, product)),
       gang_(microseconds_ < 40 ? 1 : int(std::min<int64_t>(threads, (product.n + 5) / 6))) {

@@ -16,8 +16,6 @@ using Array = std::vector<double>;
 
 namespace {
 
-const char* const cell_names[] = {"rnn_tanh", "rnn_relu", "gru", "gru_original", "lstm", "lstm_projected"};
-
 struct Case {
   Cell cell;
   int64_t T, B, I, H, L;
