@@ -44,11 +44,24 @@ def compare(ours: Call, peer: Call, seconds: float) -> tuple[Times, Times]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
         for call, n, seen in zip((ours, peer), repeats, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(n):
-                call()
-            seen.append((time.perf_counter() - start) / n)
+            seen.append(_run(call, n))
     return _summary(times[0]), _summary(times[1])
+
+
+def alone(call: Call, seconds: float) -> Times:
+    """Time one side by itself: a stream of steps that finds its weights in the cache."""
+    n, seen = _repeats(call), []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(seen) < 5:
+        seen.append(_run(call, n))
+    return _summary(seen)
+
+
+def _run(call: Call, n: int) -> float:
+    start = time.perf_counter()
+    for _ in range(n):
+        call()
+    return (time.perf_counter() - start) / n
 
 
 def _repeats(call: Call) -> int:
