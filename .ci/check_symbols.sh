@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Fails where a kernel object holds a symbol that the linker might share between instruction sets.
+#
+# A weak or unique symbol (nm: w W v V u) exists once in the program, in the version of whichever object came first: an
+# AVX-512 copy of it crashes an older CPU. So kernel objects may have none, and what they export has to be in the
+# namespace of their instruction set.
+#
+#   check_symbols.sh BUILD_DIRECTORY...
+set -euo pipefail
+
+for build in "$@"; do
+  objects=0
+  while IFS= read -r -d '' object; do
+    isa=$(sed -E 's/.*\/(kernels|functions)_([a-z0-9]+).*\.dir\/.*/\2/' <<<"$object")
+    bad=$(nm --format=posix "$object" | awk -v own="^_ZN7fastrnn${#isa}$isa" '
+      $2 ~ /^[wWvVu]$/ { print "  weak or unique: " $1 }
+      $2 ~ /^[ABCDGRST]$/ && $1 !~ own { print "  exported outside the namespace of the instruction set: " $1 }')
+    if [[ -n $bad ]]; then
+      printf '%s\n%s\n' "$object" "$bad" | c++filt >&2
+      exit 1
+    fi
+    objects=$((objects + 1))
+  done < <(find "$build" \( -path '*/kernels_*.dir/*' -o -path '*/functions_*.dir/*' \) -name '*.o' -print0)
+  if ((objects == 0)); then
+    echo "$build holds no kernel objects" >&2
+    exit 1
+  fi
+  echo "$objects kernel objects, no weak or unique symbol"
+done
