@@ -45,8 +45,9 @@ Cell cell_named(const std::string& name, bool projected) {
   throw py::value_error("cell is '" + name + "' but must be one of " + known);
 }
 
-bool has_c(const Network& n) { return n.cell == Cell::lstm || n.cell == Cell::lstm_projected; }
-int gates_of(const Network& n) { return has_c(n) ? 4 : n.cell == Cell::gru || n.cell == Cell::gru_original ? 3 : 1; }
+// What the list of cells says of this one; the same for every instruction set and dtype.
+const Kernel<float>& facts(const Network& n) { return *n.isa->f32->cell[int(n.cell)]; }
+bool has_c(const Network& n) { return facts(n).has_c; }
 
 struct CoreNetwork {
   Network n;
@@ -73,12 +74,12 @@ struct CoreNetwork {
 
   // PyTorch's arrays in PyTorch's order; 'each' sees the shape and name of every one, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
-    const int64_t GH = gates_of(n) * n.H;
+    const int64_t GH = facts(n).gates * n.H;
     for (int64_t i = 0; i < n.L * n.D; i++) {
       each(i, "weight_ih", Shape{GH, n.input_size(i / n.D)});
       each(i, "weight_hh", Shape{GH, n.P});
       if (bias) each(i, "bias_ih", Shape{GH}), each(i, "bias_hh", Shape{GH});
-      if (n.cell == Cell::lstm_projected) each(i, "weight_hr", Shape{n.P, n.H});
+      if (facts(n).projected) each(i, "weight_hr", Shape{n.P, n.H});
     }
   }
   template <class Real> static void put(Parameters<Real>& to, const std::string& name, const Real* p) {

@@ -7,6 +7,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "stack.hpp"
@@ -260,6 +261,39 @@ void check_case(const Case& c, const Isa& scalar) {
   }
 }
 
+// Callers of one frozen layer at once: one of them gets the threads, and all the same bits.
+void check_callers() {
+  const Case c{Cell::lstm, 40, 24, 16, 48, 1, 1, false, false, true};
+  const Problem p = make(c, 5);
+  Output alone, results[3];
+  run<double>(p, choose_isa(nullptr), 1, true, alone, nullptr);
+  std::vector<std::thread> callers;
+  for (Output& result : results)
+    callers.emplace_back([&] {
+      for (int i = 0; i < 10; i++) run<double>(p, choose_isa(nullptr), 2, true, result, nullptr);
+    });
+  for (std::thread& caller : callers) caller.join();
+  for (Output& result : results) check(distance(c, result, alone) == 0, c.text() + ": callers at once");
+}
+
+// A call that is told to stop says so, at whatever barrier its workers stand.
+void check_interruption() {
+  const Isa& isa = choose_isa(nullptr);
+  for (int64_t B : {1, 64}) {  // hidden units or batch rows dealt out
+    const Network n{&isa, Cell::gru_original, 128, 256, 256, 2, 1};
+    const Batch batch(4000 / B, B, nullptr, {nullptr, 0, 0});
+    const int64_t T = batch.schedule().T;
+    std::vector<float> x(size_t(T * B * n.I)), y(size_t(T * B * n.H)), hn(size_t(2 * B * n.H)), w(size_t(3 * n.H * n.H));
+    const std::vector<Parameters<float>> weights(2, {w.data(), w.data(), w.data(), w.data(), nullptr});
+    ForwardCall<float> call{};
+    call.batch = &batch;
+    call.x = {x.data(), B * n.I, n.I}, call.y = {y.data(), B * n.H, n.H}, call.hn = hn.data(), call.weights = weights.data();
+    int asked = 0;
+    auto stop = [](void* times_asked) { return ++*static_cast<int*>(times_asked) > 1; };
+    check(ForwardRun<float>(n, call, 2).run({stop, &asked}) && asked == 2, "interruption with B=" + std::to_string(B));
+  }
+}
+
 void check_sizes() {
   bool refused = false;
   try {
@@ -292,6 +326,8 @@ int main(int argc, char** argv) {
     }
     for (const Case& c : cases) check_case(c, scalar);
   }
+  check_callers();
+  check_interruption();
   check_sizes();
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures ? 1 : 0;

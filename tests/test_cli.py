@@ -1,5 +1,6 @@
 """The command line: what it prints, what it returns, and that one line says what is wrong."""
 
+import functools
 import json
 import os
 import re
@@ -95,7 +96,10 @@ class TestTrain:
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
     def test_ctrl_c(self, here: Path) -> None:
         command = [sys.executable, "-u", "-m", "fastrnn", "train", "--epochs", "1000000"]
-        with subprocess.Popen([*command, *FAST[:8]], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # A parent started in the background ignores SIGINT, and its children would too.
+        ready = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*command, *FAST[:8]], stdout=pipe, stderr=pipe, preexec_fn=ready) as process:
             assert process.stdout is not None
             line = b""
             while not re.search(rb"\d+/\d+", line):  # the first line of progress
