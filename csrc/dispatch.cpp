@@ -29,7 +29,7 @@ DECLARE(scalar)
 namespace fastrnn {
 namespace {
 
-bool always() { return true; }
+[[maybe_unused]] bool always() { return true; }
 
 #if defined(__x86_64__)
 [[maybe_unused]] bool has_avx2() {

@@ -124,7 +124,8 @@ FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)vfmaq_f32((float32x4_t)c, 
 FASTRNN_FN F64 fma(F64 a, F64 b, F64 c) { return (F64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #endif
 
-// a / b for 1 <= b < 2^127: within 1 ULP of the quotient. The hardware's division takes 16 cycles per 512-bit vector.
+// a / b for 1 <= b < 2^127, where the hardware divides a 512-bit vector slowly by a refined estimate of 1 / b; what it
+// rounds is within the bounds stated for the activations.
 template <class V> FASTRNN_FN V divide(V a, V b) { return a / b; }
 #if FASTRNN_VECTOR_BYTES == 64
 template <> FASTRNN_FN F32 divide(F32 a, F32 b) {
