@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "ceilings.hpp"
 #include "gil.hpp"
 #include "product.hpp"
 #include "stack.hpp"
@@ -441,4 +442,5 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"));
   m.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
+  define_ceilings(m);
 }

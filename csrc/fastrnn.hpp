@@ -157,6 +157,9 @@ template <class Real> struct Functions {
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
   void (*product)(const Product<Real>&, const Team&);
+  // What a core can do at most, for benchmarks to be held against. Both give what they did, in operations and in bytes.
+  double (*fma_loop)(int64_t iterations);
+  double (*read_loop)(const Real* x, int64_t n, int64_t passes);
 };
 
 template <class Real> struct KernelTable {

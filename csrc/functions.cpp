@@ -39,8 +39,44 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   }
 }
 
+// More chains than two units with a latency of four have in flight; they converge to 2.
+template <class Real> double fma_loop(int64_t iterations) {
+  using V = typename VectorOf<Real>::type;
+  constexpr int chains = 12;
+  volatile Real half = Real(0.5), sink;
+  const V factor = splat<V>(half);
+  V x[chains], total{};
+#pragma GCC unroll 16
+  for (int i = 0; i < chains; i++) x[i] = splat<V>(Real(i));
+  for (int64_t k = 0; k < iterations; k++)
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; i++) x[i] = fma(x[i], factor, splat<V>(1));
+#pragma GCC unroll 16
+  for (int i = 0; i < chains; i++) total = total + x[i];
+  sink = sum(total);
+  (void)sink;
+  return 2. * chains * Lanes<V>::n * double(iterations);
+}
+
+template <class Real> double read_loop(const Real* x, int64_t n, int64_t passes) {
+  using V = typename VectorOf<Real>::type;
+  constexpr int N = Lanes<V>::n, width = 8;
+  volatile Real sink;
+  V total[width] = {};
+  const int64_t step = N * width, whole = n / step * step;
+  for (int64_t pass = 0; pass < passes; pass++)
+    for (int64_t i = 0; i < whole; i += step)
+#pragma GCC unroll 8
+      for (int j = 0; j < width; j++) total[j] = total[j] + load<V>(x + i + j * N);
+#pragma GCC unroll 8
+  for (int j = 1; j < width; j++) total[0] = total[0] + total[j];
+  sink = sum(total[0]);
+  (void)sink;
+  return double(whole) * sizeof(Real) * double(passes);
+}
+
 template <class Real> constexpr Functions<Real> functions() {
-  return {Lanes<typename VectorOf<Real>::type>::n, apply<Real, false>, apply<Real, true>, product<Real>};
+  return {Lanes<typename VectorOf<Real>::type>::n, apply<Real, false>, apply<Real, true>, product<Real>, fma_loop<Real>, read_loop<Real>};
 }
 
 }  // namespace

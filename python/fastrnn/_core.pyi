@@ -112,3 +112,9 @@ def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, threads:
 
 def activation(isa: str, name: str, x: Array) -> Array:
     """sigmoid or tanh of a contiguous array as the kernels compute it; for tests."""
+
+def fma_loop(iterations: int, dtype: str) -> float:
+    """Nothing but independent multiply-adds in the registers of this thread; the floating-point operations done."""
+
+def read_loop(x: Array, passes: int) -> float:
+    """Read a contiguous float32 array so many times; the bytes read."""
