@@ -1,8 +1,8 @@
 // The equations: every cell once, forward and, mirrored below it, backward.
 //
-// V is a scalar or a vector of units side by side. A cell is a list of phases; each is a product with the recurrent
-// weights and the pointwise epilogue that consumes it. sequence.hpp and gradients.hpp run the phases over time.
-// To add a cell: one struct here, one line in FASTRNN_CELLS (fastrnn.hpp), its twin in tests/reference.py.
+// V is a scalar, a vector of units side by side or a bundle of such vectors. A cell is a list of phases; each is a product with the
+// recurrent weights and the pointwise epilogue that consumes it. sequence.hpp and gradients.hpp run the phases over time. To add a cell:
+// one struct here, one line in FASTRNN_CELLS (fastrnn.hpp), its twin in tests/reference.py.
 #pragma once
 #include "vec.hpp"
 
@@ -54,7 +54,7 @@ template <bool use_relu> struct Rnn : CellDefaults {
     else u.out = tanh(u.z[0]);
   }
   template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
-    if constexpr (use_relu) u.dz[0] = u.h <= 0 ? V{} : u.dout;
+    if constexpr (use_relu) u.dz[0] = pass_positive(u.h, u.dout);
     else u.dz[0] = u.dout * (1 - u.h * u.h);
   }
 };

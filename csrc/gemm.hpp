@@ -29,8 +29,9 @@ constexpr int wide_rows = 3, tall_rows = 4, single_vectors = 4;
 constexpr int max_rows(int vectors) { return vectors >= 4 ? wide_rows : tall_rows; }
 
 // acc[r][u][g] += A[r] W[block u, gate g]
+// Meanwhile 'ahead' moves into the second-level cache, K vectors from there on.
 template <class V, int R, int U, int G, class Real>
-FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t block, V (&acc)[R][U][G]) {
+FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t block, const Real* ahead, V (&acc)[R][U][G]) {
   constexpr int N = Lanes<V>::n;
   const Real* a[R];
   const Real* panel[U];
@@ -40,6 +41,7 @@ FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t
   for (int u = 0; u < U; u++) panel[u] = w.panel + (block + u) * w.panel_pitch;
   const int64_t K = w.K;
   for (int64_t k = 0; k < K; k++) {
+    if constexpr (R > 1) __builtin_prefetch(ahead + k * N, 0, 2);
     V v[U][G];
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++)
@@ -93,82 +95,121 @@ FASTRNN_FN void multiply_rows(const Matrix<Real>& w, const Real* const* rows, in
     for (int g = 0; g < G; g++) acc[r][0][g] = acc[r][0][g] + load<V>(dots[r][g]);
 }
 
+// The results that one call of an epilogue gets: those of rows row, row+1, ... in one block, or of blocks block, block+1, ...
+// in one row. All lanes of a whole one are units.
+template <int lanes, bool down, bool whole> struct Place {
+  int64_t row_, block_, units;
+  FASTRNN_FN int64_t row(int m) const { return down ? row_ + m : row_; }
+  FASTRNN_FN int64_t block(int m) const { return down ? block_ : block_ + m; }
+  FASTRNN_FN int64_t at(int m) const { return block(m) * lanes; }
+  FASTRNN_FN int64_t left(int m) const { return whole ? lanes : units - at(m); }  // units from there on
+};
+
+// finish(z, place) for M results in one bundle, or one by one where lanes are no units.
+template <bool down, class V, int M, int G, class Finish>
+FASTRNN_FN void finish_group(const Bundle<V, M> (&z)[G], int64_t row, int64_t block, int64_t units, const Finish& finish) {
+  constexpr int N = Lanes<V>::n;
+  if ((down ? block + 1 : block + M) * N <= units) return finish(z, Place<N, down, true>{row, block, units});
+#pragma GCC unroll 1
+  for (int m = 0; m < M; m++) {
+    Bundle<V, 1> one[G];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++) one[g].v[0] = z[g].v[m];
+    finish(one, Place<N, down, false>{down ? row + m : row, down ? block : block + m, units});
+  }
+}
+
 template <class V, int R, int U, int G, bool packed, class Real, class Start, class Finish>
-__attribute__((noinline)) void tile(const Matrix<Real>& w, const Real* const* a, int64_t row, int64_t block, const Start& start,
-                                    const Finish& finish) {
+__attribute__((noinline)) void tile(const Matrix<Real>& w, const Real* const* a, int64_t row, int64_t block, const Real* ahead,
+                                    const Start& start, const Finish& finish) {
   V acc[R][U][G];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++) start(acc[r][u], row + r, block + u);
-  if constexpr (packed) multiply<V, R, U, G>(w, a + row, block, acc);
+  if constexpr (packed) multiply<V, R, U, G>(w, a + row, block, ahead, acc);
   else multiply_rows<V, R, G>(w, a + row, block, acc);
-  V done[R][U][G];  // indexed at run time below: acc itself would leave the registers for it
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
+  if constexpr (R == 1) {
+    Bundle<V, U> z[G];
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
-      for (int g = 0; g < G; g++) done[r][u][g] = acc[r][u][g];
+      for (int g = 0; g < G; g++) z[g].v[u] = acc[0][u][g];
+    finish_group<false>(z, row, block, w.units, finish);
+  } else {
+    Bundle<V, R> z[U][G];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+        for (int g = 0; g < G; g++) z[u][g].v[r] = acc[r][u][g];
 #pragma GCC unroll 1
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 1
-    for (int u = 0; u < U; u++) finish(done[r][u], row + r, block + u);
+    for (int u = 0; u < U; u++) finish_group<true>(z[u], row, block + u, w.units, finish);
+  }
 }
 
-// Rows [row, last) in tiles of nearly equal height, at most R.
+// Rows [row, last) in tiles of nearly equal height, at most R. While they go by, the panel of block 'next' comes nearer.
 template <class V, int R, int U, int G, bool packed, class Real, class Start, class Finish>
-FASTRNN_FN void tiles(const Matrix<Real>& w, const Real* const* a, Range rows, int64_t block, const Start& start, const Finish& finish) {
+FASTRNN_FN void tiles(const Matrix<Real>& w, const Real* const* a, Range rows, int64_t block, int64_t next, const Start& start,
+                      const Finish& finish) {
   const int64_t n = rows.last - rows.first, count = (n + R - 1) / R;
   int64_t row = rows.first;
   for (int64_t i = 0; i < count; i++) {
-    const int64_t height = n * (i + 1) / count - n * i / count;
+    const int64_t height = n * (i + 1) / count - n * i / count, part = i < U * G ? i : 0;
+    const Real* const ahead = w.panel + (next + part / G) * w.panel_pitch + part % G * w.K * Lanes<V>::n;
     switch (height) {
-      case 1: tile<V, 1, U, G, packed>(w, a, row, block, start, finish); break;
+      case 1: tile<V, 1, U, G, packed>(w, a, row, block, ahead, start, finish); break;
       case 2:
-        if constexpr (R >= 2) tile<V, 2, U, G, packed>(w, a, row, block, start, finish);
+        if constexpr (R >= 2) tile<V, 2, U, G, packed>(w, a, row, block, ahead, start, finish);
         break;
       case 3:
-        if constexpr (R >= 3) tile<V, 3, U, G, packed>(w, a, row, block, start, finish);
+        if constexpr (R >= 3) tile<V, 3, U, G, packed>(w, a, row, block, ahead, start, finish);
         break;
       case 4:
-        if constexpr (R >= 4) tile<V, 4, U, G, packed>(w, a, row, block, start, finish);
+        if constexpr (R >= 4) tile<V, 4, U, G, packed>(w, a, row, block, ahead, start, finish);
         break;
       case 5:
-        if constexpr (R >= 5) tile<V, 5, U, G, packed>(w, a, row, block, start, finish);
+        if constexpr (R >= 5) tile<V, 5, U, G, packed>(w, a, row, block, ahead, start, finish);
         break;
       case 6:
-        if constexpr (R >= 6) tile<V, 6, U, G, packed>(w, a, row, block, start, finish);
+        if constexpr (R >= 6) tile<V, 6, U, G, packed>(w, a, row, block, ahead, start, finish);
         break;
     }
     row += height;
   }
 }
 
-// Blocks [blocks.first, blocks.last), U at a time while they last, then half as many.
+// Blocks [blocks.first, blocks.last), U at a time while they last, then half as many; 'back': from the last to the first.
 template <class V, int R, int U, int G, class Real, class Start, class Finish>
-FASTRNN_FN bool sweep(const Matrix<Real>& w, const Real* const* a, Range rows, Range blocks, const Start& start, const Finish& finish,
-                      Poll& poll) {
+FASTRNN_FN bool sweep(const Matrix<Real>& w, const Real* const* a, Range rows, Range blocks, bool back, const Start& start,
+                      const Finish& finish, Poll& poll) {
   const double work = 2. * double(rows.last - rows.first) * w.K * G * Lanes<V>::n;
-  int64_t block = blocks.first;
-  for (; block + U <= blocks.last; block += U) {
-    tiles<V, R, U, G, true>(w, a, rows, block, start, finish);
+  const int64_t count = (blocks.last - blocks.first) / U;
+  const Range rest{blocks.first + count * U, blocks.last};
+  if constexpr (U > 1)
+    if (back && !sweep<V, R, U / 2, G>(w, a, rows, rest, back, start, finish, poll)) return false;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t block = blocks.first + (back ? count - 1 - i : i) * U;
+    tiles<V, R, U, G, true>(w, a, rows, block, i + 1 == count ? block : back ? block - U : block + U, start, finish);
     if (poll.stop(U * work)) return false;
   }
-  if constexpr (U > 1) return sweep<V, R, U / 2, G>(w, a, rows, {block, blocks.last}, start, finish, poll);
+  if constexpr (U > 1)
+    if (!back && !sweep<V, R, U / 2, G>(w, a, rows, rest, back, start, finish, poll)) return false;
   return true;
 }
 
 // For every row r in [0, n) and block b of the range: start(z, r, b); z[g] += A[r] W[b, g]; finish(z, r, b).
-// a[r] is the row's operand. False: interrupted.
+// a[r] is the row's operand. Who multiplies by the same matrix again and again does so there and 'back': what was read
+// last is still in the cache. False: interrupted.
 template <class V, int G, class Real, class Start, class Finish>
-FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start, const Finish& finish,
-                        Poll& poll) {
+FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, bool back, const Start& start,
+                        const Finish& finish, Poll& poll) {
   constexpr int U = G == 1 ? 4 : G == 2 ? 2 : 1, single = G <= 2 ? single_vectors / G : single_vectors / 4;
-  if (n == 1) return sweep<V, 1, single, G>(w, a, {0, 1}, blocks, start, finish, poll);
+  if (n == 1) return sweep<V, 1, single, G>(w, a, {0, 1}, blocks, back, start, finish, poll);
   constexpr int64_t band = 384;  // rows of A that stay in the second-level cache while the panels pass by
   for (int64_t row = 0; row < n; row += band)
-    if (!sweep<V, max_rows(U * G), U, G>(w, a, {row, row + band < n ? row + band : n}, blocks, start, finish, poll)) return false;
+    if (!sweep<V, max_rows(U * G), U, G>(w, a, {row, row + band < n ? row + band : n}, blocks, back, start, finish, poll)) return false;
   return true;
 }
 
@@ -177,12 +218,14 @@ template <class V, class Real>
 __attribute__((noinline)) bool product_into(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, Real* const* out,
                                             bool add, Poll& poll) {
   auto start = [](V(&z)[1], int64_t, int64_t) __attribute__((always_inline)) { z[0] = V{}; };
-  auto finish = [&](const V(&z)[1], int64_t i, int64_t block) __attribute__((always_inline)) {
-    Real* to = out[i] + block * Lanes<V>::n;
-    const int64_t left = w.units - block * Lanes<V>::n;
-    store(to, add ? load<V>(to, left) + z[0] : z[0], left);
+  auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
+      Real* to = out[place.row(m)] + place.at(m);
+      store(to, add ? load<V>(to, place.left(m)) + z[0].v[m] : z[0].v[m], place.left(m));
+    }
   };
-  return product<V, 1>(w, a, n, blocks, start, finish, poll);
+  return product<V, 1>(w, a, n, blocks, false, start, finish, poll);
 }
 
 // product from the unpacked rows of W.
@@ -190,7 +233,7 @@ template <class V, int G, class Real, class Start, class Finish>
 FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start,
                                 const Finish& finish, Poll& poll) {
   for (int64_t block = blocks.first; block < blocks.last; block++) {
-    tiles<V, 2, 1, G, false>(w, a, {0, n}, block, start, finish);
+    tiles<V, 2, 1, G, false>(w, a, {0, n}, block, block, start, finish);
     if (poll.stop(2. * double(n) * w.K * G * Lanes<V>::n)) return false;
   }
   return true;

@@ -116,42 +116,56 @@ template <class Cell, class V, class Real> struct Backward {
   }
 
   // One phase of one step; the first one sums up dL/dh. False: interrupted.
-  template <int p> FASTRNN_FN bool phase(int64_t n, bool linked) {
+  template <int p> FASTRNN_FN bool phase(int64_t n, bool linked, bool back) {
     constexpr Phase ph = Cell::phase[p];
     constexpr bool through_projection = Cell::projected && p == 1, only_sums = Cell::projected && p == 0;
     const int64_t units = only_sums ? P : H;
     auto start = [&](V(&z)[1], int64_t i, int64_t block)
                      __attribute__((always_inline)) { z[0] = p == 0 ? load<V>(dy[i] + block * N, units - block * N) : V{}; };
-    auto finish = [&](const V(&z)[1], int64_t i, int64_t block) __attribute__((always_inline)) {
-      const int64_t at = block * N, left = units - at, s = rows.row(i);
-      UnitGradient<V> u{};
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+      constexpr int M = Members<decltype(z[0])>::n;
+      UnitGradient<Bundle<V, M>> u{};
       u.dout = z[0];
-      if constexpr (p == 0) {
-        u.dout = u.dout + load<V>(carry_in[i] + at, left);
-        if (hidden[i]) store(hidden[i] + at, u.dout, left);
-        if constexpr (only_sums) return store(dproj[i] + at, u.dout, left);
-      }
-      const Real* tape = gates[i] + block * Cell::tape * N;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
+        if constexpr (p == 0) {
+          u.dout.v[m] = u.dout.v[m] + load<V>(carry_in[i] + at, left);
+          if (hidden[i]) store(hidden[i] + at, u.dout.v[m], left);
+        }
+        if constexpr (only_sums) {
+          store(dproj[i] + at, u.dout.v[m], left);
+          continue;
+        }
+        const Real* tape = gates[i] + place.block(m) * Cell::tape * N;
 #pragma GCC unroll 4
-      for (int k = 0; k < Cell::tape; k++) u.tape[k] = load<V>(tape + k * N);
-      if constexpr (Cell::uses_h) u.h = load<V>(h[i] + at, left);
-      if constexpr (Cell::uses_h_prev) u.h_prev = load<V>(h_prev[i] + at, left);
-      if constexpr (Cell::has_c) {
-        u.c = load<V>(c[i] + at, left);
-        u.c_prev = load<V>(c_prev[i] + at, left);
-        u.dc = load<V>(dc_in[i] + at, left);
+        for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape + k * N);
+        if constexpr (Cell::uses_h) u.h.v[m] = load<V>(h[i] + at, left);
+        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
+        if constexpr (Cell::has_c) {
+          u.c.v[m] = load<V>(c[i] + at, left);
+          u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
+          u.dc.v[m] = load<V>(dc_in[i] + at, left);
+        }
+        if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
       }
-      if constexpr (Cell::has_carry && p == 1) u.carry = load<V>(q.carry + s * P + at, left);
-      Cell::template backward<p>(u);
-      if constexpr (Cell::has_c) store(q.dc + s * H + at, u.dc, left);
-      if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry, left);
+      if constexpr (!only_sums) {
+        constexpr int first_slot = Cell::phase[p].slot, end_slot = first_slot + Cell::phase[p].slots;
+        Cell::template backward<p>(u);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
+          if constexpr (Cell::has_c) store(q.dc + s * H + at, u.dc.v[m], left);
+          if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
 #pragma GCC unroll 4
-      for (int k = ph.slot; k < ph.slot + ph.slots; k++) store(dgates[i] + k * H + at, u.dz[k], left);
+          for (int k = first_slot; k < end_slot; k++) store(dgates[i] + k * H + at, u.dz[k].v[m], left);
+        }
+      }
     };
     const int64_t K = through_projection ? P : linked || p > 0 ? ph.gates * H : 0;
     const Matrix<Real> w{through_projection ? q.panel_hr : q.panel_hh + panel_start(p), nullptr, K, units,
                          (through_projection ? P : ph.gates * H) * N};
-    const bool done = product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, start, finish, poll);
+    const bool done = product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, back, start, finish, poll);
     return team.by_rows ? done : meet();
   }
 
@@ -183,9 +197,9 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
       const bool linked = d.reverse ? t > 0 : t + 1 < T && d.schedule.active[t + 1] > 0;
       point(step, n);
-      if (!phase<0>(n, linked)) return false;
+      if (!phase<0>(n, linked, step & 1)) return false;
       if constexpr (Cell::phases == 2)
-        if (!phase<1>(n, linked)) return false;
+        if (!phase<1>(n, linked, step & 1)) return false;
       const int64_t begun = !d.reverse ? (t == 0 ? 0 : n) : t + 1 < T ? rows.count(d.schedule.active[t + 1]) : 0;
       if (begun < n && !initial(t, begun, n) && team.by_rows) return false;
     }

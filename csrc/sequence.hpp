@@ -131,9 +131,9 @@ template <class Cell, class V, class Real> struct Forward {
   }
 
   template <int gate_count, class Start, class Finish>
-  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, const Start& start,
+  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, bool back, const Start& start,
                               const Finish& finish) {
-    return d.use_panels ? product<V, gate_count>(w, a, n, share, start, finish, poll)
+    return d.use_panels ? product<V, gate_count>(w, a, n, share, back, start, finish, poll)
                         : product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
   }
 
@@ -148,49 +148,60 @@ template <class Cell, class V, class Real> struct Forward {
 #pragma GCC unroll 4
       for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);
     };
-    auto finish = [&](const V(&z)[G], int64_t i, int64_t block) __attribute__((always_inline)) {
-      Real* to = projection + ((block - blocks.first) * projection_rows + i) * G * N;
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
+        Real* to = projection + ((place.block(m) - blocks.first) * projection_rows + place.row(m)) * G * N;
 #pragma GCC unroll 4
-      for (int g = 0; g < G; g++) store(to + g * N, z[g]);
+        for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
+      }
     };
-    return multiply_by<G>({d.panels.ih, d.weight_ih, d.I, d.H, d.I * G * N}, x, tokens, blocks, start, finish);
+    return multiply_by<G>({d.panels.ih, d.weight_ih, d.I, d.H, d.I * G * N}, x, tokens, blocks, false, start, finish);
   }
 
   // One phase of one step: n rows, whose projection begins at token 'first' of the chunk. False: interrupted.
-  template <int p> FASTRNN_FN bool phase(int64_t n, int64_t first) {
+  template <int p> FASTRNN_FN bool phase(int64_t n, int64_t first, bool back) {
     constexpr Phase ph = Cell::phase[p];
     constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1;
-    const int64_t units = projects ? d.P : d.H;
     auto projected = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
       return projection + (((block - blocks.first) * projection_rows + first + i) * G + ph.first) * N;
     };
+    auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
     auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(projected(i, block) + g * N);
       if constexpr (Cell::hidden_apart) z[ph.gates - 1] = load<V>(d.panels.bias_hidden + block * N);
     };
-    auto finish = [&](const V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
-      const int64_t at = block * N, left = units - at;
-      Real* tape = gates[i] ? gates[i] + block * Cell::tape * N : nullptr;
-      Unit<V> u{};
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+      constexpr int M = Members<decltype(z[0])>::n;
+      Unit<Bundle<V, M>> u{};
 #pragma GCC unroll 4
-      for (int g = 0; g < ph.gates; g++) u.z[g] = z[g];
-      if constexpr (Cell::hidden_apart) u.x_side = load<V>(projected(i, block) + (G - 1) * N);
-      if constexpr (Cell::uses_h_prev) u.h_prev = load<V>(h_prev[i] + at, left);
-      if constexpr (Cell::has_c && p == 0) u.c_prev = load<V>(c_prev[i] + at, left);
-      if constexpr (p > 0 && !projects)
+      for (int g = 0; g < Cell::phase[p].gates; g++) u.z[g] = z[g];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
+        if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(projected(i, place.block(m)) + (G - 1) * N);
+        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
+        if constexpr (Cell::has_c && p == 0) u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
+        if constexpr (p > 0 && !projects)
 #pragma GCC unroll 4
-        for (int k = 0; k < Cell::tape; k++) u.tape[k] = load<V>(tape + k * N);
+          for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);
+      }
       Cell::template forward<p>(u);
-      store((last ? y[i] : inner[i]) + at, u.out, left);
-      if constexpr (Cell::has_c && p == 0) store(c[i] + at, u.c, left);
-      if constexpr (!projects)
-        if (tape)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
+        store((last ? y[i] : inner[i]) + at, u.out.v[m], left);
+        if constexpr (Cell::has_c && p == 0) store(c[i] + at, u.c.v[m], left);
+      }
+      if (projects || !d.gates) return;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-          for (int k = 0; k < Cell::tape; k++) store(tape + k * N, u.tape[k]);
+        for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, start, finish);
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, back, start, finish);
     return team.by_rows ? done : !wait(team);
   }
 
@@ -203,9 +214,9 @@ template <class Cell, class V, class Real> struct Forward {
       for (int64_t step = first; step < last; step++) {
         const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
         point(t, n);
-        if (!phase<0>(n, token)) return false;
+        if (!phase<0>(n, token, step & 1)) return false;
         if constexpr (Cell::phases == 2)
-          if (!phase<1>(n, token)) return false;
+          if (!phase<1>(n, token, step & 1)) return false;
         token += n;
       }
     }

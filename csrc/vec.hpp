@@ -56,6 +56,39 @@ template <class Real> struct VectorOf {
 };
 #endif
 
+// M vectors that go through the same operations side by side: M independent chains, which hide each other's latency.
+// All functions below that take a vector take a bundle too.
+template <class V, int M> struct Bundle {
+  V v[M];
+};
+template <class V, int M> struct Lanes<Bundle<V, M>> : Lanes<V> {};
+template <class Reference> struct Members;
+template <class V, int M> struct Members<const Bundle<V, M>&> {
+  static constexpr int n = M;
+};
+
+// f of the members, one by one.
+template <class F, class V, int M, class... More> FASTRNN_FN Bundle<V, M> map(const F& f, const Bundle<V, M>& a, const More&... more) {
+  Bundle<V, M> result;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) result.v[m] = f(a.v[m], more.v[m]...);
+  return result;
+}
+#define FASTRNN_OPERATOR(op)                                                                                        \
+  template <class V, int M> FASTRNN_FN Bundle<V, M> operator op(const Bundle<V, M>& a, const Bundle<V, M>& b) {     \
+    return map([](V x, V y) { return x op y; }, a, b);                                                              \
+  }                                                                                                                 \
+  template <class V, int M> FASTRNN_FN Bundle<V, M> operator op(typename Lanes<V>::Real a, const Bundle<V, M>& b) { \
+    return map([a](V y) { return a op y; }, b);                                                                     \
+  }                                                                                                                 \
+  template <class V, int M> FASTRNN_FN Bundle<V, M> operator op(const Bundle<V, M>& a, typename Lanes<V>::Real b) { \
+    return map([b](V x) { return x op b; }, a);                                                                     \
+  }
+FASTRNN_OPERATOR(+)
+FASTRNN_OPERATOR(-)
+FASTRNN_OPERATOR(*)
+#undef FASTRNN_OPERATOR
+
 // ---- load and store ------------------------------------------------------------------------------------------------
 
 template <class V, class Real> FASTRNN_FN V load(const Real* p) {
@@ -124,16 +157,36 @@ FASTRNN_FN F32 fma(F32 a, F32 b, F32 c) { return (F32)vfmaq_f32((float32x4_t)c, 
 FASTRNN_FN F64 fma(F64 a, F64 b, F64 c) { return (F64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #endif
 
-// a / b for 1 <= b < 2^127, where the hardware divides a 512-bit vector slowly by a refined estimate of 1 / b; what it
-// rounds is within the bounds stated for the activations.
+// c - a * b, rounded like fma.
+template <class V> FASTRNN_FN V fnma(V a, V b, V c) { return fma(-a, b, c); }
+#if FASTRNN_VECTOR_BYTES == 64
+FASTRNN_FN F32 fnma(F32 a, F32 b, F32 c) { return (F32)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+FASTRNN_FN F64 fnma(F64 a, F64 b, F64 c) { return (F64)_mm512_fnmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif FASTRNN_VECTOR_BYTES == 32
+FASTRNN_FN F32 fnma(F32 a, F32 b, F32 c) { return (F32)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+FASTRNN_FN F64 fnma(F64 a, F64 b, F64 c) { return (F64)_mm256_fnmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#endif
+
+// 1 / b and a / b for normal b whose inverse is normal too. The hardware divides 512-bit vectors slowly: there its estimate
+// of 14 bits is refined, which doubles them each time; within 1 ULP.
+template <class V> FASTRNN_FN V reciprocal(V b) { return 1 / b; }
 template <class V> FASTRNN_FN V divide(V a, V b) { return a / b; }
 #if FASTRNN_VECTOR_BYTES == 64
-template <> FASTRNN_FN F32 divide(F32 a, F32 b) {
-  F32 y = (F32)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);  // the unmasked form trips -Wuninitialized
-  y = fma(fma(-b, y, splat<F32>(1)), y, y);
-  F32 q = a * y;
-  return fma(fma(-b, q, a), y, q);
+template <> FASTRNN_FN F32 reciprocal(F32 b) {
+  const F32 y = (F32)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);  // the unmasked form trips -Wuninitialized
+  return fma(fnma(b, y, splat<F32>(1)), y, y);
 }
+template <> FASTRNN_FN F64 reciprocal(F64 b) {
+  F64 y = (F64)_mm512_maskz_rcp14_pd(0xff, (__m512d)b);
+  y = fma(fnma(b, y, splat<F64>(1)), y, y);
+  return fma(fnma(b, y, splat<F64>(1)), y, y);
+}
+template <class V> FASTRNN_FN V refined_quotient(V a, V b) {
+  const V y = reciprocal(b), q = a * y;
+  return fma(fnma(b, q, a), y, q);
+}
+template <> FASTRNN_FN F32 divide(F32 a, F32 b) { return refined_quotient(a, b); }
+template <> FASTRNN_FN F64 divide(F64 a, F64 b) { return refined_quotient(a, b); }
 #endif
 
 template <class V> FASTRNN_FN typename Lanes<V>::Real sum(V v) {
@@ -172,50 +225,83 @@ template <> struct Exp2<double> {  // 2.1e-17
   static constexpr double sigmoid_limit = 708., tanh_limit = 19.5;
 };
 
-// e^(factor * x) = 2^n * 2^f with n an integer and |f| <= 1/2: gives 2^n and 2^f - 1. factor is a power of two.
-// Without the tail of log2 e the power is off by |x| / 2^24 of itself (2^53 in double), which tanh does not feel.
-template <bool tail, class V> FASTRNN_FN void exp_parts(V x, typename Lanes<V>::Real factor, V& power, V& rest) {
+// 2^n from n + Exp2::round.
+template <class V> FASTRNN_FN V power_of_two(V shifted) {
+  using E = Exp2<typename Lanes<V>::Real>;
+  typename Lanes<V>::Bits bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + E::bias) << E::mantissa;
+  V power;
+  __builtin_memcpy(&power, &bits, sizeof bits);
+  return power;
+}
+
+template <class V> FASTRNN_FN V relu(V x) { return x < 0 ? V{} : x; }
+// x where h is positive or NaN, zero elsewhere.
+template <class V> FASTRNN_FN V pass_positive(V h, V x) { return h <= 0 ? V{} : x; }
+
+// The same for bundles.
+template <class V, int M> FASTRNN_FN Bundle<V, M> fma(const Bundle<V, M>& a, const Bundle<V, M>& b, const Bundle<V, M>& c) {
+  return map([](V x, V y, V z) { return fma(x, y, z); }, a, b, c);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> at_most(const Bundle<V, M>& a, typename Lanes<V>::Real hi) {
+  return map([hi](V x) { return at_most(x, hi); }, a);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> at_least(const Bundle<V, M>& a, typename Lanes<V>::Real lo) {
+  return map([lo](V x) { return at_least(x, lo); }, a);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> reciprocal(const Bundle<V, M>& a) {
+  return map([](V x) { return reciprocal(x); }, a);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> divide(const Bundle<V, M>& a, const Bundle<V, M>& b) {
+  return map([](V x, V y) { return divide(x, y); }, a, b);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> power_of_two(const Bundle<V, M>& a) {
+  return map([](V x) { return power_of_two(x); }, a);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> relu(const Bundle<V, M>& a) {
+  return map([](V x) { return relu(x); }, a);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> pass_positive(const Bundle<V, M>& h, const Bundle<V, M>& a) {
+  return map([](V x, V y) { return pass_positive(x, y); }, h, a);
+}
+
+// e^(factor * x) = 2^n (1 + f q) with n an integer and |f| <= 1/2: gives 2^n, f and q. factor is a power of two or its
+// negative. Without the tail of log2 e the power is off by |x| / 2^24 of itself (2^53 in double), which tanh does not feel.
+template <bool tail, class V> FASTRNN_FN void exp_parts(const V& x, typename Lanes<V>::Real factor, V& power, V& f, V& q) {
   using Real = typename Lanes<V>::Real;
-  using Bits = typename Lanes<V>::Bits;
   using E = Exp2<Real>;
   const V shifted = fma(x, splat<V>(factor * E::log2e), splat<V>(E::round));
   const V n = shifted - E::round;
 #ifdef FASTRNN_EXACT_FMA
-  V f = fma(x, splat<V>(factor * E::log2e), -n);
+  f = fma(x, splat<V>(factor * E::log2e), -1 * n);
   if constexpr (tail) f = fma(x, splat<V>(factor * E::log2e_low), f);
 #else
-  const V f = (factor * x - n * E::ln2_high - n * E::ln2_low) * E::log2e;
+  f = (factor * x - n * E::ln2_high - n * E::ln2_low) * E::log2e;
 #endif
   constexpr int terms = sizeof(E::q) / sizeof(Real);
-  V q = splat<V>(E::q[terms - 1]);
+  q = splat<V>(E::q[terms - 1]);
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; i--) q = fma(q, f, splat<V>(E::q[i]));
-  rest = f * q;
-  Bits bits;
-  __builtin_memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + E::bias) << E::mantissa;
-  __builtin_memcpy(&power, &bits, sizeof bits);
+  power = power_of_two(shifted);
 }
 
-// e^x / (e^x + 1), within 3 ULP. Beyond +-sigmoid_limit it is that of the limit.
-template <class V> FASTRNN_FN V sigmoid(V x) {
+// 1 / (1 + e^-x), within 3 ULP. Beyond +-sigmoid_limit it is that of the limit.
+template <class V> FASTRNN_FN V sigmoid(const V& x) {
   using E = Exp2<typename Lanes<V>::Real>;
-  V power, rest;
-  exp_parts<true>(at_most(at_least(x, -E::sigmoid_limit), E::sigmoid_limit), 1, power, rest);
-  const V e = fma(power, rest, power);
-  return divide(e, e + 1);
+  V power, f, q;
+  exp_parts<true>(at_most(at_least(x, -E::sigmoid_limit), E::sigmoid_limit), -1, power, f, q);
+  return reciprocal(fma(power, fma(f, q, splat<V>(1)), splat<V>(1)));
 }
 
 // (e^2x - 1) / (e^2x + 1), within 4 ULP: e^2x - 1 is formed without cancellation, so small x keep their relative accuracy.
-template <class V> FASTRNN_FN V tanh(V x) {
+template <class V> FASTRNN_FN V tanh(const V& x) {
   using E = Exp2<typename Lanes<V>::Real>;
-  V power, rest;
-  exp_parts<false>(at_most(at_least(x, -E::tanh_limit), E::tanh_limit), 2, power, rest);
-  const V em1 = fma(power, rest, power - 1);
+  V power, f, q;
+  exp_parts<false>(at_most(at_least(x, -E::tanh_limit), E::tanh_limit), 2, power, f, q);
+  const V em1 = fma(power, f * q, power - 1);
   return divide(em1, em1 + 2);
 }
-
-template <class V> FASTRNN_FN V relu(V x) { return x < 0 ? V{} : x; }
 
 // ---- transpose -----------------------------------------------------------------------------------------------------
 
