@@ -22,8 +22,16 @@ std::string text_of(const Shape& shape) {
   return s + ")";
 }
 
+// An aligned array of T in the machine's byte order.
 template <class T> bool is_array_of(py::handle h) {
-  return py::array_t<T>::check_(h) && (py::reinterpret_borrow<py::array>(h).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+  const auto& api = py::detail::npy_api::get();
+  if (!api.PyArray_Check_(h.ptr())) return false;
+  const auto* array = py::detail::array_proxy(h.ptr());
+  const auto* type = py::detail::array_descriptor_proxy(array->descr);
+  if (!(array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) return false;
+  const bool usual = type->kind == (std::is_floating_point_v<T> ? 'f' : 0) && type->byteorder == '=';
+  if (usual) return type->type_num == (sizeof(T) == 4 ? py::detail::npy_api::NPY_FLOAT_ : py::detail::npy_api::NPY_DOUBLE_);
+  return py::array_t<T>::check_(h);
 }
 
 bool has_shape(const py::array& a, const Shape& shape) {

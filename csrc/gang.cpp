@@ -25,6 +25,8 @@ namespace {
 constexpr int max_threads = 1024;
 constexpr int64_t patience = 100'000;           // ns between calls before a worker sleeps: in a busy loop the next comes sooner
 constexpr int64_t politeness = 30'000;          // ns at a barrier before a thread gives way to others
+constexpr int64_t awakening = 300'000;          // ns that a sleeping worker may take to come without being thought crowded out
+constexpr double worth_waking = 150;            // us of one thread's work
 constexpr int64_t least_rest = 2'000'000, most_rest = 250'000'000;  // ns of single calls after a crowded one
 
 int64_t now() {
@@ -44,6 +46,7 @@ struct Threads {
 
   // A team whose processors are taken by others is slower than its caller alone, many times so if it meets often.
   int64_t rest = least_rest, single_until = 0;
+  int64_t last_short = 0;  // when the last call came that was not worth an awakening
 
   Threads() { workers.reserve(max_threads); }
 };
@@ -58,16 +61,23 @@ struct alignas(128) Worker {
 Threads* threads = nullptr;
 bool yields = true;
 
+// Spins, then sleeps until the next job; who is woken without one spins again.
 void sleep_while(Worker& w, unsigned seen) {
-  for (const int64_t start = now(); now() - start < patience;)
-    for (int spins = 0; spins < 16; spins++) {
-      if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
-      pause();
-    }
-  __atomic_store_n(&w.sleeping, 1, __ATOMIC_SEQ_CST);
-  while (__atomic_load_n(&w.epoch, __ATOMIC_SEQ_CST) == seen) syscall(SYS_futex, &w.epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
-  __atomic_store_n(&w.sleeping, 0, __ATOMIC_SEQ_CST);
+  for (;;) {
+    for (const int64_t start = now(); now() - start < patience;)
+      for (int spins = 0; spins < 16; spins++) {
+        if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
+        pause();
+      }
+    __atomic_store_n(&w.sleeping, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&w.epoch, __ATOMIC_SEQ_CST) == seen) syscall(SYS_futex, &w.epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+    __atomic_store_n(&w.sleeping, 0, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
+  }
 }
+
+bool is_asleep(const Worker& w) { return __atomic_load_n(&w.sleeping, __ATOMIC_SEQ_CST); }
+void wake(Worker& w) { syscall(SYS_futex, &w.epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
 
 void* work(void* argument) {
   Worker& w = *static_cast<Worker*>(argument);
@@ -112,6 +122,23 @@ Threads& the_threads() {
   }();
   (void)made;
   return *threads;
+}
+
+// Whether a call that takes one thread that long had better not wait for the others. A short call does not wait for sleepers,
+// but in a stream of such calls it wakes them for the next one.
+bool better_alone(Threads& team, int size, double microseconds) {
+  const int64_t t = now();
+  if (t < team.single_until) return true;
+  if (microseconds > worth_waking) return false;
+  const bool stream = t - team.last_short < patience + int64_t(microseconds * 1e3);
+  bool asleep = false;
+  team.last_short = t;
+  for (int i = 0; i < std::min(size - 1, int(team.workers.size())); i++) {
+    if (!is_asleep(*team.workers[i])) continue;
+    if (stream) wake(*team.workers[i]);
+    asleep = true;
+  }
+  return asleep;
 }
 
 int64_t number_in(const std::string& path, int which) {
@@ -177,15 +204,15 @@ int64_t wait_longer(const int* word, int old) {
   }
 }
 
-Gang::Gang(int wanted) : size_(1) {
+Gang::Gang(int wanted, double microseconds) : size_(1) {
   if (wanted <= 1 || __atomic_exchange_n(&the_threads().leased, 1, __ATOMIC_ACQUIRE)) return;
   leased_ = true;
   Threads& team = *threads;
-  if (team.single_until && yields && now() < team.single_until) {
+  const int size = std::min(wanted, max_threads);
+  if (yields && better_alone(team, size, microseconds)) {
     release();
     return;
   }
-  const int size = std::min(wanted, max_threads);
   while (int(team.workers.size()) < size - 1 && start_worker(team)) {}
   size_ = std::min(int(team.workers.size()) + 1, size);
 }
@@ -204,16 +231,19 @@ void Gang::run(void (*job)(void*, int), void* context, Control& control) {
   team.job = job;
   team.context = context;
   __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
+  bool woken = false;
   for (int i = 0; i < size_ - 1; i++) {
     Worker& w = *team.workers[i];
     __atomic_add_fetch(&w.epoch, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w.sleeping, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &w.epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+    if (!is_asleep(w)) continue;
+    wake(w);
+    woken = true;
   }
   job(context, 0);
   for (int left; (left = __atomic_load_n(&team.running, __ATOMIC_ACQUIRE)) > 0;) control.waited += spin_while(&team.running, left);
   // Alone, the caller would have been busy 'size' times as long as it was.
   const int64_t took = now() - start, busy = took - control.waited;
-  const bool crowded = took > int64_t(size_) * busy + 20'000;
+  const bool crowded = took > int64_t(size_) * busy + (woken ? awakening : 20'000);
   team.rest = crowded ? std::min(2 * team.rest, most_rest) : least_rest;
   team.single_until = crowded ? now() + team.rest : 0;
   release();

@@ -14,9 +14,12 @@ struct Control {
   int64_t waited;  // nanoseconds that the calling thread stood at barriers
 };
 
-// All workers leave a barrier with the same answer, so that an interrupted team parts at one place.
-struct alignas(128) Barrier {
+// All workers leave a barrier with the same answer, so that an interrupted team parts at one place. Apart, so that nothing
+// else changes in the cache lines that waiters watch; not by alignment, which makes memory dear to get.
+struct Barrier {
+  char before[128];
   int size, arrived, epoch, stopped;
+  char after[112];
 };
 
 struct Range {
@@ -96,11 +99,12 @@ struct Interrupt {
   void* context;
 };
 
-// A lease of up to 'wanted' threads, the caller among them. size is 1 while another caller holds the threads, and for a
-// while after a call that spent more time waiting than one thread would have taken: other processes want the processors.
+// A lease of up to 'wanted' threads, the caller among them, for work that takes one thread that many microseconds. size is 1
+// while another caller holds the threads, for a while after a call that spent more time waiting than one thread would have
+// taken (other processes want the processors), and where short work would wait for threads that sleep.
 class Gang {
  public:
-  explicit Gang(int wanted);
+  Gang(int wanted, double microseconds);
   ~Gang();
   Gang(const Gang&) = delete;
   Gang& operator=(const Gang&) = delete;

@@ -15,6 +15,7 @@ namespace {
 namespace py = pybind11;
 
 constexpr double worth_releasing = 50;  // us: taking the GIL back may cost a contended call far more than that
+constexpr double worth_asking = 5000;   // us: what is over sooner need not be interrupted
 
 // At interpreter exit Python up to 3.13 ends a daemon thread that asks for the GIL by unwinding it, which would drop
 // references on the way without the GIL. Such a thread sleeps here until the process is gone, as from 3.14 on.
@@ -46,8 +47,8 @@ bool signals_pending(void* asking) {
 // Only the main thread gets signals.
 template <class Run> void run_released(Run& run) {
   Asking asking{run.microseconds() > worth_releasing ? PyEval_SaveThread() : nullptr};
-  const bool main_thread = syscall(SYS_gettid) == getpid();
-  const bool interrupted = run.run({main_thread ? signals_pending : nullptr, &asking});
+  const bool asks = run.microseconds() > worth_asking && syscall(SYS_gettid) == getpid();
+  const bool interrupted = run.run({asks ? signals_pending : nullptr, &asking});
   if (asking.state) take_gil(asking.state);
   if (interrupted) throw py::error_already_set();
 }

@@ -6,7 +6,7 @@ namespace fastrnn {
 namespace {
 
 template <class Real> double predicted(const Functions<Real>& f, const Product<Real>& p) {
-  return 2. * double(p.n) * double(p.K) * double(p.m) / (1e3 * f.lanes * 2);
+  return 2. * double(p.n) * double(p.K) * double(p.m) / (9e3 * f.lanes);
 }
 
 }  // namespace
@@ -16,7 +16,7 @@ ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int t
     : functions_(table_of<Real>(isa).functions),
       product_(product),
       microseconds_(predicted(functions_, product)),
-      gang_(microseconds_ < 40 ? 1 : int(std::min<int64_t>(threads, (product.n + 5) / 6))) {
+      gang_(microseconds_ < 40 ? 1 : int(std::min<int64_t>(threads, (product.n + 5) / 6)), microseconds_) {
   const int64_t N = functions_.lanes;
   auto lay_out = [&](Arena& arena) {
     product_.columns = product_.a_transposed ? arena.take<Real>(times(product_.n, plus(product_.K, N))) : nullptr;

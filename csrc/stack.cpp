@@ -31,15 +31,17 @@ template <class Real> const Kernel<Real>& kernel_of(const Network& n) { return *
 
 int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
 
+constexpr double second_level_cache = 1.5e6;  // bytes of weights that stay in it from step to step
+
 // Predicted microseconds on one thread: of one time step of one direction without the input projection, and of everything.
 struct Work {
   double step_us, total_us;
 };
 template <class Real> Work work_of(const Network& n, const Batch& batch, bool backward) {
   const Kernel<Real>& k = kernel_of<Real>(n);
-  const double flops_per_us = (sizeof(Real) == 4 ? 6e4 : 3e4) * k.lanes * sizeof(Real) / 64., bytes_per_us = 4e4;
   const double T = double(std::max<int64_t>(batch.schedule().T, 1)), rows = double(batch.tokens()) / T;
   const double recurrent = double(k.gates) * n.H * n.P, bytes = recurrent * sizeof(Real);
+  const double flops_per_us = 9e3 * k.lanes, bytes_per_us = bytes < second_level_cache ? 1e5 : 4e4;
   const double step = std::max(2 * recurrent * rows / flops_per_us, bytes / bytes_per_us) + 0.1;
   double input = 0;
   for (int64_t l = 0; l < n.L; l++) input += 2. * k.gates * n.H * n.input_size(l) * rows / flops_per_us;
@@ -176,7 +178,7 @@ struct Crew {
   Control control{};
   Barrier all{}, team[2]{};
 
-  Crew(int threads) : gang(threads) {}
+  Crew(int threads, double microseconds) : gang(threads, microseconds) {}
   void settle(const Split& s) {
     split = s;
     all.size = s.teams * s.size;
@@ -219,7 +221,7 @@ template <class Real> struct ForwardRun<Real>::Job {
   std::vector<Direction<Real>> directions;
 
   Job(const Network& network, const ForwardCall<Real>& c, int threads)
-      : n(network), call(c), work(work_of<Real>(n, *call.batch, false)), crew(split_threads(threads)) {
+      : n(network), call(c), work(work_of<Real>(n, *call.batch, false)), crew(split_threads(threads), work.total_us) {
     crew.settle(split_of<Real>(n, *call.batch, work, crew.gang.size()));
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
   }
@@ -231,6 +233,7 @@ template <class Real> struct ForwardRun<Real>::Job {
   void lay_out(Arena& arena) {
     const Layers<Real> layers{n, call};
     directions.clear();
+    directions.reserve(size_t(n.L * n.D));
     Real* const zeros = arena.take<Real>(layers.zero_row());
     if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
     Real* between[2] = {};
@@ -296,7 +299,7 @@ template <class Real> struct BackwardRun<Real>::Job {
   std::vector<Rows<Real>> dx, dx_reverse;  // (L) what the two directions of a layer give
 
   Job(const Network& network, const BackwardCall<Real>& c, int threads)
-      : n(network), call(c), work(work_of<Real>(n, *call.forward.batch, true)), crew(split_threads(threads)) {
+      : n(network), call(c), work(work_of<Real>(n, *call.forward.batch, true)), crew(split_threads(threads), work.total_us) {
     crew.settle(split_of<Real>(n, *call.forward.batch, work, crew.gang.size()));
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
   }
@@ -396,7 +399,8 @@ template <class Real> FrozenWeights<Real>::FrozenWeights(const Network& n, const
   };
   memory_ = laid_out(lay_out, false);
   Control control{};
-  Barrier alone{1, 0, 0, 0};
+  Barrier alone{};
+  alone.size = 1;
   const Team team{0, 1, true, false, &alone, &control};
   for (int64_t i = 0; i < n.L * n.D; i++) {
     Direction<Real> d{};
