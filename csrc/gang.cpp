@@ -48,6 +48,9 @@ struct Threads {
   int64_t rest = least_rest, single_until = 0;
   int64_t last_short = 0;  // when the last call came that was not worth an awakening
 
+  int jobs = 0;                    // so far; names the one at hand
+  int claimed[CPU_SETSIZE] = {};   // the last job that a thread of the team did on that processor
+
   Threads() { workers.reserve(max_threads); }
 };
 
@@ -56,10 +59,36 @@ struct alignas(128) Worker {
   int rank;
   unsigned epoch = 0;  // one more for every job; the futex word
   int sleeping = 0;
+  int placed = 0;  // the last job for which it claimed a processor
 };
 
 Threads* threads = nullptr;
 bool yields = true;
+
+// True: nobody of the team has it for this job.
+bool claim(Threads& team, int processor) {
+  if (processor < 0 || processor >= CPU_SETSIZE) return true;
+  return __atomic_exchange_n(&team.claimed[processor], team.jobs, __ATOMIC_ACQ_REL) != team.jobs;
+}
+
+// Two threads of a team on one processor would wait for each other in turn, and the system takes milliseconds to part them:
+// who comes second moves to a free one.
+void take_place(Worker& w) {
+  Threads& team = *w.team;
+  if (w.placed == team.jobs) return;
+  w.placed = team.jobs;
+  if (claim(team, sched_getcpu())) return;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+  for (int processor = 0; processor < CPU_SETSIZE; processor++) {
+    if (!CPU_ISSET(processor, &allowed) || !claim(team, processor)) continue;
+    cpu_set_t there;
+    CPU_ZERO(&there);
+    CPU_SET(processor, &there);
+    if (sched_setaffinity(0, sizeof there, &there) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+    return;
+  }
+}
 
 // Spins, then sleeps until the next job; who is woken without one spins again.
 void sleep_while(Worker& w, unsigned seen) {
@@ -72,18 +101,37 @@ void sleep_while(Worker& w, unsigned seen) {
     __atomic_store_n(&w.sleeping, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&w.epoch, __ATOMIC_SEQ_CST) == seen) syscall(SYS_futex, &w.epoch, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
     __atomic_store_n(&w.sleeping, 0, __ATOMIC_SEQ_CST);
+    take_place(w);
     if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
   }
 }
 
 bool is_asleep(const Worker& w) { return __atomic_load_n(&w.sleeping, __ATOMIC_SEQ_CST); }
-void wake(Worker& w) { syscall(SYS_futex, &w.epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
+
+// Wakes those of the first 'count' workers that sleep; true: there was one.
+bool wake(Threads& team, int count) {
+  bool any = false;
+  for (int i = 0; i < count; i++) {
+    if (!is_asleep(*team.workers[i])) continue;
+    syscall(SYS_futex, &team.workers[i]->epoch, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+    any = true;
+  }
+  if (any) sched_yield();  // who was woken on this processor runs here only long enough to move away
+  return any;
+}
+
+// The caller's claim opens a new job.
+void open_job(Threads& team) {
+  __atomic_store_n(&team.jobs, team.jobs + 1, __ATOMIC_RELEASE);
+  claim(team, sched_getcpu());
+}
 
 void* work(void* argument) {
   Worker& w = *static_cast<Worker*>(argument);
   for (unsigned seen = 0;;) {
     sleep_while(w, seen);
     seen++;
+    take_place(w);
     w.team->job(w.team->context, w.rank);
     __atomic_sub_fetch(&w.team->running, 1, __ATOMIC_RELEASE);
   }
@@ -131,14 +179,11 @@ bool better_alone(Threads& team, int size, double microseconds) {
   if (t < team.single_until) return true;
   if (microseconds > worth_waking) return false;
   const bool stream = t - team.last_short < patience + int64_t(microseconds * 1e3);
-  bool asleep = false;
   team.last_short = t;
-  for (int i = 0; i < std::min(size - 1, int(team.workers.size())); i++) {
-    if (!is_asleep(*team.workers[i])) continue;
-    if (stream) wake(*team.workers[i]);
-    asleep = true;
-  }
-  return asleep;
+  const int count = std::min(size - 1, int(team.workers.size()));
+  if (std::none_of(team.workers.begin(), team.workers.begin() + count, [](const Worker* w) { return is_asleep(*w); })) return false;
+  if (stream) open_job(team), wake(team, count);
+  return true;
 }
 
 int64_t number_in(const std::string& path, int which) {
@@ -230,15 +275,10 @@ void Gang::run(void (*job)(void*, int), void* context, Control& control) {
   const int64_t start = now();
   team.job = job;
   team.context = context;
+  open_job(team);
   __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
-  bool woken = false;
-  for (int i = 0; i < size_ - 1; i++) {
-    Worker& w = *team.workers[i];
-    __atomic_add_fetch(&w.epoch, 1, __ATOMIC_SEQ_CST);
-    if (!is_asleep(w)) continue;
-    wake(w);
-    woken = true;
-  }
+  for (int i = 0; i < size_ - 1; i++) __atomic_add_fetch(&team.workers[i]->epoch, 1, __ATOMIC_SEQ_CST);
+  const bool woken = wake(team, size_ - 1);
   job(context, 0);
   for (int left; (left = __atomic_load_n(&team.running, __ATOMIC_ACQUIRE)) > 0;) control.waited += spin_while(&team.running, left);
   // Alone, the caller would have been busy 'size' times as long as it was.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "plan.hpp"
+
 namespace fastrnn {
 
 // ---- batch ---------------------------------------------------------------------------------------------------------
@@ -31,39 +33,11 @@ template <class Real> const Kernel<Real>& kernel_of(const Network& n) { return *
 
 int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
 
-constexpr double second_level_cache = 1.5e6;  // bytes of weights that stay in it from step to step
-
-// Predicted microseconds on one thread: of one time step of one direction without the input projection, and of everything.
-struct Work {
-  double step_us, total_us;
-};
-template <class Real> Work work_of(const Network& n, const Batch& batch, bool backward) {
+template <class Real> Load load_of(const Network& n, const Batch& batch, bool backward) {
   const Kernel<Real>& k = kernel_of<Real>(n);
-  const double T = double(std::max<int64_t>(batch.schedule().T, 1)), rows = double(batch.tokens()) / T;
-  const double recurrent = double(k.gates) * n.H * n.P, bytes = recurrent * sizeof(Real);
-  const double flops_per_us = 9e3 * k.lanes, bytes_per_us = bytes < second_level_cache ? 1e5 : 4e4;
-  const double step = std::max(2 * recurrent * rows / flops_per_us, bytes / bytes_per_us) + 0.1;
-  double input = 0;
-  for (int64_t l = 0; l < n.L; l++) input += 2. * k.gates * n.H * n.input_size(l) * rows / flops_per_us;
-  const double total = T * n.D * (step * n.L + input) * (backward ? 2 : 1);
-  return {step, total};
-}
-
-// How the threads share the work. Directions run side by side where there are two and threads for both; within a
-// direction batch rows are dealt out if there are enough of them, else hidden units, with a barrier per phase.
-struct Split {
-  int teams, size;  // teams at once (1 or D), workers of each
-  bool by_rows;
-};
-template <class Real> Split split_of(const Network& n, const Batch& batch, const Work& work, int threads) {
-  if (threads <= 1 || work.total_us < 20) return {1, 1, true};
-  const int teams = n.D == 2 ? 2 : 1, most = std::max(1, threads / teams);
-  const int64_t B = batch.schedule().B, blocks = (n.H + kernel_of<Real>(n).lanes - 1) / kernel_of<Real>(n).lanes;
-  const double weights = double(kernel_of<Real>(n).gates) * n.H * n.P * sizeof(Real);
-  const int64_t rows_each = weights <= 1e6 ? 2 : 8;
-  if (B >= 2 * rows_each) return {teams, int(std::min<int64_t>(most, B / rows_each)), true};
-  if (work.step_us < 2) return {teams, 1, true};
-  return {teams, int(std::max<int64_t>(1, std::min<int64_t>({most, blocks, int64_t(work.step_us)}))), false};
+  const int64_t T = batch.schedule().T, B = batch.schedule().B;
+  const double rows = T ? double(batch.tokens()) / double(T) : 0;
+  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), n.I, n.H, n.P, n.L, T, B, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
@@ -86,28 +60,28 @@ template <class Real> Panels<Real> take_panels(const Network& n, int64_t I, bool
   return p;
 }
 
-template <class Real> void take_forward(const Network& n, const Split& split, bool needs_panels, Arena& arena, Direction<Real>& d) {
+template <class Real> void take_forward(const Network& n, const Plan& plan, bool needs_panels, Arena& arena, Direction<Real>& d) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   const int64_t T = d.schedule.T, B = d.schedule.B, h = round_up(n.H, k.lanes);
-  const int64_t rows = split.by_rows ? (B + split.size - 1) / split.size : B;
-  const int64_t blocks = split.by_rows ? h / k.lanes : (h / k.lanes + split.size - 1) / split.size;
+  const int64_t rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
+  const int64_t blocks = plan.by_rows ? h / k.lanes : (h / k.lanes + plan.size - 1) / plan.size;
   if (needs_panels) d.panels = take_panels<Real>(n, d.I, d.use_panels, arena);
   d.chunk_steps = projection_steps(T, rows, h * k.gates * int64_t(sizeof(Real)));
   d.projection_size = times(times(blocks, times(d.chunk_steps, rows)), k.gates * k.lanes);
-  d.projection = arena.take<Real>(times(d.projection_size, split.size));
+  d.projection = arena.take<Real>(times(d.projection_size, plan.size));
   d.table_size = plus(times(7, rows), times(d.chunk_steps, rows));
-  d.tables = arena.take<const void*>(times(d.table_size, split.size));
+  d.tables = arena.take<const void*>(times(d.table_size, plan.size));
   if (!d.training && k.phases == 2) {
     d.inner = arena.take<Real>(times(B, n.H));
     if (k.tape && !k.projected) d.gates = arena.take<Real>(times(times(B, h), k.tape));
   }
 }
 
-template <class Real> void take_backward(const Network& n, const Split& split, Arena& arena, Gradients<Real>& q) {
+template <class Real> void take_backward(const Network& n, const Plan& plan, Arena& arena, Gradients<Real>& q) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   Direction<Real>& d = q.forward;
   const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots, n.H);
-  const int64_t h = round_up(n.H, N), p = round_up(n.P, N), rows = split.by_rows ? (B + split.size - 1) / split.size : B;
+  const int64_t h = round_up(n.H, N), p = round_up(n.P, N), rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
   q.chunk_steps = gradient_steps(T, B);
   const int64_t tokens = times(q.chunk_steps, B);
   q.chunk_pitch = round_up(tokens, N) + N;
@@ -126,7 +100,7 @@ template <class Real> void take_backward(const Network& n, const Split& split, A
     q.dproj = arena.take<Real>(times(plus(tokens, B), n.P));
   }
   d.table_size = plus(plus(times(14, rows), times(7, tokens)), times(2, plus(plus(SH, GH), n.P)));
-  d.tables = arena.take<const void*>(times(d.table_size, split.size));
+  d.tables = arena.take<const void*>(times(d.table_size, plan.size));
 }
 
 // What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
@@ -173,20 +147,25 @@ template <class Real> void drop(const Real* from, const uint8_t* mask, Real scal
 
 // The threads of a call and the barriers they meet at.
 struct Crew {
+  double alone_us;  // predicted for one thread
   Gang gang;
-  Split split;
+  Plan plan;
   Control control{};
   Barrier all{}, team[2]{};
 
-  Crew(int threads, double microseconds) : gang(threads, microseconds) {}
-  void settle(const Split& s) {
-    split = s;
-    all.size = s.teams * s.size;
-    team[0].size = team[1].size = s.size;
+  // The threads that the best plan wants may be had or not; with fewer there is another best plan.
+  Crew(const Load& load, int threads) : alone_us(plan_of(load, 1).microseconds), gang(wanted(load, threads), alone_us) {
+    plan = plan_of(load, gang.size());
+    all.size = plan.teams * plan.size;
+    team[0].size = team[1].size = plan.size;
   }
-  Team place(int rank) { return {rank % split.size, split.size, split.by_rows, rank == 0, &team[rank / split.size], &control}; }
+  static int wanted(const Load& load, int threads) {
+    const Plan plan = plan_of(load, threads);
+    return plan.teams * plan.size;
+  }
+  Team place(int rank) { return {rank % plan.size, plan.size, plan.by_rows, rank == 0, &team[rank / plan.size], &control}; }
   // Directions of this rank: all of them one after the other, or its team's only.
-  Range directions(int rank, int D) const { return split.teams == 1 ? Range{0, D} : Range{rank / split.size, rank / split.size + 1}; }
+  Range directions(int rank, int D) const { return plan.teams == 1 ? Range{0, D} : Range{rank / plan.size, rank / plan.size + 1}; }
 };
 
 }  // namespace
@@ -215,19 +194,13 @@ template <class Real> struct ForwardRun<Real>::Job {
   Network n;
   ForwardCall<Real> call;
   const Kernel<Real>& kernel = kernel_of<Real>(n);
-  Work work;
   Crew crew;
   Memory memory;
   std::vector<Direction<Real>> directions;
 
   Job(const Network& network, const ForwardCall<Real>& c, int threads)
-      : n(network), call(c), work(work_of<Real>(n, *call.batch, false)), crew(split_threads(threads), work.total_us) {
-    crew.settle(split_of<Real>(n, *call.batch, work, crew.gang.size()));
+      : n(network), call(c), crew(load_of<Real>(n, *call.batch, false), threads) {
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
-  }
-  int split_threads(int threads) const {
-    const Split s = split_of<Real>(n, *call.batch, work, threads);
-    return s.teams * s.size;
   }
 
   void lay_out(Arena& arena) {
@@ -248,7 +221,7 @@ template <class Real> struct ForwardRun<Real>::Job {
       for (int side = 0; side < n.D; side++) {
         directions.push_back(layers.direction(l, side, x, y));
         directions.back().zeros = zeros;
-        take_forward<Real>(n, crew.split, !call.frozen, arena, directions.back());
+        take_forward<Real>(n, crew.plan, !call.frozen, arena, directions.back());
       }
       if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks ? layers.contiguous(call.saved->dropped[l]) : y);
     }
@@ -279,7 +252,7 @@ template <class Real> struct ForwardRun<Real>::Job {
 template <class Real>
 ForwardRun<Real>::ForwardRun(const Network& n, const ForwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
 template <class Real> ForwardRun<Real>::~ForwardRun() = default;
-template <class Real> double ForwardRun<Real>::microseconds() const { return job_->work.total_us; }
+template <class Real> double ForwardRun<Real>::microseconds() const { return job_->crew.alone_us; }
 template <class Real> bool ForwardRun<Real>::run(Interrupt interrupt) {
   job_->crew.control = {interrupt.asked, interrupt.context, 0, 0};
   job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get(), job_->crew.control);
@@ -292,20 +265,14 @@ template <class Real> struct BackwardRun<Real>::Job {
   Network n;
   BackwardCall<Real> call;
   const Kernel<Real>& kernel = kernel_of<Real>(n);
-  Work work;
   Crew crew;
   Memory memory;
   std::vector<Gradients<Real>> gradients;  // (L*D)
   std::vector<Rows<Real>> dx, dx_reverse;  // (L) what the two directions of a layer give
 
   Job(const Network& network, const BackwardCall<Real>& c, int threads)
-      : n(network), call(c), work(work_of<Real>(n, *call.forward.batch, true)), crew(split_threads(threads), work.total_us) {
-    crew.settle(split_of<Real>(n, *call.forward.batch, work, crew.gang.size()));
+      : n(network), call(c), crew(load_of<Real>(n, *call.forward.batch, true), threads) {
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
-  }
-  int split_threads(int threads) const {
-    const Split s = split_of<Real>(n, *call.forward.batch, work, threads);
-    return s.teams * s.size;
   }
 
   void lay_out(Arena& arena) {
@@ -346,7 +313,7 @@ template <class Real> struct BackwardRun<Real>::Job {
         q.dweight_ih = const_cast<Real*>(g.weight_ih), q.dweight_hh = const_cast<Real*>(g.weight_hh);
         q.dweight_hr = const_cast<Real*>(g.weight_hr);
         q.dbias_ih = const_cast<Real*>(g.bias_ih), q.dbias_hh = const_cast<Real*>(g.bias_hh);
-        take_backward<Real>(n, crew.split, arena, q);
+        take_backward<Real>(n, crew.plan, arena, q);
       }
     }
   }
@@ -383,7 +350,7 @@ template <class Real> struct BackwardRun<Real>::Job {
 template <class Real>
 BackwardRun<Real>::BackwardRun(const Network& n, const BackwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
 template <class Real> BackwardRun<Real>::~BackwardRun() = default;
-template <class Real> double BackwardRun<Real>::microseconds() const { return job_->work.total_us; }
+template <class Real> double BackwardRun<Real>::microseconds() const { return job_->crew.alone_us; }
 template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) {
   job_->crew.control = {interrupt.asked, interrupt.context, 0, 0};
   job_->crew.gang.run([](void* job, int rank) { static_cast<Job*>(job)->worker(rank); }, job_.get(), job_->crew.control);
@@ -420,7 +387,7 @@ template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch
   call.saved = training ? &saved : nullptr;
   const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
   const Layers<Real> layers{n, call};
-  const Split alone{1, 1, true};
+  const Plan alone{1, 1, true, 0};
   const int64_t between = times(times(layers.T, layers.B), times(layers.width, std::min<int64_t>(n.L - 1, 2)));
   if (!training) forward.take<Real>(between);
   else backward.take<Real>(plus(between, n.D == 2 ? times(times(layers.T, layers.B), std::max(n.I, layers.width)) : 0));
