@@ -7,7 +7,7 @@ namespace {
 
 // Of one core and of two that meet, measured on server processors of some years; microseconds.
 constexpr double flops_of_a_lane = 9e3, second_level_cache = 1.5e6, bytes_from_it = 1e5, bytes_from_beyond = 4e4;
-constexpr double meeting = 0.3, starting = 3, step_of_a_row = 0.02;
+constexpr double meeting = 0.7, starting = 3, step_of_a_row = 0.02;
 constexpr double worth_sharing = 20, clear_gain = 0.87;
 
 // Microseconds of one time step of one direction, through all layers, for the busiest worker.

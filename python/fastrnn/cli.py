@@ -8,7 +8,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from . import FileError, SizeError, __version__
 from .text import TextError
@@ -118,6 +119,72 @@ def _run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _comma_separated(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [parse(part.strip()) for part in text.split(",")]
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to measure")
+    grid = what.add_mutually_exclusive_group()
+    grid.add_argument("--quick", dest="grid", action="store_const", const="quick", help="some points (the default)")
+    grid.add_argument("--full", dest="grid", action="store_const", const="full", help="all points, within 90 minutes")
+    what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
+    what.add_argument(
+        "--filter",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="only points whose names hold this or match it as in a shell; a whole name need not be in the grid; "
+        "may be repeated",
+    )
+    peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; or none (all)"
+    what.add_argument("--peers", metavar="A,B", type=_comma_separated(str), help=peers)
+    what.add_argument("--threads", metavar="N,M", type=_comma_separated(_whole(1, MOST)), help="(1,2)")
+    what.add_argument("--list", action="store_true", help="print the names of the points and measure nothing")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--seconds", metavar="S", type=_positive, help="for a pair of fastrnn and a peer, about")
+    how.add_argument("--pin", action="store_true", help="keep N threads on N processors")
+    how.add_argument("--output", metavar="DIR", default="fastrnn-bench", help="where results go (%(default)s)")
+
+    runs = parser.add_argument_group("two runs")
+    runs.add_argument("--compare", metavar=("OLD", "NEW"), nargs=2, help="two results.json instead of measuring")
+    text = "what counts as worse, in percent (%(default)s)"
+    runs.add_argument("--threshold", metavar="PERCENT", type=_positive, default=10.0, help=text)
+
+
+def _run_bench(arguments: argparse.Namespace) -> int:
+    from .bench import command
+    from .bench.results import BadInput
+
+    options = command.Options(
+        grid=arguments.grid or (None if arguments.claims else "quick"),
+        filters=arguments.filter,
+        peers=[] if arguments.peers == ["none"] else arguments.peers,
+        threads=arguments.threads,
+        seconds=arguments.seconds,
+        pin=arguments.pin,
+        output=Path(arguments.output),
+        claims=arguments.claims,
+    )
+    try:
+        code: int
+        if arguments.compare:
+            old, new = map(Path, arguments.compare)
+            code = command.compare_files(old, new, arguments.threshold / 100)
+        elif arguments.list:
+            code = command.show_names(options)
+        else:
+            code = command.run(options)
+        return code
+    except BadInput as error:
+        raise UsageError(str(error)) from error
+
+
+class UsageError(Exception):
+    """Options that cannot be followed; the message is one line."""
+
+
 class Command(NamedTuple):
     """A subcommand; imports what it needs when it runs."""
 
@@ -136,6 +203,14 @@ COMMANDS = (
         "Ctrl-C stops early and keeps what was learned.",
         _add_train,
         _run_train,
+    ),
+    Command(
+        "bench",
+        "measure fastrnn and its peers on this machine",
+        "Verify that fastrnn and the peers that are installed compute the same, time them turn by turn, and show how "
+        "far fastrnn is from what the machine can do. Ctrl-C keeps what was measured.",
+        _add_bench,
+        _run_bench,
     ),
     Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
 )
@@ -186,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(f"{error.filename}: {error.strerror}" if error.filename is not None else error)
         return BAD_INPUT
-    except (TextError, FileError, SizeError) as error:
+    except (TextError, FileError, SizeError, UsageError) as error:
         complain(error)
         return BAD_INPUT
     except ArithmeticError as error:

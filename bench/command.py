@@ -1,0 +1,164 @@
+"""What ``fastrnn bench`` does with its options."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastrnn._core import available_threads
+
+from . import markdown, shapes, summary
+from .claims import CLAIMS
+from .compare import regressions
+from .peers import PEERS
+from .results import BadInput, Report
+from .shapes import Point
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+SECONDS = {"quick": 0.2, "full": 0.12, "claims": 0.5}  # of a pair, so that 90 s and 90 minutes are kept
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line.
+
+    Attributes
+    ----------
+    grid : {"quick", "full", None}
+        Which points; None with `claims` measures none.
+    filters : sequence of str
+        Keep the points whose names hold or match one of these; whole names need not be in the grid.
+    peers, threads : sequence, optional
+        All peers, and one and two threads, by default.
+    seconds : float, optional
+        For one pair.
+    pin : bool
+        Whether a worker on N threads may use N processors only.
+    output : Path
+        The folder of the results.
+    claims : bool
+        Whether to check what fastrnn promises about itself.
+    """
+
+    grid: str | None = "quick"
+    filters: Sequence[str] = ()
+    peers: Sequence[str] | None = None
+    threads: Sequence[int] | None = None
+    seconds: float | None = None
+    pin: bool = False
+    output: Path = Path("fastrnn-bench")
+    claims: bool = False
+
+    def points(self) -> list[Point]:
+        """The points asked for; BadInput if there are none."""
+        if self.grid is None:
+            return []
+        threads = self._threads()
+        grid = shapes.full(threads) if self.grid == "full" else shapes.quick(threads)
+        found = shapes.select(grid, self.filters)
+        if not found:
+            raise BadInput(
+                f"no point of the {self.grid} grid on {' or '.join(map(str, threads))} threads matches "
+                f"{' or '.join(map(repr, self.filters))}: --list shows the names, --full has more of them"
+            )
+        return found
+
+    def known_peers(self) -> list[str]:
+        """The peers asked for; BadInput for one that is none."""
+        if self.peers is None:
+            return list(PEERS)
+        wrong = [key for key in self.peers if key not in PEERS]
+        if wrong:
+            raise BadInput(f"unknown peer {', '.join(map(repr, wrong))}; there are {', '.join(PEERS)}, or none")
+        return [key for key in PEERS if key in self.peers]
+
+    def _threads(self) -> list[int]:
+        available = available_threads()
+        if self.threads is None:
+            return [n for n in (1, 2) if n <= available]
+        if max(self.threads) > available:
+            raise BadInput(f"--threads asks for {max(self.threads)}, but this process may use {available} processors")
+        return sorted(set(self.threads))
+
+
+def run(options: Options) -> int:
+    """Measure, show and save; return the exit code: 0, 1 if something is wrong with the results, 130 after Ctrl-C.
+
+    Raises
+    ------
+    BadInput
+        If the options cannot be followed; nothing was measured then.
+    OSError
+        If the folder cannot be written to.
+    """
+    points, peers = options.points(), options.known_peers()
+    _need_rich()
+    from .screen import Screen, make_console
+    from .session import Session, plan, save
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    seconds = options.seconds or SECONDS[options.grid or "claims"]
+    works = plan(points, list(CLAIMS) if options.claims else [], peers, seconds, options.pin)
+    asked = dataclasses.asdict(options) | {"output": str(options.output), "seconds": seconds, "peers": peers}
+    screen = Screen(make_console(), peers)
+    session = Session(screen, asked, lambda report: save(report, options.output))
+    screen.note(f"{len(points)} points{f', {len(CLAIMS)} claims' if options.claims else ''}; {session.heading}")
+    report = session.run(works)
+    for table in summary.tables(report):
+        screen.table(table)
+    written = [save(report, options.output), *markdown.write(report, options.output)]
+    written += _plots(report, options.output, screen.warn)
+    screen.note(f"\nWritten: {', '.join(map(str, written))}")
+    if report.interrupted:
+        screen.warn(f"interrupted: {len(report.results)} of {len(points)} points were measured")
+        return INTERRUPTED
+    return FAILED if _went_wrong(report) else DONE
+
+
+def show_names(options: Options) -> int:
+    """Print the names of the points that would be measured."""
+    for point in options.points():
+        print(point.name)
+    if options.claims:
+        print("\n".join(CLAIMS))
+    return DONE
+
+
+def compare_files(old: Path, new: Path, threshold: float) -> int:
+    """Print what changed from one results.json to another; 1 if a point got worse by more than the threshold.
+
+    Raises
+    ------
+    BadInput, OSError
+        If one of them cannot be read as such, or they have no point in common.
+    """
+    _need_rich()
+    from .screen import Screen, make_console
+
+    table, worse = regressions(Report.read(old), Report.read(new), threshold)
+    screen = Screen(make_console(), [])
+    screen.table(table)
+    screen.note(f"\n{worse} of {len(table.rows)} points got worse by more than {100 * threshold:g} %")
+    return FAILED if worse else DONE
+
+
+def _went_wrong(report: Report) -> bool:
+    """Whether a worker was lost, results differed, fastrnn failed or a promise was missed."""
+    lost = any(result.mismatched or result.failed for result in report.results)
+    return bool(report.problems) or lost or any(claim.verdict in ("MISSED", "failed") for claim in report.claims)
+
+
+def _need_rich() -> None:
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise BadInput(f"the tables need rich ({error}): pip install 'fastrnn[bench]'") from error
+
+
+def _plots(report: Report, folder: Path, warn: Callable[[str], None]) -> list[Path]:
+    try:
+        from . import plots
+    except ImportError as error:
+        warn(f"no plots ({error}): pip install 'fastrnn[plot]'")
+        return []
+    return plots.write(report, folder)
