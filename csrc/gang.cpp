@@ -66,22 +66,23 @@ Threads* threads = nullptr;
 bool yields = true;
 
 // True: nobody of the team has it for this job.
-bool claim(Threads& team, int processor) {
+bool claim(Threads& team, int job, int processor) {
   if (processor < 0 || processor >= CPU_SETSIZE) return true;
-  return __atomic_exchange_n(&team.claimed[processor], team.jobs, __ATOMIC_ACQ_REL) != team.jobs;
+  return __atomic_exchange_n(&team.claimed[processor], job, __ATOMIC_ACQ_REL) != job;
 }
 
 // Two threads of a team on one processor would wait for each other in turn, and the system takes milliseconds to part them:
 // who comes second moves to a free one.
 void take_place(Worker& w) {
   Threads& team = *w.team;
-  if (w.placed == team.jobs) return;
-  w.placed = team.jobs;
-  if (claim(team, sched_getcpu())) return;
+  const int job = __atomic_load_n(&team.jobs, __ATOMIC_ACQUIRE);
+  if (w.placed == job) return;
+  w.placed = job;
+  if (claim(team, job, sched_getcpu())) return;
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
   for (int processor = 0; processor < CPU_SETSIZE; processor++) {
-    if (!CPU_ISSET(processor, &allowed) || !claim(team, processor)) continue;
+    if (!CPU_ISSET(processor, &allowed) || !claim(team, job, processor)) continue;
     cpu_set_t there;
     CPU_ZERO(&there);
     CPU_SET(processor, &there);
@@ -123,7 +124,7 @@ bool wake(Threads& team, int count) {
 // The caller's claim opens a new job.
 void open_job(Threads& team) {
   __atomic_store_n(&team.jobs, team.jobs + 1, __ATOMIC_RELEASE);
-  claim(team, sched_getcpu());
+  claim(team, team.jobs, sched_getcpu());
 }
 
 void* work(void* argument) {
