@@ -1,8 +1,65 @@
-// The table of one instruction set: its cells, the plain matrix product of the read-out, and the activations of whole
-// arrays, so that tests can measure their error over the whole range.
+// What the cells of an instruction set share, and its table: the cells, the plain matrix product of the read-out, and the
+// activations of whole arrays, so that tests can measure their error over the whole range.
 #include "gemm.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+template <class V, class Real>
+FASTRNN_FN bool multiply_into(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, Real* const* out, bool add,
+                              Poll& poll) {
+  auto start = [](V(&z)[1], int64_t, int64_t) __attribute__((always_inline)) { z[0] = V{}; };
+  auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
+      Real* to = out[place.row(m)] + place.at(m);
+      store(to, add ? load<V>(to, place.left(m)) + z[0].v[m] : z[0].v[m], place.left(m));
+    }
+  };
+  return product<V, 1>(w, a, n, blocks, false, start, finish, poll);
+}
+
+template <class V, class Real>
+FASTRNN_FN void pack_blocks(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel, Poll& poll) {
+  constexpr int N = Lanes<V>::n;
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    const int64_t count = units - block * N < N ? units - block * N : N;
+    if (poll.stop(double(K) * G * N * packing_work)) return;
+    for (int g = 0; g < G; g++) {
+      const Real* from = weight + ((first + g) * units + block * N) * K;
+      Real* to = panel + (block * K * G + g) * N;
+      for (int64_t k = 0; k < K; k += N) {
+        const int64_t depth = K - k < N ? K - k : N;
+        V m[N];
+#pragma GCC unroll 16
+        for (int lane = 0; lane < N; lane++) m[lane] = lane < count ? load<V>(from + lane * K + k, depth) : V{};
+        if constexpr (N > 1) transpose(m);
+        if (depth == N) {
+#pragma GCC unroll 16
+          for (int i = 0; i < N; i++) store(to + (k + i) * G * N, m[i]);
+        } else {
+          for (int64_t i = 0; i < depth; i++) store(to + (k + i) * G * N, m[i]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Range blocks, float* const* out, bool add, Poll& poll) {
+  return multiply_into<VectorOf<float>::type>(w, a, n, blocks, out, add, poll);
+}
+bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll) {
+  return multiply_into<VectorOf<double>::type>(w, a, n, blocks, out, add, poll);
+}
+void pack_panel(const float* weight, int64_t units, int64_t K, int first, int G, Range blocks, float* panel, Poll& poll) {
+  pack_blocks<VectorOf<float>::type>(weight, units, K, first, G, blocks, panel, poll);
+}
+void pack_panel(const double* weight, int64_t units, int64_t K, int first, int G, Range blocks, double* panel, Poll& poll) {
+  pack_blocks<VectorOf<double>::type>(weight, units, K, first, G, blocks, panel, poll);
+}
+
 namespace {
 
 template <class Real, bool is_tanh> void apply(const Real* x, Real* y, int64_t n) {
@@ -26,7 +83,7 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   const Real** a = (const Real**)p.tables;
   Real** c = (Real**)(a + p.n);
   for (int64_t i = rows.first; i < rows.last; i++) c[i] = p.c + i * p.m;
-  if (p.b_transposed) pack_panel<V>(p.b, p.m, p.K, 0, 1, blocks, p.panel, poll);
+  if (p.b_transposed) pack_panel(p.b, p.m, p.K, 0, 1, blocks, p.panel, poll);
   else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel, poll);
   if (p.a_transposed)
     transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),
@@ -35,7 +92,7 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   for (int64_t k = 0; k == 0 || k < p.K; k += depth) {
     for (int64_t i = rows.first; i < rows.last; i++) a[i] = (p.a_transposed ? p.columns + i * columns_pitch : p.a + i * p.K) + k;
     const Matrix<Real> w{p.panel + k * N, nullptr, p.K - k < depth ? p.K - k : depth, p.m, p.K * N};
-    if (!product_into<V>(w, a + rows.first, rows.last - rows.first, {0, blocks_of<V>(p.m)}, c + rows.first, k > 0, poll)) return;
+    if (!product_into(w, a + rows.first, rows.last - rows.first, {0, blocks_of<V>(p.m)}, c + rows.first, k > 0, poll)) return;
   }
 }
 

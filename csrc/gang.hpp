@@ -73,6 +73,8 @@ FASTRNN_INLINE Range share_of(int64_t n, int rank, int size, int64_t grain = 1) 
   return {first < n ? first : n, last < n ? last : n};
 }
 
+}  // namespace
+
 // Counts the work of one worker and lets the calling thread ask now and then whether to go on.
 struct Poll {
   Control* control;
@@ -90,8 +92,6 @@ struct Poll {
     return true;
   }
 };
-
-}  // namespace
 
 // How a call asks whether to go on; null: never.
 struct Interrupt {

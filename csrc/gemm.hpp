@@ -8,7 +8,6 @@
 #include "vec.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
-namespace {
 
 // W: 'units' rows for each of G gates, K columns.
 template <class Real> struct Matrix {
@@ -17,6 +16,17 @@ template <class Real> struct Matrix {
   int64_t K, units;
   int64_t panel_pitch;    // elements from block to block of the panel
 };
+
+// What all cells share is compiled once for an instruction set, in functions.cpp.
+//
+// out[i] = A[i] W^T, or added to what is there; rows of w.units elements.
+bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Range blocks, float* const* out, bool add, Poll& poll);
+bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll);
+// The unit blocks of G gates, W (gates*units,K) from gate 'first' on -> [block][K][G][N]; lanes past the units are zero.
+void pack_panel(const float* weight, int64_t units, int64_t K, int first, int G, Range blocks, float* panel, Poll& poll);
+void pack_panel(const double* weight, int64_t units, int64_t K, int first, int G, Range blocks, double* panel, Poll& poll);
+
+namespace {
 
 template <class V> FASTRNN_FN int64_t blocks_of(int64_t n) { return (n + Lanes<V>::n - 1) / Lanes<V>::n; }
 
@@ -105,13 +115,19 @@ template <int lanes, bool down, bool whole> struct Place {
   FASTRNN_FN int64_t left(int m) const { return whole ? lanes : units - at(m); }  // units from there on
 };
 
+// Keeps the compiler from unrolling a loop of so many rounds, each of which is a whole epilogue.
+FASTRNN_FN int known_at_run_time(int n) {
+  asm("" : "+r"(n));
+  return n;
+}
+
 // finish(z, place) for M results in one bundle, or one by one where lanes are no units.
 template <bool down, class V, int M, int G, class Finish>
 FASTRNN_FN void finish_group(const Bundle<V, M> (&z)[G], int64_t row, int64_t block, int64_t units, const Finish& finish) {
   constexpr int N = Lanes<V>::n;
   if ((down ? block + 1 : block + M) * N <= units) return finish(z, Place<N, down, true>{row, block, units});
-#pragma GCC unroll 1
-  for (int m = 0; m < M; m++) {
+  const int count = known_at_run_time(M);
+  for (int m = 0; m < count; m++) {
     Bundle<V, 1> one[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; g++) one[g].v[0] = z[g].v[m];
@@ -144,8 +160,8 @@ __attribute__((noinline)) void tile(const Matrix<Real>& w, const Real* const* a,
       for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) z[u][g].v[r] = acc[r][u][g];
-#pragma GCC unroll 1
-    for (int u = 0; u < U; u++) finish_group<true>(z[u], row, block + u, w.units, finish);
+    const int groups = known_at_run_time(U);
+    for (int u = 0; u < groups; u++) finish_group<true>(z[u], row, block + u, w.units, finish);
   }
 }
 
@@ -157,7 +173,8 @@ FASTRNN_FN void tiles(const Matrix<Real>& w, const Real* const* a, Range rows, i
   int64_t row = rows.first;
   for (int64_t i = 0; i < count; i++) {
     const int64_t height = n * (i + 1) / count - n * i / count, part = i < U * G ? i : 0;
-    const Real* const ahead = w.panel + (next + part / G) * w.panel_pitch + part % G * w.K * Lanes<V>::n;
+    const Real* ahead = nullptr;
+    if constexpr (packed) ahead = w.panel + (next + part / G) * w.panel_pitch + part % G * w.K * Lanes<V>::n;
     switch (height) {
       case 1: tile<V, 1, U, G, packed>(w, a, row, block, ahead, start, finish); break;
       case 2:
@@ -213,21 +230,6 @@ FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, 
   return true;
 }
 
-// out[i] = A[i] W^T, or added to what is there; rows of w.units elements.
-template <class V, class Real>
-__attribute__((noinline)) bool product_into(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, Real* const* out,
-                                            bool add, Poll& poll) {
-  auto start = [](V(&z)[1], int64_t, int64_t) __attribute__((always_inline)) { z[0] = V{}; };
-  auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
-      Real* to = out[place.row(m)] + place.at(m);
-      store(to, add ? load<V>(to, place.left(m)) + z[0].v[m] : z[0].v[m], place.left(m));
-    }
-  };
-  return product<V, 1>(w, a, n, blocks, false, start, finish, poll);
-}
-
 // product from the unpacked rows of W.
 template <class V, int G, class Real, class Start, class Finish>
 FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start,
@@ -242,33 +244,6 @@ FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int
 // ---- packing -------------------------------------------------------------------------------------------------------
 
 constexpr double packing_work = 16;  // to move an element takes as long as that many multiplications and additions
-
-// The unit blocks of G gates, W (gates*units,K) from gate 'first' on -> [block][K][G][N]; lanes past the units are zero.
-template <class V, class Real>
-void pack_panel(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel, Poll& poll) {
-  constexpr int N = Lanes<V>::n;
-  for (int64_t block = blocks.first; block < blocks.last; block++) {
-    const int64_t count = units - block * N < N ? units - block * N : N;
-    if (poll.stop(double(K) * G * N * packing_work)) return;
-    for (int g = 0; g < G; g++) {
-      const Real* from = weight + ((first + g) * units + block * N) * K;
-      Real* to = panel + (block * K * G + g) * N;
-      for (int64_t k = 0; k < K; k += N) {
-        const int64_t depth = K - k < N ? K - k : N;
-        V m[N];
-#pragma GCC unroll 16
-        for (int lane = 0; lane < N; lane++) m[lane] = lane < count ? load<V>(from + lane * K + k, depth) : V{};
-        if constexpr (N > 1) transpose(m);
-        if (depth == N) {
-#pragma GCC unroll 16
-          for (int i = 0; i < N; i++) store(to + (k + i) * G * N, m[i]);
-        } else {
-          for (int64_t i = 0; i < depth; i++) store(to + (k + i) * G * N, m[i]);
-        }
-      }
-    }
-  }
-}
 
 // Rows of length n, given by pointer -> [block][pitch][N] with row k at depth k: the panel of their transpose.
 template <class V, class Real, class Row>

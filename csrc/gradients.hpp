@@ -181,7 +181,7 @@ template <class Cell, class V, class Real> struct Backward {
       if (Cell::has_c && h_first < h_end) copy_row(q.dc0 + b * H + h_first, (const Real*)q.dc + s * H + h_first, h_end - h_first);
     }
     const int64_t K = Cell::phase[0].gates * H;
-    const bool done = product_into<V>({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
+    const bool done = product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
     for (int64_t i = from; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       if (!order.cut_before(t, s)) continue;
@@ -239,8 +239,8 @@ template <class Cell, class V, class Real> struct Backward {
   // Rows of a weight gradient: columns [first, first+height) of the chunk's gate gradients times the panel's rows.
   FASTRNN_FN bool weight_gradient(int64_t first, int64_t height, Real** out, const Real* panel, int64_t width, int64_t tokens, bool add) {
     const Range mine = share_of(height, team.rank, team.size, wide_rows);
-    return product_into<V>({panel, nullptr, tokens, width, q.chunk_pitch * N}, column + first + mine.first, mine.last - mine.first,
-                           {0, blocks_of<V>(width)}, out + mine.first, add, poll);
+    return product_into({panel, nullptr, tokens, width, q.chunk_pitch * N}, column + first + mine.first, mine.last - mine.first,
+                        {0, blocks_of<V>(width)}, out + mine.first, add, poll);
   }
   FASTRNN_FN bool weight_gradients(int64_t tokens, bool add) {
     bool done = weight_gradient(Cell::input_slot * H, G * H, dweight_ih, q.x_panel, I, tokens, add) &&
@@ -253,8 +253,8 @@ template <class Cell, class V, class Real> struct Backward {
   }
   FASTRNN_FN bool input_gradient(int64_t tokens) {
     const Range mine = share_of(tokens, team.rank, team.size, wide_rows);
-    return product_into<V>({q.panel_ih, nullptr, G * H, I, G * H * N}, token_dinput + mine.first, mine.last - mine.first,
-                           {0, blocks_of<V>(I)}, token_dx + mine.first, false, poll);
+    return product_into({q.panel_ih, nullptr, G * H, I, G * H * N}, token_dinput + mine.first, mine.last - mine.first, {0, blocks_of<V>(I)},
+                        token_dx + mine.first, false, poll);
   }
 
   // What the padding and the rows of length 0 get; each row by one worker.

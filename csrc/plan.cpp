@@ -6,7 +6,7 @@ namespace fastrnn {
 namespace {
 
 // Of one core and of two that meet, measured on server processors of some years; microseconds.
-constexpr double flops_of_a_lane = 9e3, second_level_cache = 1.5e6, bytes_from_it = 1e5, bytes_from_beyond = 4e4;
+constexpr double second_level_cache = 1.5e6, bytes_from_it = 1e5, bytes_from_beyond = 4e4;
 constexpr double meeting_of_any = 0.6, meeting_of_each = 0.05;  // two were measured; more take turns at the barrier's counter
 constexpr double starting = 3, step_of_a_row = 0.02;
 constexpr double worth_sharing = 20, clear_gain = 0.87;

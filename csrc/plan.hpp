@@ -4,10 +4,13 @@
 
 namespace fastrnn {
 
+// Operations that a vector lane does in a microsecond, about.
+constexpr double flops_of_a_lane = 9e3;
+
 // What a call has to do. rows: how many run at a step, on average.
 struct Load {
   int lanes, gates, phases, item_size;
-  int64_t I, H, P, L, T, B;
+  int64_t I, H, P, L, T;
   int D;
   double rows;
   bool backward;

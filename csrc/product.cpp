@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "plan.hpp"
+
 namespace fastrnn {
 namespace {
 
 template <class Real> double predicted(const Functions<Real>& f, const Product<Real>& p) {
-  return 2. * double(p.n) * double(p.K) * double(p.m) / (9e3 * f.lanes);
+  return 2. * double(p.n) * double(p.K) * double(p.m) / (flops_of_a_lane * f.lanes);
 }
 
 }  // namespace

@@ -81,14 +81,13 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
     }
   }
   if (!d.use_panels) return;
-  pack_panel<V>(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih, poll);
-  pack_panel<V>(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh, poll);
+  pack_panel(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih, poll);
+  pack_panel(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh, poll);
   if constexpr (Cell::projected) {
-    pack_panel<V>(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), team.rank, team.size), d.panels.hr, poll);
+    pack_panel(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), team.rank, team.size), d.panels.hr, poll);
   } else if constexpr (Cell::phases == 2) {
     constexpr Phase second = Cell::phase[1];
-    pack_panel<V>(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N,
-                  poll);
+    pack_panel(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N, poll);
   }
 }
 

@@ -35,9 +35,9 @@ int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
 
 template <class Real> Load load_of(const Network& n, const Batch& batch, bool backward) {
   const Kernel<Real>& k = kernel_of<Real>(n);
-  const int64_t T = batch.schedule().T, B = batch.schedule().B;
+  const int64_t T = batch.schedule().T;
   const double rows = T ? double(batch.tokens()) / double(T) : 0;
-  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), n.I, n.H, n.P, n.L, T, B, n.D, rows, backward};
+  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), n.I, n.H, n.P, n.L, T, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
