@@ -211,19 +211,31 @@ def _memory(seconds: float) -> float:
 THREAD_SIZES = [(64, 1), (64, 4), (64, 16), (128, 1), (256, 1), (256, 4), (256, 16), (512, 1), (512, 16), (256, 64)]
 
 
+MODES: tuple[Mode, ...] = ("inference", "training")
+
+
+def _thread_points() -> Iterator[Point]:
+    for cell in CELLS:
+        for mode in MODES:
+            for H, B in THREAD_SIZES if cell == "LSTM" else [(64, 1), (256, 1), (256, 16)]:
+                yield _point(cell, mode, 50, B, H)
+    for H in (64, 256, 512):
+        for mode in MODES:
+            yield replace(_point("LSTM", mode, 50, 1, H), bidirectional=True)
+
+
 def _all() -> Iterator[Claim]:
-    modes: tuple[Mode, ...] = ("inference", "training")
     bind = functools.partial
 
     for cell in CELLS:
-        for mode in modes:
+        for mode in MODES:
             point = _point(cell, mode, 100, 16, 128)
             yield Claim(f"reset masks, {cell} {mode}", bind(_resets, point), 1.05, True, "x", "with a mask : without")
-    dense = {mode: _point("LSTM", mode, 100, 64, 256) for mode in modes}
-    for mode in modes:
+    dense = {mode: _point("LSTM", mode, 100, 64, 256) for mode in MODES}
+    for mode in MODES:
         note = "time per valid token, lengths 10..100 : dense"
         yield Claim(f"variable lengths, LSTM {mode}", bind(_lengths, dense[mode]), 1.1, True, "x", note)
-    for mode, least in zip(modes, (1.4, 2.5), strict=True):
+    for mode, least in zip(MODES, (1.4, 2.5), strict=True):
         note = "PyTorch's PackedSequence : fastrnn"
         yield Claim(
             f"variable lengths against PyTorch, LSTM {mode}", bind(_packed, dense[mode]), least, False, "x", note
@@ -240,30 +252,9 @@ def _all() -> Iterator[Claim]:
             yield Claim(f"denormals, {cell} {mode}, {name}", measure, 1.1, True, "x", "vanishing : normal data")
     yield Claim("denormals, the caller's results lost", _mode_changed, 0, True, "numbers")
 
-    for cell in CELLS:
-        for mode in modes:
-            for H, B in THREAD_SIZES if cell == "LSTM" else [(64, 1), (256, 1), (256, 16)]:
-                point = _point(cell, mode, 50, B, H)
-                note = "one thread : two"
-                yield Claim(
-                    f"two threads, {point.name.removesuffix('-t1')}",
-                    bind(_two_against_one, point),
-                    TWO_THREADS,
-                    False,
-                    "x",
-                    note,
-                )
-    for H in (64, 256, 512):
-        for mode in modes:
-            point = replace(_point("LSTM", mode, 50, 1, H), bidirectional=True)
-            yield Claim(
-                f"two threads, {point.name.removesuffix('-t1')}",
-                bind(_two_against_one, point),
-                TWO_THREADS,
-                False,
-                "x",
-                "one thread : two",
-            )
+    for point in _thread_points():
+        name = f"two threads, {point.name.removesuffix('-t1')}"
+        yield Claim(name, bind(_two_against_one, point), TWO_THREADS, False, "x", "one thread : two")
     note = "one after the other : each alone"
     yield Claim("PyTorch and fastrnn by turns, two threads", _alternating, 1.1, True, "x", note)
 

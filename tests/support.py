@@ -1,14 +1,17 @@
-"""What the tests share: the cells, how a layer and its input are drawn, and how close two results have to be."""
+"""What the tests share: the cells, how a layer and its input are drawn, how close results have to be, bad commands."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import fastrnn
 import reference
+from fastrnn.cli import main
 from reference import Problem
 
 Array = NDArray[Any]
@@ -235,3 +238,18 @@ def draw(
         lengths=n,
         reset=rng.random((T, B)) < 1 / 3 if reset else None,
     )
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a call that must fail with exit code 2 and leave nothing behind."""
+    before = sorted(os.listdir())
+    try:
+        code = main(arguments)
+    except SystemExit as leaving:  # argparse leaves in its own way
+        code = leaving.code  # type: ignore[assignment]
+    assert code == 2
+    assert sorted(os.listdir()) == before
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err

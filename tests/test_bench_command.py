@@ -14,6 +14,7 @@ import pytest
 from fastrnn.bench.results import Report
 from fastrnn.bench.shapes import Point, quick
 from fastrnn.cli import main
+from support import complaint
 
 TINY = Point("RNN", "inference", 4, 1, 3, 3).name
 OTHER = Point("GRU", "step", 1, 1, 3, 3).name
@@ -185,20 +186,6 @@ class TestLists:
 
 
 class TestBadInput:
-    def complaint(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        """The one line on stderr of a call that must fail with exit code 2 and leave nothing behind."""
-        before = sorted(os.listdir())
-        try:
-            code = main(["bench", *arguments])
-        except SystemExit as leaving:  # argparse leaves in its own way
-            code = leaving.code  # type: ignore[assignment]
-        assert code == 2
-        assert sorted(os.listdir()) == before
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1
-        return captured.err
-
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -215,26 +202,26 @@ class TestBadInput:
         ],
     )
     def test_options(self, here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
-        assert words in self.complaint(capsys, *arguments)
+        assert words in complaint(capsys, "bench", *arguments)
 
     @pytest.mark.usefixtures("rich")
     def test_files_to_compare(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "no.json: No such file" in self.complaint(capsys, "--compare", "no.json", "no.json")
+        assert "no.json: No such file" in complaint(capsys, "bench", "--compare", "no.json", "no.json")
         for text, words in [
             ("{", "a.json is not JSON"),
             ("[]", "a.json is not a result of this version's fastrnn bench: schema None, expected 1"),
             ('{"schema": 1}', "a.json is not a complete result of fastrnn bench: KeyError('machine')"),
         ]:
             Path("a.json").write_text(text)
-            assert words in self.complaint(capsys, "--compare", "a.json", "a.json")
+            assert words in complaint(capsys, "bench", "--compare", "a.json", "a.json")
 
     @pytest.mark.usefixtures("rich")
     def test_a_folder_that_cannot_be_made(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("file").write_text("")
-        assert "file" in self.complaint(capsys, *RUN[1:], "--output", "file")
+        assert "file" in complaint(capsys, "bench", *RUN[1:], "--output", "file")
 
     def test_without_rich(
         self, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "rich", None)
-        assert "pip install 'fastrnn[bench]'" in self.complaint(capsys, *RUN[1:])
+        assert "pip install 'fastrnn[bench]'" in complaint(capsys, "bench", *RUN[1:])

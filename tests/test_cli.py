@@ -15,6 +15,7 @@ import pytest
 import fastrnn
 from fastrnn.cli import COMMANDS, main
 from fastrnn.text import CharacterModel
+from support import complaint
 
 TEXT = "the cat sat on the mat.\n" * 100
 FAST = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--seq-len", "8", "--steps", "5", "--sample", "20"]
@@ -25,21 +26,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a call that must fail with exit code 2 and write no model."""
-    before = sorted(os.listdir())
-    try:
-        code = main(arguments)
-    except SystemExit as leaving:  # argparse leaves in its own way
-        code = leaving.code  # type: ignore[assignment]
-    assert code == 2
-    assert sorted(os.listdir()) == before
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 class TestInfo:
