@@ -57,14 +57,14 @@ template <class Real> struct Panels {
 template <class Real> struct Direction {
   Schedule schedule;
   int64_t I, H, P;
-  bool reverse, training, use_panels;
+  bool reverse, training;
 
   const Real* weight_ih;  // (G*H,I)
   const Real* weight_hh;  // (G*H,P)
   const Real* weight_hr;  // (P,H) or null
   const Real* bias_ih;    // (G*H) or null: zeros
   const Real* bias_hh;    // (G*H) or null: zeros
-  Panels<Real> panels;    // bias and bias_hidden always, the others with use_panels
+  Panels<Real> panels;    // bias and bias_hidden always; the others or null: a matrix that is read once, or too seldom
 
   Rows<const Real> x;  // (T,B,I)
   Rows<Real> y;        // (T,B,P) written, zero past the length; also where h_prev is read
@@ -84,6 +84,8 @@ template <class Real> struct Direction {
   const void** tables;     // per worker: row pointers
   int64_t table_size;      // pointers of one worker's share
   int64_t chunk_steps;     // time steps that are projected at once
+  Real* room;              // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
+  int64_t room_size;       // elements of one worker's share
 };
 
 // One direction of one layer, backward. dX is the gradient of the loss with respect to X, of the same shape.
@@ -104,7 +106,7 @@ template <class Real> struct Gradients {
   Real* dbias_hh;           // (G*H) written, or null
 
   // scratch of the whole team
-  Real* panel_ih;   // [blocks(I)][G*H][N]
+  Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
   Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]
   Real* panel_hr;   // [blocks(H)][P][N], with a projection
   Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
@@ -116,6 +118,7 @@ template <class Real> struct Gradients {
   Real* h_panel;    // [blocks(P)][chunk_pitch][N]
   Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
   Real* column_sums;  // (slots*H)
+  Real* room;         // per worker: [blocks at once][G*H][N], or null
   int64_t chunk_steps, chunk_pitch;  // time steps and tokens (rounded up to N) of one chunk of weight gradients
 };
 

@@ -20,14 +20,15 @@ FASTRNN_FN bool multiply_into(const Matrix<Real>& w, const Real* const* a, int64
 }
 
 template <class V, class Real>
-FASTRNN_FN void pack_blocks(const Real* weight, int64_t units, int64_t K, int first, int G, Range blocks, Real* panel, Poll& poll) {
+FASTRNN_FN void pack_blocks(const Matrix<Real>& w, int G, Range blocks, Real* panel, Poll& poll) {
   constexpr int N = Lanes<V>::n;
+  const int64_t K = w.K, units = w.units;
   for (int64_t block = blocks.first; block < blocks.last; block++) {
     const int64_t count = units - block * N < N ? units - block * N : N;
     if (poll.stop(double(K) * G * N * packing_work)) return;
     for (int g = 0; g < G; g++) {
-      const Real* from = weight + ((first + g) * units + block * N) * K;
-      Real* to = panel + (block * K * G + g) * N;
+      const Real* from = w.rows + (g * units + block * N) * K;
+      Real* to = panel + ((block - blocks.first) * K * G + g) * N;
       for (int64_t k = 0; k < K; k += N) {
         const int64_t depth = K - k < N ? K - k : N;
         V m[N];
@@ -53,11 +54,11 @@ bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Rang
 bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll) {
   return multiply_into<VectorOf<double>::type>(w, a, n, blocks, out, add, poll);
 }
-void pack_panel(const float* weight, int64_t units, int64_t K, int first, int G, Range blocks, float* panel, Poll& poll) {
-  pack_blocks<VectorOf<float>::type>(weight, units, K, first, G, blocks, panel, poll);
+void pack_panel(const Matrix<float>& w, int G, Range blocks, float* panel, Poll& poll) {
+  pack_blocks<VectorOf<float>::type>(w, G, blocks, panel, poll);
 }
-void pack_panel(const double* weight, int64_t units, int64_t K, int first, int G, Range blocks, double* panel, Poll& poll) {
-  pack_blocks<VectorOf<double>::type>(weight, units, K, first, G, blocks, panel, poll);
+void pack_panel(const Matrix<double>& w, int G, Range blocks, double* panel, Poll& poll) {
+  pack_blocks<VectorOf<double>::type>(w, G, blocks, panel, poll);
 }
 
 namespace {
@@ -83,7 +84,7 @@ template <class Real> void product(const Product<Real>& p, const Team& team) {
   const Real** a = (const Real**)p.tables;
   Real** c = (Real**)(a + p.n);
   for (int64_t i = rows.first; i < rows.last; i++) c[i] = p.c + i * p.m;
-  if (p.b_transposed) pack_panel(p.b, p.m, p.K, 0, 1, blocks, p.panel, poll);
+  if (p.b_transposed) pack_panel({nullptr, p.b, p.K, p.m, 0}, 1, blocks, p.panel + blocks.first * p.K * N, poll);
   else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel, poll);
   if (p.a_transposed)
     transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),

@@ -11,10 +11,11 @@ namespace fastrnn::FASTRNN_ISA {
 
 // W: 'units' rows for each of G gates, K columns.
 template <class Real> struct Matrix {
-  const Real* panel;      // [block][K][G][N]
-  const Real* rows;       // unit u of gate g starts at rows + (g * units + u) * K; for product_of_rows
+  const Real* panel;    // [block][K][G][N], or null: read from the rows
+  const Real* rows;     // unit u of gate g starts at rows + (g * units + u) * K
   int64_t K, units;
-  int64_t panel_pitch;    // elements from block to block of the panel
+  int64_t panel_pitch;  // elements from block to block of the panel
+  int64_t first = 0;    // the block with which the panel begins
 };
 
 // What all cells share is compiled once for an instruction set, in functions.cpp.
@@ -22,9 +23,9 @@ template <class Real> struct Matrix {
 // out[i] = A[i] W^T, or added to what is there; rows of w.units elements.
 bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Range blocks, float* const* out, bool add, Poll& poll);
 bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll);
-// The unit blocks of G gates, W (gates*units,K) from gate 'first' on -> [block][K][G][N]; lanes past the units are zero.
-void pack_panel(const float* weight, int64_t units, int64_t K, int first, int G, Range blocks, float* panel, Poll& poll);
-void pack_panel(const double* weight, int64_t units, int64_t K, int first, int G, Range blocks, double* panel, Poll& poll);
+// The rows of these unit blocks, each of G gates -> the panel of them; lanes past the units are zero.
+void pack_panel(const Matrix<float>& w, int G, Range blocks, float* panel, Poll& poll);
+void pack_panel(const Matrix<double>& w, int G, Range blocks, double* panel, Poll& poll);
 
 namespace {
 
@@ -48,7 +49,7 @@ FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) a[r] = rows[r];
 #pragma GCC unroll 8
-  for (int u = 0; u < U; u++) panel[u] = w.panel + (block + u) * w.panel_pitch;
+  for (int u = 0; u < U; u++) panel[u] = w.panel + (block - w.first + u) * w.panel_pitch;
   const int64_t K = w.K;
   for (int64_t k = 0; k < K; k++) {
     if constexpr (R > 1) __builtin_prefetch(ahead + k * N, 0, 2);
@@ -174,7 +175,7 @@ FASTRNN_FN void tiles(const Matrix<Real>& w, const Real* const* a, Range rows, i
   for (int64_t i = 0; i < count; i++) {
     const int64_t height = n * (i + 1) / count - n * i / count, part = i < U * G ? i : 0;
     const Real* ahead = nullptr;
-    if constexpr (packed) ahead = w.panel + (next + part / G) * w.panel_pitch + part % G * w.K * Lanes<V>::n;
+    if constexpr (packed) ahead = w.panel + (next - w.first + part / G) * w.panel_pitch + part % G * w.K * Lanes<V>::n;
     switch (height) {
       case 1: tile<V, 1, U, G, packed>(w, a, row, block, ahead, start, finish); break;
       case 2:
@@ -216,13 +217,15 @@ FASTRNN_FN bool sweep(const Matrix<Real>& w, const Real* const* a, Range rows, R
   return true;
 }
 
+constexpr int blocks_at_once(int G) { return G == 1 ? 4 : G == 2 ? 2 : 1; }
+
 // For every row r in [0, n) and block b of the range: start(z, r, b); z[g] += A[r] W[b, g]; finish(z, r, b).
 // a[r] is the row's operand. Who multiplies by the same matrix again and again does so there and 'back': what was read
 // last is still in the cache. False: interrupted.
 template <class V, int G, class Real, class Start, class Finish>
 FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, bool back, const Start& start,
                         const Finish& finish, Poll& poll) {
-  constexpr int U = G == 1 ? 4 : G == 2 ? 2 : 1, single = G <= 2 ? single_vectors / G : single_vectors / 4;
+  constexpr int U = blocks_at_once(G), single = G <= 2 ? single_vectors / G : single_vectors / 4;
   if (n == 1) return sweep<V, 1, single, G>(w, a, {0, 1}, blocks, back, start, finish, poll);
   constexpr int64_t band = 384;  // rows of A that stay in the second-level cache while the panels pass by
   for (int64_t row = 0; row < n; row += band)
@@ -230,7 +233,21 @@ FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, 
   return true;
 }
 
-// product from the unpacked rows of W.
+// product from the unpacked rows of W, for a matrix that is read once: its blocks are packed as they come, one group after the
+// other into the same room, and are still in the cache when they are multiplied.
+template <class V, int G, class Real, class Start, class Finish>
+FASTRNN_FN bool product_once(const Matrix<Real>& w, Real* room, const Real* const* a, int64_t n, Range blocks, const Start& start,
+                             const Finish& finish, Poll& poll) {
+  for (int64_t block = blocks.first; block < blocks.last; block += blocks_at_once(G)) {
+    const Range group{block, block + blocks_at_once(G) < blocks.last ? block + blocks_at_once(G) : blocks.last};
+    pack_panel(w, G, group, room, poll);
+    const Matrix<Real> packed{room, w.rows, w.K, w.units, w.K * G * Lanes<V>::n, block};
+    if (!product<V, G>(packed, a, n, group, false, start, finish, poll)) return false;
+  }
+  return true;
+}
+
+// product from the unpacked rows of W, for rows too few to pay for packing.
 template <class V, int G, class Real, class Start, class Finish>
 FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, const Start& start,
                                 const Finish& finish, Poll& poll) {

@@ -77,7 +77,7 @@ template <class Cell, class V, class Real> struct Backward {
   }
   void pack() {
     auto row = [&](int64_t k) { return d.weight_ih + k * I; };
-    pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), team.rank, team.size), q.panel_ih, poll);
+    if (q.panel_ih) pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), team.rank, team.size), q.panel_ih, poll);
     pack_phase<0>();
     if constexpr (Cell::phases == 2) pack_phase<1>();
     const Range sums = share_of(S * H, team.rank, team.size);
@@ -252,9 +252,24 @@ template <class Cell, class V, class Real> struct Backward {
     return done;
   }
   FASTRNN_FN bool input_gradient(int64_t tokens) {
+    if (!q.panel_ih) return input_gradient_once(tokens);
     const Range mine = share_of(tokens, team.rank, team.size, wide_rows);
     return product_into({q.panel_ih, nullptr, G * H, I, G * H * N}, token_dinput + mine.first, mine.last - mine.first, {0, blocks_of<V>(I)},
                         token_dx + mine.first, false, poll);
+  }
+
+  // All tokens, a share of the input's blocks, each packed when it is needed.
+  FASTRNN_FN bool input_gradient_once(int64_t tokens) {
+    constexpr int64_t group = blocks_at_once(1);
+    Real* const room = q.room + team.rank * group * G * H * N;
+    const Range mine = share_of(blocks_of<V>(I), team.rank, team.size, group);
+    for (int64_t block = mine.first; block < mine.last; block += group) {
+      const Range some{block, block + group < mine.last ? block + group : mine.last};
+      auto row = [&](int64_t k) { return d.weight_ih + k * I + block * N; };
+      pack_rows<V>(row, G * H, I - block * N, G * H, {0, some.last - some.first}, room, poll);
+      if (!product_into({room, nullptr, G * H, I, G * H * N, block}, token_dinput, tokens, some, token_dx, false, poll)) return false;
+    }
+    return true;
   }
 
   // What the padding and the rows of length 0 get; each row by one worker.

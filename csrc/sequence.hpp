@@ -52,7 +52,11 @@ template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64
   else __builtin_memset(to, 0, n * sizeof(Real));
 }
 
-// weight_hh, or weight_hr in a projected cell's second phase, packed for one phase of the forward sweep.
+// The weights of the forward sweep, with their panels where these are packed beforehand.
+template <class Cell, class V, class Real> FASTRNN_FN Matrix<Real> input_matrix(const Direction<Real>& d) {
+  return {d.panels.ih, d.weight_ih, d.I, d.H, d.I * Cell::gates * Lanes<V>::n};
+}
+// weight_hh, or weight_hr in a projected cell's second phase.
 template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurrent_matrix(const Direction<Real>& d) {
   constexpr Phase phase = Cell::phase[p];
   constexpr int N = Lanes<V>::n;
@@ -60,7 +64,7 @@ template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurr
     return {d.panels.hr, d.weight_hr, d.H, d.P, d.H * N};
   } else {
     const int64_t before = blocks_of<V>(d.H) * d.P * phase.first * N;
-    return {d.use_panels ? d.panels.hh + before : nullptr, d.weight_hh + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
+    return {d.panels.hh ? d.panels.hh + before : nullptr, d.weight_hh + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
   }
 }
 
@@ -80,15 +84,13 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
       if (apart) store(d.panels.bias_hidden + block * N, hidden);
     }
   }
-  if (!d.use_panels) return;
-  pack_panel(d.weight_ih, d.H, d.I, 0, G, blocks, d.panels.ih, poll);
-  pack_panel(d.weight_hh, d.H, d.P, Cell::phase[0].first, Cell::phase[0].gates, blocks, d.panels.hh, poll);
-  if constexpr (Cell::projected) {
-    pack_panel(d.weight_hr, d.P, d.H, 0, 1, share_of(blocks_of<V>(d.P), team.rank, team.size), d.panels.hr, poll);
-  } else if constexpr (Cell::phases == 2) {
-    constexpr Phase second = Cell::phase[1];
-    pack_panel(d.weight_hh, d.H, d.P, second.first, second.gates, blocks, d.panels.hh + blocks_of<V>(d.H) * d.P * second.first * N, poll);
-  }
+  auto pack_share = [&](const Matrix<Real>& w, int gates) {
+    const Range mine = share_of(blocks_of<V>(w.units), team.rank, team.size);
+    if (w.panel) pack_panel(w, gates, mine, const_cast<Real*>(w.panel) + mine.first * w.panel_pitch, poll);
+  };
+  pack_share(input_matrix<Cell, V>(d), G);
+  pack_share(recurrent_matrix<Cell, V, 0>(d), Cell::phase[0].gates);
+  if constexpr (Cell::phases == 2) pack_share(recurrent_matrix<Cell, V, 1>(d), Cell::phase[1].gates);
 }
 
 template <class Cell, class V, class Real> struct Forward {
@@ -132,8 +134,9 @@ template <class Cell, class V, class Real> struct Forward {
   template <int gate_count, class Start, class Finish>
   FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, bool back, const Start& start,
                               const Finish& finish) {
-    return d.use_panels ? product<V, gate_count>(w, a, n, share, back, start, finish, poll)
-                        : product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+    if (w.panel) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
+    if (d.room) return product_once<V, gate_count>(w, d.room + team.rank * d.room_size, a, n, share, start, finish, poll);
+    return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
   }
 
   // bias + W_ih x for the tokens of steps [first, last), kept as [block][token][G][N].
@@ -155,7 +158,7 @@ template <class Cell, class V, class Real> struct Forward {
         for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
       }
     };
-    return multiply_by<G>({d.panels.ih, d.weight_ih, d.I, d.H, d.I * G * N}, x, tokens, blocks, false, start, finish);
+    return multiply_by<G>(input_matrix<Cell, V>(d), x, tokens, blocks, false, start, finish);
   }
 
   // One phase of one step: n rows, whose projection begins at token 'first' of the chunk. False: interrupted.

@@ -47,26 +47,38 @@ int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
 // Depends on T and B only: the order of the sums in a weight gradient must not hang on the threads.
 int64_t gradient_steps(int64_t T, int64_t B) { return std::max<int64_t>(1, std::min(T, 384 / std::max<int64_t>(B, 1))); }
 
-template <class Real> Panels<Real> take_panels(const Network& n, int64_t I, bool weights, Arena& arena) {
+template <class Real> Panels<Real> take_panels(const Network& n, int64_t I, bool input, bool recurrent, Arena& arena) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   const int64_t h = round_up(n.H, k.lanes), G = k.gates;
   Panels<Real> p{};
   p.bias = arena.take<Real>(times(h, G));
   p.bias_hidden = arena.take<Real>(h);
-  if (!weights) return p;
-  p.ih = arena.take<Real>(times(times(h, G), I));
-  p.hh = arena.take<Real>(times(times(h, G), n.P));
-  if (k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
+  if (input) p.ih = arena.take<Real>(times(times(h, G), I));
+  if (recurrent) p.hh = arena.take<Real>(times(times(h, G), n.P));
+  if (recurrent && k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
   return p;
 }
 
-template <class Real> void take_forward(const Network& n, const Plan& plan, bool needs_panels, Arena& arena, Direction<Real>& d) {
+// Below this many rows packed weights would be read no more often than packing reads them.
+constexpr int64_t rows_worth_packing = 5;
+// Packed gates of so many blocks are multiplied at once, at most: gemm.hpp's blocks_at_once.
+constexpr int64_t vectors_at_once = 4;
+
+template <class Real>
+void take_forward(const Network& n, const Plan& plan, int64_t tokens, bool frozen, Arena& arena, Direction<Real>& d) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   const int64_t T = d.schedule.T, B = d.schedule.B, h = round_up(n.H, k.lanes);
   const int64_t rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
   const int64_t blocks = plan.by_rows ? h / k.lanes : (h / k.lanes + plan.size - 1) / plan.size;
-  if (needs_panels) d.panels = take_panels<Real>(n, d.I, d.use_panels, arena);
   d.chunk_steps = projection_steps(T, rows, h * k.gates * int64_t(sizeof(Real)));
+  if (!frozen) {
+    // A matrix that its one reader uses once needs no panel of its own.
+    const bool packs = tokens >= rows_worth_packing, shared = plan.by_rows && plan.size > 1;
+    const bool input_once = !shared && d.chunk_steps >= T, recurrent_once = !shared && T == 1;
+    d.panels = take_panels<Real>(n, d.I, packs && !input_once, packs && !recurrent_once, arena);
+    d.room_size = packs && input_once ? times(vectors_at_once * k.lanes, std::max({d.I, n.H, n.P})) : 0;
+    if (d.room_size) d.room = arena.take<Real>(times(d.room_size, plan.size));
+  }
   d.projection_size = times(times(blocks, times(d.chunk_steps, rows)), k.gates * k.lanes);
   d.projection = arena.take<Real>(times(d.projection_size, plan.size));
   d.table_size = plus(times(7, rows), times(d.chunk_steps, rows));
@@ -85,7 +97,9 @@ template <class Real> void take_backward(const Network& n, const Plan& plan, Are
   q.chunk_steps = gradient_steps(T, B);
   const int64_t tokens = times(q.chunk_steps, B);
   q.chunk_pitch = round_up(tokens, N) + N;
-  q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
+  const bool input_once = q.chunk_steps >= T && (plan.size == 1 || d.I >= plan.size * vectors_at_once * N);
+  if (input_once) q.room = arena.take<Real>(times(times(vectors_at_once * N, GH), plan.size));
+  else q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
   q.panel_hh = arena.take<Real>(times(p, GH));
   q.dgates = arena.take<Real>(times(plus(tokens, B), SH + 16));
   q.carry = arena.take<Real>(times(B, n.P));
@@ -122,8 +136,6 @@ template <class Real> struct Layers {
     d.I = n.input_size(l), d.H = n.H, d.P = n.P;
     d.reverse = side_index == 1;
     d.training = call.saved != nullptr;
-    // Below this many rows the packed weights would be read no more often than packing reads them.
-    d.use_panels = call.frozen || call.batch->tokens() > 4;
     if (call.weights) {
       const Parameters<Real>& w = call.weights[i];
       d.weight_ih = w.weight_ih, d.weight_hh = w.weight_hh, d.weight_hr = w.weight_hr, d.bias_ih = w.bias_ih, d.bias_hh = w.bias_hh;
@@ -221,7 +233,7 @@ template <class Real> struct ForwardRun<Real>::Job {
       for (int side = 0; side < n.D; side++) {
         directions.push_back(layers.direction(l, side, x, y));
         directions.back().zeros = zeros;
-        take_forward<Real>(n, crew.plan, !call.frozen, arena, directions.back());
+        take_forward<Real>(n, crew.plan, call.batch->tokens(), call.frozen, arena, directions.back());
       }
       if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks ? layers.contiguous(call.saved->dropped[l]) : y);
     }
@@ -362,7 +374,7 @@ template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) {
 template <class Real> FrozenWeights<Real>::FrozenWeights(const Network& n, const Parameters<Real>* weights) {
   auto lay_out = [&](Arena& arena) {
     panels_.clear();
-    for (int64_t i = 0; i < n.L * n.D; i++) panels_.push_back(take_panels<Real>(n, n.input_size(i / n.D), true, arena));
+    for (int64_t i = 0; i < n.L * n.D; i++) panels_.push_back(take_panels<Real>(n, n.input_size(i / n.D), true, true, arena));
   };
   memory_ = laid_out(lay_out, false);
   Control control{};
@@ -371,7 +383,7 @@ template <class Real> FrozenWeights<Real>::FrozenWeights(const Network& n, const
   const Team team{0, 1, true, false, &alone, &control};
   for (int64_t i = 0; i < n.L * n.D; i++) {
     Direction<Real> d{};
-    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P, d.use_panels = true;
+    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P;
     d.weight_ih = weights[i].weight_ih, d.weight_hh = weights[i].weight_hh, d.weight_hr = weights[i].weight_hr;
     d.bias_ih = weights[i].bias_ih, d.bias_hh = weights[i].bias_hh;
     d.panels = panels_[i];
@@ -397,7 +409,7 @@ template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch
     for (int side = 0; side < n.D; side++) {
       Gradients<Real> q{};
       q.forward = layers.direction(l, side, {}, {});
-      take_forward<Real>(n, alone, true, forward, q.forward);
+      take_forward<Real>(n, alone, batch.tokens(), false, forward, q.forward);
       if (training) take_backward<Real>(n, alone, backward, q);
     }
   }
