@@ -35,6 +35,36 @@ template <class T> bool is_array_of(py::handle h) {
   return py::array_t<T>::check_(h);
 }
 
+// What DLPack (version 0) says of memory that another library owns.
+struct Dlpack {
+  void* data;
+  struct {
+    int32_t kind, id;
+  } device;
+  int32_t dimensions;
+  struct {
+    uint8_t kind, bits;
+    uint16_t lanes;
+  } type;
+  const int64_t *shape, *strides;
+  uint64_t offset;
+};
+
+// The object itself; of a DLPack capsule of memory on the CPU an array over it, which keeps the capsule.
+py::object as_array(py::handle h) {
+  if (!PyCapsule_CheckExact(h.ptr())) return py::reinterpret_borrow<py::object>(h);
+  const auto* d = static_cast<const Dlpack*>(PyCapsule_GetPointer(h.ptr(), "dltensor"));
+  if (!d) throw py::error_already_set();
+  constexpr const char* kinds = "iuf   b";
+  if (d->device.kind != 1 || d->type.lanes != 1 || d->type.kind > 6 || kinds[d->type.kind] == ' ')
+    throw py::type_error("a DLPack capsule must hold numbers in the CPU's memory");
+  const int64_t size = d->type.bits / 8;
+  Shape shape(d->shape, d->shape + d->dimensions), strides(shape.size());
+  int64_t run = size;
+  for (size_t i = shape.size(); i-- > 0; run *= shape[i]) strides[i] = d->strides ? d->strides[i] * size : run;
+  return py::array(py::dtype(kinds[d->type.kind] + std::to_string(size)), shape, strides, static_cast<char*>(d->data) + d->offset, h);
+}
+
 bool has_shape(const py::array& a, const Shape& shape) {
   if (a.ndim() != py::ssize_t(shape.size())) return false;
   for (size_t i = 0; i < shape.size(); i++)
@@ -66,16 +96,6 @@ template <class T, class Element> Rows<T> rows_of(const char* name, const py::ar
   if (!empty && (!unit || a.strides(0) % size || a.strides(1) % size))
     throw py::value_error(std::string(name) + " must have unit stride in its last axis");
   return {const_cast<T*>(static_cast<const Element*>(a.data())), a.strides(t) / size, a.strides(b) / size};
-}
-template <class T> Rows<const T> rows_in(const char* name, py::handle h, const Shape& shape) {
-  if (h.is_none()) return {nullptr, 0, 0};
-  return rows_of<const T, T>(name, the_array<T>(name, h, shape, false));
-}
-
-// A new (T,B,n) array, laid out (B,T,n) with batch_first.
-template <class Real> py::array_t<Real> new_rows(int64_t T, int64_t B, int64_t n, bool batch_first) {
-  times(times(times(T, B), n), sizeof(Real));
-  return py::array_t<Real>(batch_first ? Shape{B, T, n} : Shape{T, B, n});
 }
 
 }  // namespace

@@ -11,223 +11,13 @@
 
 #include "arrays.hpp"
 #include "ceilings.hpp"
-#include "gil.hpp"
+#include "network.hpp"
 #include "product.hpp"
-#include "stack.hpp"
 
 namespace py = pybind11;
 using namespace fastrnn;
 
 namespace {
-
-// ---- network -------------------------------------------------------------------------------------------------------
-
-struct CoreTape {
-  Network network;
-  bool f64;
-  int64_t T, B;
-  bool batch_first, dropout;
-  double scale;
-  py::object x, y, h0, c0, lengths, reset, masks;
-  Memory memory;
-
-  int64_t nbytes() const { return memory.bytes(); }
-};
-
-Cell cell_named(const std::string& name, bool projected) {
-  if (projected && name != "lstm") throw py::value_error("proj_size is for the lstm cell only");
-  if (projected) return Cell::lstm_projected;
-  std::string known;
-  for (int i = 0; i < cell_count; i++) {
-    if (Cell(i) == Cell::lstm_projected) continue;
-    if (name == cell_names[i]) return Cell(i);
-    known += std::string(known.empty() ? "" : ", ") + cell_names[i];
-  }
-  throw py::value_error("cell is '" + name + "' but must be one of " + known);
-}
-
-// What the list of cells says of this one; the same for every instruction set and dtype.
-const Kernel<float>& facts(const Network& n) { return *n.isa->f32->cell[int(n.cell)]; }
-bool has_c(const Network& n) { return facts(n).has_c; }
-
-struct CoreNetwork {
-  Network n;
-  bool f64, bias;
-
-  CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-              int64_t num_layers, bool bidirectional, bool bias_, std::optional<std::string> isa)
-      : n{&choose_isa(isa ? isa->c_str() : nullptr),
-          cell_named(cell, proj_size > 0),
-          input_size,
-          hidden_size,
-          proj_size > 0 ? proj_size : hidden_size,
-          num_layers,
-          bidirectional ? 2 : 1},
-        f64(dtype == "float64"),
-        bias(bias_) {
-    if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
-    if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
-    const int64_t widest = std::max(input_size, times(2, std::max(n.H, n.P)));
-    times(times(times(4, plus(n.H, 64)), plus(widest, 64)), times(16, num_layers));
-  }
-
-  Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
-
-  // PyTorch's arrays in PyTorch's order; 'each' sees the shape and name of every one, layer by layer.
-  template <class Each> void for_each_parameter(Each each) const {
-    const int64_t GH = facts(n).gates * n.H;
-    for (int64_t i = 0; i < n.L * n.D; i++) {
-      each(i, "weight_ih", Shape{GH, n.input_size(i / n.D)});
-      each(i, "weight_hh", Shape{GH, n.P});
-      if (bias) each(i, "bias_ih", Shape{GH}), each(i, "bias_hh", Shape{GH});
-      if (facts(n).projected) each(i, "weight_hr", Shape{n.P, n.H});
-    }
-  }
-  template <class Real> static void put(Parameters<Real>& to, const std::string& name, const Real* p) {
-    (name == "weight_ih"   ? to.weight_ih
-     : name == "weight_hh" ? to.weight_hh
-     : name == "bias_ih"   ? to.bias_ih
-     : name == "bias_hh"   ? to.bias_hh
-                           : to.weight_hr) = p;
-  }
-  template <class Real> std::vector<Parameters<Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
-    std::vector<Parameters<Real>> weights(size_t(n.L * n.D), Parameters<Real>{});
-    size_t next = 0;
-    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
-      if (next >= arrays.size()) throw py::value_error("too few parameters");
-      keep.push_back(the_array<Real>(name, py::object(arrays[next++]), shape));
-      put(weights[i], name, static_cast<const Real*>(keep.back().data()));
-    });
-    if (next != arrays.size()) throw py::value_error("too many parameters");
-    return weights;
-  }
-
-  // A new state and where it lies, or None and null.
-  template <class Real> static std::pair<py::object, Real*> new_state(bool wanted, const Shape& shape) {
-    if (!wanted) return {py::none(), nullptr};
-    py::array_t<Real> state(shape);
-    return {state, state.mutable_data()};
-  }
-
-  // Everything of a forward call but the outputs.
-  template <class Real> ForwardCall<Real> call(const Batch& batch, py::handle x, py::handle h0, py::handle c0) const {
-    const int64_t T = batch.schedule().T, B = batch.schedule().B;
-    ForwardCall<Real> c{};
-    c.batch = &batch;
-    c.x = rows_in<Real>("x", x, {T, B, n.I});
-    c.h0 = pointer<Real>("h0", h0, state_shape(B, n.P));
-    c.c0 = has_c(n) ? pointer<Real>("c0", c0, state_shape(B, n.H)) : nullptr;
-    return c;
-  }
-  static Batch batch_of(int64_t T, int64_t B, py::handle lengths, py::handle reset) {
-    const int64_t* given = pointer<int64_t>("lengths", lengths, {B});
-    for (int64_t b = 0; given && b < B; b++)
-      if (given[b] < 0 || given[b] > T) throw py::value_error("lengths must lie in 0..T");
-    Rows<const uint8_t> cuts{nullptr, 0, 0};
-    if (!reset.is_none()) cuts = rows_of<const uint8_t, uint8_t>("reset", the_array<bool>("reset", reset, {T, B}, false));
-    return Batch(T, B, given, cuts);
-  }
-  static std::pair<int64_t, int64_t> time_and_batch(py::handle x) {
-    if (!py::isinstance<py::array>(x) || py::reinterpret_borrow<py::array>(x).ndim() != 3) throw py::value_error("x must be a 3-D array");
-    auto a = py::reinterpret_borrow<py::array>(x);
-    return {a.shape(0), a.shape(1)};
-  }
-
-  // The caller may write to its small arrays before backward, which reads them again; lengths even size the tape.
-  static py::object own(py::handle a) { return a.is_none() ? py::object(py::none()) : a.attr("copy")(); }
-
-  template <class Real>
-  py::tuple forward(const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset,
-                    py::object masks, double scale, bool training, bool batch_first, int threads, const Panels<Real>* frozen) const {
-    const auto [T, B] = time_and_batch(x);
-    const Batch batch = batch_of(T, B, lengths, reset);
-    ForwardCall<Real> c = call<Real>(batch, x, h0, c0);
-    std::vector<Parameters<Real>> weights;
-    std::vector<py::array> keep;
-    if (frozen) c.frozen = frozen;
-    else weights = read<Real>(parameters, keep), c.weights = weights.data();
-    auto y = new_rows<Real>(T, B, n.D * n.P, batch_first);
-    c.y = rows_of<Real, Real>("y", y, batch_first);
-    py::array_t<Real> hn(state_shape(B, n.P));
-    const auto [cn, cn_at] = new_state<Real>(has_c(n), state_shape(B, n.H));
-    c.hn = hn.mutable_data(), c.cn = cn_at;
-    Saved<Real> saved;
-    std::unique_ptr<CoreTape> tape;
-    if (training) {
-      const bool dropout = !masks.is_none();
-      if (dropout) c.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", masks, {n.L - 1, T, B, n.D * n.P}));
-      c.scale = Real(scale);
-      tape.reset(
-          new CoreTape{n, f64, T, B, batch_first, dropout, scale, x, y, own(h0), own(c0), own(lengths), own(reset), masks, Memory()});
-      tape->memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch, dropout, arena); }, false);
-      c.saved = &saved;
-    }
-    ForwardRun<Real> run(n, c, threads);
-    run_released(run);
-    return py::make_tuple(y, hn, cn, tape ? py::cast(std::move(tape)) : py::object(py::none()));
-  }
-
-  template <class Real>
-  py::tuple backward(const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn, bool hidden,
-                     int threads) const {
-    if (tape.f64 != f64 || tape.network.isa != n.isa || tape.network.cell != n.cell || tape.network.I != n.I || tape.network.H != n.H ||
-        tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D)
-      throw py::value_error("the tape is of another network");
-    const int64_t T = tape.T, B = tape.B;
-    const Batch batch = batch_of(T, B, tape.lengths, tape.reset);
-    std::vector<py::array> keep;
-    const std::vector<Parameters<Real>> weights = read<Real>(parameters, keep);
-    Arena arena(tape.memory.data());
-    const Saved<Real> saved = lay_out_tape<Real>(n, batch, tape.dropout, arena);
-    BackwardCall<Real> c{};
-    c.forward = call<Real>(batch, tape.x, tape.h0, tape.c0);
-    c.forward.weights = weights.data();
-    c.forward.saved = &saved;
-    const Shape y_shape = tape.batch_first ? Shape{B, T, n.D * n.P} : Shape{T, B, n.D * n.P};
-    c.forward.y = rows_of<Real, Real>("y", the_array<Real>("y", tape.y, y_shape), tape.batch_first);
-    if (tape.dropout) c.forward.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", tape.masks, {n.L - 1, T, B, n.D * n.P}));
-    c.forward.scale = Real(tape.scale);
-    c.dy = rows_in<Real>("dy", dy, {T, B, n.D * n.P});
-    c.dhn = pointer<Real>("dhn", dhn, state_shape(B, n.P));
-    c.dcn = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(B, n.H)) : nullptr;
-    auto dx = new_rows<Real>(T, B, n.I, tape.batch_first);
-    c.dx = rows_of<Real, Real>("dx", dx, tape.batch_first);
-    py::object hidden_out = py::none();
-    if (hidden) {
-      hidden_out = new_rows<Real>(T, B, n.D * n.P, tape.batch_first);
-      c.hidden = rows_of<Real, Real>("hidden", py::cast<py::array>(hidden_out), tape.batch_first);
-    }
-    py::array_t<Real> dh0(state_shape(B, n.P));
-    const auto [dc0, dc0_at] = new_state<Real>(has_c(n), state_shape(B, n.H));
-    c.dh0 = dh0.mutable_data(), c.dc0 = dc0_at;
-    std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
-    py::list gradients;
-    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
-      py::array_t<Real> g(shape);
-      put<Real>(into[i], name, g.data());
-      gradients.append(g);
-    });
-    c.gradients = into.data();
-    BackwardRun<Real> run(n, c, threads);
-    run_released(run);
-    return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
-  }
-
-  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training, bool dropout) const {
-    if (T < 0 || B < 0) throw py::value_error("T and B must not be negative");
-    const int64_t x = times(times(T, B), n.I), y = times(times(T, B), n.D * n.P),
-                  states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
-    const Batch batch(T, B);
-    Arena tape(nullptr);
-    if (training) lay_out_tape<Real>(n, batch, dropout, tape);
-    int64_t parameters = 0;
-    if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
-    const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
-    return py::make_tuple(outputs, tape.most(), scratch_bytes<Real>(n, batch, training));
-  }
-
-  template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
-};
 
 // ---- frozen --------------------------------------------------------------------------------------------------------
 
@@ -374,7 +164,7 @@ PYBIND11_MODULE(_core, m) {
             return std::visit(
                 [&](const auto& core) {
                   return py::tuple(core.network.forward(py::list(), x, h0, c0, lengths, reset, py::none(), 1, false, batch_first, threads,
-                                                        core.weights.panels())[py::slice(0, 3, 1)]);
+                                                        py::none(), core.weights.panels())[py::slice(0, 3, 1)]);
                 },
                 f.core);
           },
@@ -394,19 +184,32 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "forward",
           [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths,
-             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads) {
+             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room) {
             return self.by_dtype([&](auto real) {
-              return self.forward<decltype(real)>(parameters, x, h0, c0, lengths, reset, masks, scale, training, batch_first, threads,
-                                                  nullptr);
+              return self.forward<decltype(real)>(parameters, as_array(x), as_array(h0), as_array(c0), as_array(lengths), as_array(reset),
+                                                  as_array(masks), scale, training, batch_first, threads, as_array(room), nullptr);
             });
           },
           py::arg("parameters"), py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
-          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"))
+          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none())
+      .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
+      .def(
+          "tape",
+          [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
+             py::object masks, double scale, bool batch_first, py::object room) {
+            x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
+            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, as_array(y), as_array(h0), as_array(c0), lengths, reset,
+                                 as_array(masks), scale, batch_first, as_array(room));
+          },
+          py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
+          py::arg("scale"), py::arg("batch_first"), py::arg("room"))
       .def(
           "backward",
           [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn,
              bool hidden, int threads) {
-            return self.by_dtype([&](auto real) { return self.backward<decltype(real)>(parameters, tape, dy, dhn, dcn, hidden, threads); });
+            return self.by_dtype([&](auto real) {
+              return self.backward<decltype(real)>(parameters, tape, as_array(dy), as_array(dhn), as_array(dcn), hidden, threads);
+            });
           },
           py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("hidden"), py::arg("threads"))
       .def(

@@ -26,11 +26,13 @@ enum class Cell { FASTRNN_CELLS(FASTRNN_NAME) };
 constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
 constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
 
-// Element k of row (t, b) is base[t * time + b * batch + k].
+// Element k of row (t, b) is base[t * time + b * batch + k]. Packed rows have no padding between them: there starts[t] rows
+// come before those of t, and only rows that run exist.
 template <class Real> struct Rows {
   Real* base;
   int64_t time, batch;
-  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const { return base + t * time + b * batch; }
+  const int64_t* starts = nullptr;
+  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const { return base + (starts ? starts[t] * batch : t * time) + b * batch; }
 };
 
 // Which batch rows run at which time. Rows are ordered by falling length, so that the running ones are always a prefix.

@@ -282,8 +282,8 @@ template <class Cell, class V, class Real> struct Backward {
         if constexpr (Cell::has_c) copy_row(q.dc0 + b * H, q.dcn ? q.dcn + b * H : nullptr, H);
       }
       for (int64_t t = length; t < T; t++) {
-        copy_row<Real>(q.dx.at(t, b), nullptr, I);
-        if (q.hidden.base) copy_row<Real>(q.hidden.at(t, b), nullptr, P);
+        if (!q.dx.starts) copy_row<Real>(q.dx.at(t, b), nullptr, I);
+        if (q.hidden.base && !q.hidden.starts) copy_row<Real>(q.hidden.at(t, b), nullptr, P);
       }
     }
     if (team.rank > 0) return;

@@ -236,7 +236,7 @@ template <class Cell, class V, class Real> struct Forward {
         if (!length) copy_row(cn, d.c0 ? d.c0 + b * d.H : nullptr, d.H);
         else if (d.c) copy_row(cn, (const Real*)d.c + order.token(last, s) * d.H, d.H);
       }
-      for (int64_t t = length; t < d.schedule.T; t++) copy_row<Real>(d.y.at(t, b), nullptr, d.P);
+      for (int64_t t = length; t < d.schedule.T && !d.y.starts; t++) copy_row<Real>(d.y.at(t, b), nullptr, d.P);
     }
   }
 

@@ -124,9 +124,11 @@ template <class Real> struct Layers {
   const int64_t T = call.batch->schedule().T, B = call.batch->schedule().B, width = n.D * n.P;
 
   Rows<Real> contiguous(Real* base) const { return {base, B * width, width}; }
-  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch}; }
-  static Rows<Real> side(Rows<Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch}; }
-  static Rows<const Real> side(Rows<const Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch}; }
+  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch, r.starts}; }
+  static Rows<Real> side(Rows<Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch, r.starts}; }
+  static Rows<const Real> side(Rows<const Real> r, int64_t offset) {
+    return {r.base ? r.base + offset : nullptr, r.time, r.batch, r.starts};
+  }
 
   Direction<Real> direction(int64_t l, int side_index, Rows<const Real> x, Rows<Real> y) const {
     const Kernel<Real>& k = kernel_of<Real>(n);
@@ -332,10 +334,12 @@ template <class Real> struct BackwardRun<Real>::Job {
 
   // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
   void combine(int64_t l, int rank) {
-    const int64_t I = n.input_size(l), B = call.forward.batch->schedule().B, rows = call.forward.batch->schedule().T * B;
+    const Schedule schedule = call.forward.batch->schedule();
+    const int64_t I = n.input_size(l), B = schedule.B, rows = schedule.T * B;
     const uint8_t* mask = l && call.forward.masks ? call.forward.masks + (l - 1) * rows * I : nullptr;
     const Range mine = share_of(rows, rank, crew.all.size);
     for (int64_t row = mine.first; row < mine.last; row++) {
+      if (dx[l].starts && row % B >= schedule.active[row / B]) continue;
       Real* to = dx[l].at(row / B, row % B);
       if (n.D == 2) {
         const Real* other = dx_reverse[l].at(row / B, row % B);

@@ -69,7 +69,7 @@ class Network:
     def forward(
         self,
         parameters: Sequence[Array],
-        x: Array,  # (T, B, I)
+        x: Array,  # (T, B, I), or packed (tokens, I): the rows of one time step after the other; lengths must then fall
         h0: Array | None,
         c0: Array | None,
         lengths: Array | None,
@@ -79,7 +79,25 @@ class Network:
         training: bool,
         batch_first: bool,
         threads: int,
-    ) -> tuple[Array, Array, Array | None, Tape | None]: ...
+        room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
+    ) -> tuple[Array, Array, Array | None, Tape | None]:
+        """y (of packed sequences packed), hn, cn, and the tape of a training call."""
+    def tape_room(self, dropout: bool) -> tuple[int, int]:
+        """Room for a tape: so many bytes for each of T*B tokens, and so many more."""
+    def tape(
+        self,
+        x: Array,
+        y: Array,
+        h0: Array | None,
+        c0: Array | None,
+        lengths: Array | None,
+        reset: Array | None,
+        masks: Array | None,
+        scale: float,
+        batch_first: bool,
+        room: Array,
+    ) -> Tape:
+        """The tape of a forward call with these arguments and results, which was given this room."""
     def backward(
         self,
         parameters: Sequence[Array],

@@ -1,0 +1,166 @@
+"""What the core offers to backends beside arrays (T,B,n): packed sequences, room for tapes, memory lent by capsule."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastrnn import _core
+from support import Array, assert_same_bits
+
+I, H, L, THREADS = 5, 9, 2, 2
+LENGTHS = np.array([6, 4, 4, 1, 0])
+B, T = len(LENGTHS), 6
+RUNS = np.arange(T)[:, None] < LENGTHS  # (T,B)
+CELLS = {"rnn_tanh": 1, "gru": 3, "gru_original": 3, "lstm": 4}
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+class Call:
+    """A network of two layers in two directions, and random arguments for it."""
+
+    def __init__(self, cell: str) -> None:
+        rng = np.random.default_rng(0)
+
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape, dtype=np.float32)
+
+        self.network = _core.Network(cell, "float32", I, H, 0, L, True, True)
+        rows = CELLS[cell] * H
+        self.parameters = [
+            normal(*shape) for width in (I, I, 2 * H, 2 * H) for shape in ((rows, width), (rows, H), (rows,), (rows,))
+        ]
+        self.x, self.dy = normal(T, B, I), normal(T, B, 2 * H)
+        self.h0 = normal(2 * L, B, H)
+        self.c0 = normal(2 * L, B, H) if cell == "lstm" else None
+        self.masks = rng.random((L - 1, T, B, 2 * H)) < 0.5
+
+    def forward(self, x: Any, room: Any = None, lengths: Any = LENGTHS, training: bool = True) -> Any:
+        given = (self.h0, self.c0, lengths, None, self.masks, 2.0, training, False, THREADS)
+        return self.network.forward(self.parameters, x, *given, room)
+
+    def backward(self, tape: _core.Tape, dy: Any) -> Any:
+        return self.network.backward(self.parameters, tape, dy, None, None, True, THREADS)
+
+    def room(self) -> Array:
+        each, more = self.network.tape_room(True)
+        return np.empty(each * T * B + more, np.uint8)
+
+
+@every_cell
+class TestPackedSequences:
+    def test_the_bits_of_padded_ones(self, cell: str) -> None:
+        call = Call(cell)
+        y, hn, cn, tape = call.forward(call.x)
+        py, phn, pcn, packed_tape = call.forward(np.ascontiguousarray(call.x[RUNS]))
+        assert_same_bits(py, y[RUNS])
+        assert_same_bits(phn, hn)
+        assert pcn is cn is None or np.array_equal(pcn, cn)
+        dx, dh0, _, parameters, hidden = call.backward(tape, call.dy)
+        pdx, pdh0, _, packed_parameters, packed_hidden = call.backward(packed_tape, call.dy[RUNS])
+        assert_same_bits(pdx, dx[RUNS])
+        assert_same_bits(packed_hidden, hidden[RUNS])
+        for a, b in zip([pdh0, *packed_parameters], [dh0, *parameters], strict=True):
+            assert_same_bits(a, b)
+
+    def test_rows_of_a_wider_array(self, cell: str) -> None:
+        call = Call(cell)
+        wide = np.zeros((RUNS.sum(), I + 3), np.float32)
+        wide[:, :I] = call.x[RUNS]
+        assert_same_bits(call.forward(wide[:, :I])[0], call.forward(call.x)[0][RUNS])
+
+    def test_nothing_at_all(self, cell: str) -> None:
+        network = Call(cell).network
+        empty = np.zeros((0, I), np.float32)
+        given = (None, None, np.zeros(0, np.int64), None, None, 1.0, True, False, 1)
+        y, hn, _, tape = network.forward(Call(cell).parameters, empty, *given)
+        assert y.shape == (0, 2 * H)
+        assert hn.shape == (2 * L, 0, H)
+        assert network.backward(Call(cell).parameters, tape, None, None, None, False, 1)[0].shape == (0, I)
+
+    @pytest.mark.parametrize(
+        ("rows", "lengths", "words"),
+        [
+            (15, None, "need their lengths"),
+            (15, [6.0, 4, 4, 1, 0], "need their lengths"),
+            (15, [1, 4, 4, 6, 0], "falling"),
+            (15, [6, 4, 4, 1, -1], "falling"),
+            (14, [6, 4, 4, 1, 0], r"shape \(14, 5\) but must have \(15, 5\)"),
+            (15, [2**62, 4, 4, 1, 0], "longer than x"),
+        ],
+        ids=str,
+    )
+    def test_bad_lengths(self, cell: str, rows: int, lengths: Any, words: str) -> None:
+        given = None if lengths is None else np.array(lengths)
+        with pytest.raises((ValueError, TypeError), match=words):
+            Call(cell).forward(np.zeros((rows, I), np.float32), None, given)
+
+
+@every_cell
+class TestRoomForTapes:
+    def test_the_same_bits(self, cell: str) -> None:
+        call = Call(cell)
+        y, _, _, own = call.forward(call.x)
+        room = call.room()
+        again, _, _, lodged = call.forward(call.x, room)
+        assert_same_bits(again, y)
+        assert lodged.nbytes == room.nbytes >= own.nbytes
+        given = (call.h0, call.c0, LENGTHS, None, call.masks, 2.0, False, room)
+        rebuilt = call.network.tape(call.x, y, *given)
+        wanted = call.backward(own, call.dy)
+        for tape in (lodged, rebuilt):
+            found = call.backward(tape, call.dy)
+            for a, b in zip([found[0], found[1], *found[3]], [wanted[0], wanted[1], *wanted[3]], strict=True):
+                assert_same_bits(a, b)
+
+    def test_too_little(self, cell: str) -> None:
+        call = Call(cell)
+        read_only = call.room()
+        read_only.setflags(write=False)
+        for room in (call.room()[:4000], call.room()[::2], read_only, call.room().astype(np.int8), 7):
+            with pytest.raises(ValueError, match="room must be a writable uint8 array of at least"):
+                call.forward(call.x, room)
+
+    def test_a_tape_of_other_arrays(self, cell: str) -> None:
+        call = Call(cell)
+        room = call.room()
+        y, _, _, tape = call.forward(call.x, room)
+        given = (call.h0, call.c0, LENGTHS, None, call.masks, 2.0, False, room)
+        with pytest.raises(ValueError, match="room must be"):
+            call.network.tape(np.zeros((99, B, I), np.float32), y, *given)
+        with pytest.raises(ValueError, match="y has shape"):
+            call.backward(call.network.tape(call.x, y[1:], *given), call.dy)
+        call.x.shape = (B, T, I)
+        with pytest.raises(ValueError, match=r"lengths has shape|another shape"):
+            call.backward(tape, call.dy)
+
+
+class TestCapsules:
+    def test_memory_of_others(self) -> None:
+        call = Call("lstm")
+        wanted = call.forward(call.x, None)[0]
+        lent = [p.__dlpack__() for p in call.parameters]
+        capsules = [a.__dlpack__() for a in (call.x.swapaxes(0, 1).copy().swapaxes(0, 1), call.h0, call.c0, LENGTHS)]
+        x, h0, c0, lengths = capsules
+        masks = call.masks.__dlpack__()
+        y, _, _, _ = call.network.forward(lent, x, h0, c0, lengths, None, masks, 2.0, True, False, 1)
+        assert_same_bits(y, wanted)
+
+    def test_what_is_no_memory_to_read(self) -> None:
+        call = Call("lstm")
+        used = call.x.__dlpack__()
+        np.from_dlpack(Lender(used))
+        for bad, error in ((used, ValueError), (np.zeros((T, B, I), complex).__dlpack__(), TypeError)):
+            with pytest.raises(error):
+                call.forward(bad)
+
+
+class Lender:
+    def __init__(self, capsule: Any) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
