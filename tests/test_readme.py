@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -19,9 +21,22 @@ def python_blocks(text: str) -> list[str]:
     return blocks
 
 
-def test_every_python_example_runs() -> None:
-    blocks = python_blocks(README.read_text(encoding="utf-8"))
-    assert len(blocks) >= 5
+def run(blocks: list[str]) -> None:
     namespace: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, README, "exec"), namespace)
+
+
+BLOCKS = python_blocks(README.read_text(encoding="utf-8"))
+
+
+def test_every_python_example_runs() -> None:
+    blocks = [block for block in BLOCKS if "import torch" not in block]
+    assert len(blocks) >= 5
+    run(blocks)
+
+
+def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    run([block for block in BLOCKS if "import torch" in block])
+    assert capsys.readouterr().out.startswith("fastrnn runs 1 of 1 recurrent modules\n  encoder  LSTM(64, 128, ")

@@ -1,0 +1,227 @@
+"""Derivatives of the operators, first and of any order, and `run`, which picks the operator for a call."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, textbook
+from .ops import Options, library
+
+
+def _keep(ctx: Any, call: tuple[Any, ...], *more: Tensor | None) -> None:
+    """Save the arguments of train, and some more tensors."""
+    x, hx, weights, lengths, reset, masks, scale, *options = call
+    ctx.set_materialize_grads(False)
+    ctx.sizes = len(hx), len(weights)
+    ctx.scale, ctx.options = scale, tuple(options)
+    ctx.save_for_backward(x, *hx, *weights, lengths, reset, masks, *more)
+
+
+def _kept(ctx: Any) -> tuple[tuple[Any, ...], list[Tensor | None]]:
+    """Return the arguments of train, and what else was saved."""
+    states, weights = ctx.sizes
+    x, *rest = ctx.saved_tensors
+    others = rest[states + weights :]
+    return (x, rest[:states], rest[states : states + weights], *others[:3], ctx.scale, *ctx.options), others[3:]
+
+
+def _first(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Any, list[Any], list[Any]]:
+    """Return the gradients of x, of the states and of the weights."""
+    call, (y, tape) = _kept(ctx)
+    if dy is None and dhn is None and dcn is None:
+        return None, [None] * len(call[1]), [None] * len(call[2])
+    if torch._C._are_functorch_transforms_active():
+        dx, *rest = _MappedBackward.apply(_pack(call), dy, dhn, dcn, y, tape, call[0], *call[1], *call[2])
+        return dx, rest[: len(call[1])], rest[len(call[1]) :]
+    direct = not torch.is_grad_enabled() and _is_plain((dy, dhn, dcn, y, tape, call[0], *call[1], *call[2]))
+    operator = ops.backward if direct else torch.ops.fastrnn.backward
+    result: tuple[Any, list[Any], list[Any]] = operator(dy, dhn, dcn, y, tape, *call)
+    return result
+
+
+def _second(
+    ctx: Any, ddx: Tensor | None, ddhx: Sequence[Tensor | None], ddweights: Sequence[Tensor | None]
+) -> tuple[list[Any], list[Any]]:
+    """Return the gradients of dy, dhn and dcn, and of x, the states and the weights.
+
+    They are taken of what backward computes, by PyTorch's own means, through the equations as `textbook` has them.
+    """
+    (x, hx, weights, lengths, reset, masks, scale, *options), (dy, dhn, dcn) = _kept(ctx)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, so that nothing is reached through the past of these tensors
+        into = [_as_target(t) for t in (x, *hx, *weights)]
+        seeds = [None if t is None else _as_target(t) for t in (dy, dhn, dcn)]
+        states, parameters = into[1 : 1 + len(hx)], into[1 + len(hx) :]
+        results = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
+        pairs = [(r, s) for r, s in zip(results, seeds, strict=True) if s is not None]
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], into, [s for _, s in pairs], create_graph=True, materialize_grads=True
+        )
+        ends = [
+            (f, w) for f, w in zip(found, (ddx, *ddhx, *ddweights), strict=True) if w is not None and f.requires_grad
+        ]
+        targets = [*(s for s in seeds if s is not None), *into]
+        second: Sequence[Tensor | None] = [None] * len(targets)
+        if ends:
+            second = torch.autograd.grad(
+                [f for f, _ in ends], targets, [w for _, w in ends], create_graph=again, allow_unused=True
+            )
+    values = iter(second)
+    return [None if s is None else next(values) for s in seeds], list(values)
+
+
+def _as_target(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+_FIXED = (None,) * (4 + len(Options._fields))  # lengths, reset, masks, scale and the options: no gradients
+
+
+def _train_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, inputs, output[0], output[3])
+
+
+def _train_gradients(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None, _: Any) -> tuple[Any, ...]:
+    return *_first(ctx, dy, dhn, dcn), *_FIXED
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    dy, dhn, dcn, _, _, *call = inputs
+    _keep(ctx, tuple(call), dy, dhn, dcn)
+
+
+def _backward_gradients(ctx: Any, ddx: Tensor | None, ddhx: Any, ddweights: Any) -> tuple[Any, ...]:
+    states, weights = ctx.sizes
+    seeds, (of_x, *rest) = _second(ctx, ddx, ddhx or [None] * states, ddweights or [None] * weights)
+    return *seeds, None, None, of_x, rest[:states], rest[states:], *_FIXED
+
+
+def _infer_gradients(ctx: Any, *gradients: Any) -> None:
+    raise RuntimeError("fastrnn::infer keeps nothing to differentiate: call fastrnn::train, as the modules do")
+
+
+torch.library.register_autograd("fastrnn::infer", _infer_gradients, lib=library)
+torch.library.register_autograd("fastrnn::train", _train_gradients, setup_context=_train_context, lib=library)
+torch.library.register_autograd("fastrnn::backward", _backward_gradients, setup_context=_backward_context, lib=library)
+
+
+# The same in eager mode, with less around it than a registered gradient has; and for torch.func, which takes no other.
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nobody but the core has to see a call: no subclass, transform, mode or profiler."""
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or not tensor.is_cpu):
+            return False
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+class _Packing(NamedTuple):
+    """The arguments of train that are no differentiable tensors, and how to tell the others apart."""
+
+    states: int
+    rest: tuple[Any, ...]  # lengths, reset, masks, scale and the options
+
+    def call(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        return x, list(tensors[: self.states]), list(tensors[self.states :]), *self.rest
+
+
+def _pack(call: tuple[Any, ...]) -> _Packing:
+    return _Packing(len(call[1]), call[3:])
+
+
+class _Train(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        call = packing.call(x, tensors)
+        operator = ops.train if _is_plain((x, *tensors)) else torch.ops.fastrnn.train
+        output: tuple[Tensor, ...] = operator(*call)
+        _keep_train(ctx, call, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None, _: Any) -> tuple[Any, ...]:
+        dx, dhx, dweights = _first(ctx, dy, dhn, dcn)
+        return None, dx, *dhx, *dweights
+
+
+class _MappedTrain(_Train):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        output: tuple[Tensor, ...] = torch.ops.fastrnn.train(*packing.call(x, tensors))
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        packing, x, *tensors = inputs
+        _keep_train(ctx, packing.call(x, tensors), output)
+
+
+def _keep_train(ctx: Any, call: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, _, cn, tape = output
+    ctx.mark_non_differentiable(tape, *([] if cn.numel() else [cn]))
+    _keep(ctx, call, y, tape)
+
+
+class _MappedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(packing: _Packing, *tensors: Any) -> tuple[Tensor, ...]:
+        dy, dhn, dcn, y, tape, x, *rest = tensors
+        dx, dhx, dweights = torch.ops.fastrnn.backward(dy, dhn, dcn, y, tape, *packing.call(x, rest))
+        return dx, *dhx, *dweights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        packing, dy, dhn, dcn, _, _, x, *rest = inputs
+        _keep(ctx, packing.call(x, rest), dy, dhn, dcn)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        states, _ = ctx.sizes
+        ddx, *rest = given
+        seeds, into = _second(ctx, ddx, rest[:states], rest[states:])
+        return None, *seeds, None, None, *into
+
+
+def run(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the operator that fits: with a tape where something is to be differentiated or dropped."""
+    call = (x, list(hx), list(weights), lengths, reset, masks, scale, *options)
+    tensors = (*hx, *weights)
+    wanted = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
+    results: tuple[Tensor, ...]
+    if not wanted and masks is None:
+        direct = not torch.compiler.is_compiling() and _is_plain((x, *tensors))
+        results = (ops.infer if direct else torch.ops.fastrnn.infer)(*call[:5], *options)
+    elif not wanted or torch.compiler.is_compiling():
+        results = torch.ops.fastrnn.train(*call)
+    elif torch._C._are_functorch_transforms_active():
+        results = _MappedTrain.apply(_pack(call), x, *tensors)
+    else:
+        results = _Train.apply(_pack(call), x, *tensors)
+    return results[0], results[1], results[2]
+
+
+__all__ = ["run"]

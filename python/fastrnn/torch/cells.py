@@ -1,0 +1,162 @@
+"""LSTMCell, GRUCell and RNNCell: one step, with the constructors, parameters and errors of torch.nn."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .autograd import run
+from .device import checked_device
+from .ops import Options
+
+
+class _Cell(nn.RNNCellBase):
+    """What the three share."""
+
+    _original: type[nn.RNNCellBase]
+    _fallback = False
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        name = self._original.__name__
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        for i, state in enumerate(states):
+            which = f"hx[{i}]" if len(states) == 2 else "hidden"
+            if state.dim() not in (1, 2):
+                raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+        batched = input.dim() == 2
+        if not batched:
+            input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)
+        weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
+        if torch.is_autocast_enabled("cpu"):
+            input, *rest = (
+                t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (input, *states, *weights)
+            )
+            states, weights = tuple(rest[: len(states)]), rest[len(states) :]
+        self._check(input, states, weights)
+        options = Options(self._cell(), self.hidden_size, 0, 1, False, False)
+        _, *ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options)
+        return tuple(s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c])
+
+    def _check(self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> None:
+        checked_device(self._original.__name__, input, *states)
+        if input.size(1) != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}")
+        for i, state in enumerate(states):
+            if state.dim() != 2 or input.size(0) != state.size(0):
+                raise RuntimeError(
+                    f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
+                )
+            if state.size(1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {self.hidden_size}"
+                )
+        for tensor in (input, *states):
+            if tensor.dtype != weights[0].dtype:
+                raise RuntimeError(f"expected input and states of dtype {weights[0].dtype}, got {tensor.dtype}")
+
+    def _elsewhere(self, input: Tensor) -> bool:
+        return self._fallback and input.device.type not in ("cpu", "meta")
+
+
+class LSTMCell(_Cell):
+    """`torch.nn.LSTMCell`, computed by fastrnn.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, device, dtype
+        As for `torch.nn.LSTMCell`.
+    """
+
+    _original = nn.LSTMCell
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def _cell(self) -> str:
+        return "lstm"
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Run one step: input (B,I) or (I,), hx the pair h, c of (B,H) or (H,), zeros by default; return the next pair.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Where torch.nn raises them.
+        """
+        if self._elsewhere(input):
+            return nn.LSTMCell.forward(self, input, hx)
+        h, c = self._run(input, () if hx is None else (hx[0], hx[1]))
+        return h, c
+
+
+class _OneStateCell(_Cell):
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step: input (B,I) or (I,), hx (B,H) or (H,), zeros by default; return the next h.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Where torch.nn raises them.
+        """
+        if self._elsewhere(input):
+            return self._original.forward(self, input, hx)
+        return self._run(input, () if hx is None else (hx,))[0]
+
+
+class GRUCell(_OneStateCell):
+    """`torch.nn.GRUCell`, computed by fastrnn.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, device, dtype
+        As for `torch.nn.GRUCell`.
+    """
+
+    _original = nn.GRUCell
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def _cell(self) -> str:
+        return "gru"
+
+
+class RNNCell(_OneStateCell):
+    """`torch.nn.RNNCell`, computed by fastrnn.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, nonlinearity, device, dtype
+        As for `torch.nn.RNNCell`.
+    """
+
+    _original = nn.RNNCell
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def _cell(self) -> str:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return f"rnn_{self.nonlinearity}"
+
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]

@@ -1,0 +1,337 @@
+"""LSTM, GRU and RNN with the constructors, arguments, parameters and errors of torch.nn."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .autograd import run
+from .device import checked_device
+from .ops import Options
+
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
+class _Layer(nn.RNNBase):
+    """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
+
+    _original: type[nn.RNNBase]
+    _fallback = False  # whether tensors elsewhere than on the CPU go to torch.nn's own forward
+
+    def _run(
+        self, input: Tensor | PackedSequence, states: Sequence[Tensor], lengths: Any, reset: Tensor | None
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        weights = self._weights()
+        if torch.is_autocast_enabled("cpu"):
+            input, states, weights = _in_float32(input), [*map(_in_float32, states)], [*map(_in_float32, weights)]
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, states, weights, lengths, reset)
+        name = self._original.__name__
+        if input.dim() not in (2, 3):
+            noun = " tensor" if name == "RNN" else ""
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{noun} instead")
+        batched = input.dim() == 3
+        self._check_dimensions(states, batched)
+        batch_dim = 0 if self.batch_first else 1
+        if not batched:
+            input, states = input.unsqueeze(batch_dim), [s.unsqueeze(1) for s in states]
+        self._check(input, states, weights[0].dtype, None)
+        T, B = input.shape[1 - batch_dim], input.shape[batch_dim]
+        if not T:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None:
+            lengths = _read_lengths(name, lengths, B, T)
+        if reset is not None:
+            reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
+        masks, scale = self._masks((T, B))
+        options = self._options()
+        y, hn, cn = run(input, states, weights, lengths, reset, masks, scale, options)
+        ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
+        if not batched:
+            y, ends = y.squeeze(batch_dim), tuple(s.squeeze(1) for s in ends)
+        return y, ends
+
+    def _run_packed(
+        self, input: PackedSequence, states: Sequence[Tensor], weights: list[Tensor], lengths: Any, reset: Tensor | None
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+        name = self._original.__name__
+        if lengths is not None or reset is not None:
+            raise ValueError(f"{name} got a PackedSequence and lengths or reset: give these beside a padded tensor")
+        data, batch_sizes, order, back = input
+        if order is not None:
+            states = [s.index_select(1, order) for s in states]
+        self._check(data, states, weights[0].dtype, batch_sizes)
+        of_rows = _lengths_of(batch_sizes)
+        masks, scale = self._packed_masks(batch_sizes)
+        options = self._options()._replace(batch_first=False)
+        y, hn, cn = run(data, states, weights, of_rows, None, masks, scale, options)
+        ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
+        if back is not None:
+            ends = tuple(s.index_select(1, back) for s in ends)
+        return PackedSequence(y, batch_sizes, order, back), ends
+
+    def _weights(self) -> list[Tensor]:
+        """Return the parameters of now: torch.nn keeps a list, which functional_call and parametrizations pass by."""
+        own = self._parameters
+        return [w if (w := own.get(name)) is not None else getattr(self, name) for name in self._flat_weights_names]
+
+    def _check(self, input: Tensor, states: Sequence[Tensor], dtype: torch.dtype, batch_sizes: Tensor | None) -> None:
+        """Raise what torch.nn raises."""
+        if input.dtype != dtype:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        dimensions = 2 if batch_sizes is not None else 3
+        if input.dim() != dimensions:
+            raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+        if self.input_size != input.size(-1):
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
+            )
+        checked_device(self._original.__name__, input, *states)
+        if not states:
+            return
+        sizes = [self.get_expected_hidden_size(input, batch_sizes)]
+        if len(states) == 2:
+            sizes.append((*sizes[0][:2], self.hidden_size))
+        for i, (state, size) in enumerate(zip(states, sizes, strict=True)):
+            which = f"hidden[{i}]" if len(states) == 2 else "hidden"
+            self.check_hidden_size(state, size, f"Expected {which} size {{}}, got {{}}")
+            if state.dtype != dtype:
+                raise ValueError(f"RNN {which} dtype ({state.dtype}) does not match input dtype ({dtype}).")
+
+    def _check_dimensions(self, states: Sequence[Tensor], batched: bool) -> None:
+        wanted = 3 if batched else 2
+        if all(s.dim() == wanted for s in states):
+            return
+        kind = "batched 3-D" if batched else "unbatched 2-D"
+        found = [f"{s.dim()}-D" for s in states]
+        if len(found) == 2:
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {wanted}-D but got ({', '.join(found)}) tensors"
+            )
+        raise RuntimeError(f"For {kind} input, hx should also be {wanted}-D but got {found[0]} tensor")
+
+    def _options(self) -> Options:
+        return Options(
+            _CELLS[self.mode], self.hidden_size, self.proj_size, self.num_layers, self.bidirectional, self.batch_first
+        )
+
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0 and self.num_layers > 1
+
+    def _draw(self, shape: tuple[int, ...]) -> list[Tensor]:
+        """Draw what dropout keeps, layer by layer and from the same numbers as torch.nn."""
+        weight = self._weights()[0]
+        width = (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
+        empty = functools.partial(torch.empty, (*shape, width), dtype=weight.dtype, device=weight.device)
+        return [empty().bernoulli_(1 - self.dropout).bool() for _ in range(self.num_layers - 1)]
+
+    def _scale(self) -> float:
+        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
+
+    def _masks(self, shape: tuple[int, int]) -> tuple[Tensor | None, float]:
+        return (torch.stack(self._draw(shape)), self._scale()) if self._drops() else (None, 1.0)
+
+    def _packed_masks(self, batch_sizes: Tensor) -> tuple[Tensor | None, float]:
+        if not self._drops():
+            return None, 1.0
+        drawn = torch.stack(self._draw((int(batch_sizes.sum()),)))
+        runs = torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]
+        masks = drawn.new_zeros((len(drawn), *runs.shape, drawn.shape[-1]))
+        masks[:, runs] = drawn
+        return masks, self._scale()
+
+    def _elsewhere(self, input: Any) -> bool:
+        """Whether torch.nn's own forward is to run: the tensor is not on the CPU, and it was asked to."""
+        data = input.data if isinstance(input, PackedSequence) else input
+        return self._fallback and data.device.type not in ("cpu", "meta")
+
+
+def _in_float32(value: Any) -> Any:
+    """Return what autocast makes of a tensor: the kernels compute in float32."""
+    data = value.data if isinstance(value, PackedSequence) else value
+    if data.dtype not in (torch.bfloat16, torch.float16):
+        return value
+    return value._replace(data=data.float()) if isinstance(value, PackedSequence) else value.float()
+
+
+def _lengths_of(batch_sizes: Tensor) -> Tensor:
+    """Return how long each row of a packed sequence is, from how many rows run at each time."""
+    rows = torch.arange(int(batch_sizes[0]))
+    return (batch_sizes[None, :] > rows[:, None]).sum(1)
+
+
+def _read_lengths(name: str, lengths: Any, B: int, T: int) -> Tensor:
+    tensor = torch.as_tensor(lengths, device="cpu")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} got lengths of dtype {tensor.dtype}: they must be integers")
+    tensor = tensor.to(torch.int64).reshape(1) if tensor.dim() == 0 and B == 1 else tensor.to(torch.int64)
+    if tensor.shape != (B,):
+        raise ValueError(
+            f"{name} got lengths of shape {tuple(tensor.shape)} but must have ({B},): one for each sequence"
+        )
+    if not torch.compiler.is_compiling() and B and not (int(tensor.min()) >= 0 and int(tensor.max()) <= T):
+        raise ValueError(f"{name} got lengths {tensor.tolist()} but they must lie in 0..{T}, the number of time steps")
+    return tensor
+
+
+def _read_reset(name: str, reset: Any, shape: tuple[int, int], batched: bool) -> Tensor:
+    reset = torch.as_tensor(reset)
+    if reset.dtype != torch.bool:
+        raise TypeError(f"{name} got reset of dtype {reset.dtype}: it must be torch.bool")
+    wanted = shape if batched else (shape[0] * shape[1],)
+    if reset.shape != wanted:
+        raise ValueError(
+            f"{name} got reset of shape {tuple(reset.shape)} but it must have {wanted}, laid out as the input"
+        )
+    return reset.reshape(shape)
+
+
+class LSTM(_Layer):
+    """`torch.nn.LSTM`, computed by fastrnn: the same constructor, parameters, results and errors, and more speed.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
+    """
+
+    _original = nn.LSTM
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(
+        self,
+        input: Any,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Any = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Run over a sequence.
+
+        Parameters
+        ----------
+        input : Tensor or PackedSequence
+            (T,B,I), with ``batch_first`` (B,T,I), or (T,I) without a batch.
+        hx : pair of Tensor, optional
+            The initial h (L*D,B,P) and c (L*D,B,H); zeros by default.
+        lengths : sequence of int or Tensor, optional
+            (B,), each in 0..T, in any order: the output is zero past it, the final state that of the last step before,
+            and the reverse direction starts there. What `pack_padded_sequence` is for, and under torch.compile too.
+        reset : bool Tensor, optional
+            (T,B), with ``batch_first`` (B,T), or (T,): True cuts the sequence before this step, in every layer: states
+            and gradients do not pass. For episodes that begin inside a sequence.
+
+        Returns
+        -------
+        output : Tensor or PackedSequence
+            h of the last layer at each step, the directions side by side.
+        (h_n, c_n)
+            The final states.
+
+        Raises
+        ------
+        RuntimeError, ValueError, TypeError
+            Where torch.nn raises them, and for lengths and resets that do not fit.
+        """
+        if self._elsewhere(input):
+            _refuse_elsewhere("LSTM", lengths, reset)
+            return nn.LSTM.forward(self, input, hx)
+        y, (hn, cn) = self._run(input, () if hx is None else hx, lengths, reset)
+        return y, (hn, cn)
+
+
+class _OneState(_Layer):
+    """GRU and RNN: a state of one tensor."""
+
+    def forward(
+        self, input: Any, hx: Tensor | None = None, *, lengths: Any = None, reset: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
+        """Run over a sequence.
+
+        Parameters
+        ----------
+        input, lengths, reset
+            As for `LSTM.forward`.
+        hx : Tensor, optional
+            The initial h (L*D,B,H); zeros by default.
+
+        Returns
+        -------
+        output : Tensor or PackedSequence
+            h of the last layer at each step, the directions side by side.
+        h_n : Tensor
+            The final state.
+
+        Raises
+        ------
+        RuntimeError, ValueError, TypeError
+            Where torch.nn raises them, and for lengths and resets that do not fit.
+        """
+        if self._elsewhere(input):
+            _refuse_elsewhere(self._original.__name__, lengths, reset)
+            return self._original.forward(self, input, hx)
+        y, (hn,) = self._run(input, () if hx is None else (hx,), lengths, reset)
+        return y, hn
+
+
+class GRU(_OneState):
+    """`torch.nn.GRU`, computed by fastrnn: the same constructor, parameters, results and errors, and more speed.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
+        As for `torch.nn.GRU`.
+    """
+
+    _original = nn.GRU
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+
+class RNN(_OneState):
+    """`torch.nn.RNN`, computed by fastrnn: the same constructor, parameters, results and errors, and more speed.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
+        As for `torch.nn.RNN`.
+    """
+
+    _original = nn.RNN
+    nonlinearity: str
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+
+def _refuse_projection(options: dict[str, Any]) -> None:
+    if "proj_size" in options:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def _refuse_elsewhere(name: str, lengths: Any, reset: Any) -> None:
+    if lengths is not None or reset is not None:
+        raise ValueError(f"{name} runs as torch.nn.{name} here, which knows neither lengths nor reset")
+
+
+__all__ = ["GRU", "LSTM", "RNN"]

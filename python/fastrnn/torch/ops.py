@@ -1,0 +1,308 @@
+"""The operators fastrnn::infer, train and backward: the core on tensors, and what PyTorch has to know about them.
+
+Arguments of all three: ``x`` (T,B,I), with ``batch_first`` (B,T,I), or packed (tokens,I); ``hx`` the initial states,
+(h,), (h, c) or none at all for zeros; ``weights`` in the order of the module's parameters; ``lengths`` (B,) int64;
+``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P) bool and ``scale``, dropout between the layers; then the fields
+of `Options`.
+``train`` also returns a tape, bytes that only ``backward`` reads. Tensors in half precision are computed in float32.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack
+
+from .._core import Network
+from ..threads import get_num_threads
+
+
+class Options(NamedTuple):
+    """What an operator must be told beside the tensors."""
+
+    cell: str  # the core's name of it
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+
+    @property
+    def directions(self) -> int:
+        return 1 + self.bidirectional
+
+    @property
+    def output_size(self) -> int:
+        return self.directions * (self.proj_size or self.hidden_size)
+
+    @property
+    def has_c(self) -> bool:
+        return self.cell == "lstm"
+
+
+_OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first"
+_CALL = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset"
+_DROPOUT = "Tensor? masks, float scale"
+
+library = torch.library.Library("fastrnn", "DEF")
+library.define(f"infer({_CALL}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+library.define(
+    f"train({_CALL}, {_DROPOUT}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag
+)
+library.define(
+    f"backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor tape, {_CALL}, {_DROPOUT}, {_OPTIONS}) "
+    "-> (Tensor, Tensor[], Tensor[])",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+# On the CPU
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@functools.lru_cache(maxsize=256)
+def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype) -> Network:
+    """Return the network that has so many weights."""
+    bias = weights // (options.num_layers * options.directions) - (options.proj_size > 0) == 4
+    name = "float64" if dtype == torch.float64 else "float32"
+    sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
+    return Network(options.cell, name, *sizes, options.bidirectional, bias)
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), get_num_threads())
+
+
+def _whole(tensor: Tensor | None) -> Any:
+    """Lend the core a C-contiguous tensor's memory; in half precision that of a copy in float32.
+
+    Tensor.numpy() would fix the size of its storage, which FSDP frees.
+    """
+    if tensor is None:
+        return None
+    return to_dlpack((tensor.float() if tensor.dtype in _HALF else tensor).contiguous())
+
+
+def _rows(tensor: Tensor | None, batch_first: bool) -> Any:
+    """Lend a tensor (T,B,n) whose last axis is contiguous; packed ones stay (tokens,n)."""
+    if tensor is None:
+        return None
+    if tensor.dtype in _HALF:
+        tensor = tensor.float()
+    if tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    return to_dlpack(tensor.transpose(0, 1) if batch_first and tensor.dim() == 3 else tensor)
+
+
+def _flags(reset: Tensor | None, batch_first: bool) -> Any:
+    return None if reset is None else to_dlpack(reset.t() if batch_first else reset)
+
+
+def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _states(hx: Sequence[Tensor], has_c: bool) -> tuple[Any, Any]:
+    if len(hx) not in (0, 1 + has_c):
+        raise RuntimeError(f"hx must hold {1 + has_c} states or none, got {len(hx)}")
+    return _whole(hx[0]) if hx else None, _whole(hx[1]) if hx and has_c else None
+
+
+def _no_state(x: Tensor) -> Tensor:
+    """What stands for cn where the cell has no c."""
+    return x.new_empty(0)
+
+
+@torch.library.impl(library, "infer", "CPU")
+def infer(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = Options(*given)
+    y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
+        [_whole(w) for w in weights],
+        _rows(x, options.batch_first),
+        *_states(hx, options.has_c),
+        _whole(lengths),
+        _flags(reset, options.batch_first),
+        None,
+        1.0,
+        False,
+        options.batch_first,
+        _threads(),
+    )
+    return _tensor(y, x.dtype), _tensor(hn, x.dtype), _no_state(x) if cn is None else _tensor(cn, x.dtype)
+
+
+def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
+    """Return how many bytes a tape takes at most; of symbolic sizes a symbolic number."""
+    each, more = _network(options, weights, int(x.shape[-1]), x.dtype).tape_room(dropout)
+    if x.dim() == 2:
+        return int(lengths.max()) * len(lengths) * each + more if lengths is not None and lengths.numel() else more
+    return math.prod(x.shape[:-1]) * each + more
+
+
+@torch.library.impl(library, "train", "CPU")
+def train(
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    *given: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(*given)
+    tape = torch.empty(_tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8)
+    y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
+        [_whole(w) for w in weights],
+        _rows(x, options.batch_first),
+        *_states(hx, options.has_c),
+        _whole(lengths),
+        _flags(reset, options.batch_first),
+        _whole(masks),
+        scale,
+        True,
+        options.batch_first,
+        _threads(),
+        to_dlpack(tape),
+    )
+    cn = _no_state(x) if cn is None else _tensor(cn, x.dtype)
+    return _tensor(y, x.dtype), _tensor(hn, x.dtype), cn, tape
+
+
+@torch.library.impl(library, "backward", "CPU")
+def backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    y: Tensor,
+    tape: Tensor,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    *given: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    options = Options(*given)
+    network = _network(options, len(weights), x.shape[-1], x.dtype)
+    made = network.tape(
+        _rows(x, options.batch_first),
+        _whole(y),
+        *_states(hx, options.has_c),
+        _whole(lengths),
+        _flags(reset, options.batch_first),
+        _whole(masks),
+        scale,
+        options.batch_first,
+        to_dlpack(tape),
+    )
+    dx, dh0, dc0, gradients, _ = network.backward(
+        [_whole(w) for w in weights],
+        made,
+        _rows(dy, options.batch_first),
+        _whole(dhn),
+        _whole(dcn) if options.has_c else None,
+        False,
+        _threads(),
+    )
+    states = [_tensor(s, x.dtype) for s in (dh0, dc0)[: len(hx)]]
+    return _tensor(dx, x.dtype), states, [_tensor(g, x.dtype) for g in gradients]
+
+
+# Without data
+
+
+def _outputs(x: Tensor, lengths: Tensor | None, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    if x.dim() == 2:
+        if lengths is None:
+            raise RuntimeError("packed sequences need their lengths")
+        batch = lengths.shape[0]
+    else:
+        batch = x.shape[0] if options.batch_first else x.shape[1]
+    rows = options.num_layers * options.directions
+    y = x.new_empty((*x.shape[:-1], options.output_size))
+    hn = x.new_empty((rows, batch, options.proj_size or options.hidden_size))
+    return y, hn, x.new_empty((rows, batch, options.hidden_size)) if options.has_c else _no_state(x)
+
+
+@torch.library.register_fake("fastrnn::infer", lib=library)
+def _infer_fake(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(x, lengths, Options(*given))
+
+
+@torch.library.register_fake("fastrnn::train", lib=library)
+def _train_fake(
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    *given: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(*given)
+    if x.dim() == 2:
+        raise RuntimeError("a PackedSequence cannot be compiled: give the padded tensor and lengths=")
+    size = _tape_size(x, lengths, options, len(weights), masks is not None)
+    return *_outputs(x, lengths, options), x.new_empty(size, dtype=torch.uint8)
+
+
+@torch.library.register_fake("fastrnn::backward", lib=library)
+def _backward_fake(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    y: Tensor,
+    tape: Tensor,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    *rest: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return x.new_empty(x.shape), [h.new_empty(h.shape) for h in hx], [w.new_empty(w.shape) for w in weights]
+
+
+# Under vmap and autocast
+
+
+def _for_each(op: Any) -> Any:
+    """Return a rule for vmap that runs the operator once for each element of the mapped axis."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def pick(argument: Any, dim: Any, i: int) -> Any:
+            if isinstance(argument, (list, tuple)):
+                return [pick(a, d, i) for a, d in zip(argument, dim, strict=True)]
+            return argument if dim is None else argument.select(dim, i)
+
+        pairs = list(zip(arguments, in_dims, strict=True))
+        results = [op(*(pick(a, d, i) for a, d in pairs)) for i in range(info.batch_size)]
+        stacked = [
+            [torch.stack(tensors) for tensors in zip(*result, strict=True)]
+            if isinstance(result[0], (list, tuple))
+            else torch.stack(result)
+            for result in zip(*results, strict=True)
+        ]
+        return tuple(stacked), tuple([0] * len(s) if isinstance(s, list) else 0 for s in stacked)
+
+    return rule
+
+
+for _name in ("infer", "train", "backward"):
+    torch.library.register_vmap(f"fastrnn::{_name}", _for_each(getattr(torch.ops.fastrnn, _name)), lib=library)
+for _name in ("infer", "train"):
+    torch.library.register_autocast(f"fastrnn::{_name}", "cpu", torch.float32, lib=library)
+
+
+__all__ = ["Options", "backward", "infer", "library", "train"]

@@ -1,0 +1,170 @@
+"""accelerate and restore: the layers of a model change their class, and nothing else about them changes."""
+
+import copy
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from .cells import GRUCell, LSTMCell, RNNCell
+from .layers import GRU, LSTM, RNN
+
+_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    ours._original: ours for ours in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Report:
+    """What `accelerate` did; as a context manager it undoes it at the end of the block.
+
+    Attributes
+    ----------
+    model : Module
+        The accelerated model.
+    replaced : dict of str to str
+        Names of the modules that fastrnn now computes, "" for the model itself, and what they are.
+    skipped : dict of str to str
+        Names of recurrent modules that were left alone, and why.
+    """
+
+    model: nn.Module
+    replaced: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"fastrnn runs {len(self.replaced)} of {len(self.replaced) + len(self.skipped)} recurrent modules"]
+        width = max((len(name or "(the model)") for name in (*self.replaced, *self.skipped)), default=0)
+        lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in self.replaced.items()]
+        lines += [f"  {name or '(the model)':{width}}  skipped: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        modules = dict(self.model.named_modules())
+        for name in self.replaced:
+            _put_back(modules[name])
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    inplace: bool = True,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    fallback: bool = False,
+) -> Report:
+    """Let fastrnn compute every nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of a model.
+
+    The modules stay the same objects with the same parameters, buffers, hooks and mode; only their class changes. So
+    optimizers, tied weights and wrappers such as DistributedDataParallel see no difference.
+
+    Parameters
+    ----------
+    model : Module
+        A model that holds such modules, or one of them.
+    inplace : bool
+        Whether to change the model itself, or a deep copy: ``report.model``.
+    include, exclude : str or iterable of str, optional
+        Patterns, as in a shell, of the names of modules to take, and of those to leave out; by default all are taken.
+    fallback : bool
+        Whether torch.nn's own code runs where an input is not on the CPU, instead of an error.
+
+    Returns
+    -------
+    Report
+        Print it; use it as a context manager to restore the model at the end of a block.
+
+    Raises
+    ------
+    TypeError
+        If model is no Module.
+    ValueError
+        If a pattern of include or exclude fits no module of the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
+    report = Report(model if inplace else copy.deepcopy(model))
+    modules = dict(report.model.named_modules())
+    taken = _matching("include", include, modules) if include is not None else set(modules)
+    left = _matching("exclude", exclude, modules) if exclude is not None else set()
+    for name, module in modules.items():
+        if not _is_recurrent(module):
+            continue
+        why = "excluded" if name in left else "not included" if name not in taken else _obstacle(module, fallback)
+        if why:
+            report.skipped[name] = why
+            continue
+        ours = _REPLACEMENTS[type(module)]
+        report.replaced[name] = f"{type(module).__name__}({module.extra_repr()})"
+        module.__class__ = ours
+        if fallback:
+            module._fallback = True
+    return report
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Let torch.nn compute all of a model's recurrent modules again, those too that were built from fastrnn's classes.
+
+    Returns
+    -------
+    The model itself.
+    """
+    for module in model.modules():
+        _put_back(module)
+    return model
+
+
+def _put_back(module: nn.Module) -> None:
+    ours = type(module)
+    if ours in _REPLACEMENTS.values():
+        module.__dict__.pop("_fallback", None)
+        module.__class__ = ours._original
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    """Whether a reader of the report would expect it there: ours are done already."""
+    if type(module) in _REPLACEMENTS.values():
+        return False
+    scripted = getattr(module, "original_name", None)
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or scripted in {k.__name__ for k in _REPLACEMENTS}
+
+
+def _obstacle(module: nn.Module, fallback: bool) -> str | None:
+    """Return why a module cannot be replaced."""
+    kind = type(module)
+    if kind not in _REPLACEMENTS:
+        if isinstance(module, torch.jit.ScriptModule):
+            return "it is compiled by TorchScript: accelerate the model before scripting it"
+        base = next((b.__name__ for b in kind.__mro__ if b in _REPLACEMENTS), "RNNBase")
+        return f"{kind.__name__} is a subclass of torch.nn.{base}, whose forward it may change"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    for parameter in module.parameters():
+        if parameter.dtype not in _DTYPES:
+            return f"its parameters are {parameter.dtype}"
+        if parameter.device.type not in ("cpu", "meta") and not fallback:
+            return f"its parameters are on {parameter.device}; fallback=True takes it for when they are on the CPU"
+    return None
+
+
+def _matching(name: str, patterns: str | Iterable[str], modules: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = {n for n in modules if fnmatch.fnmatchcase(n, pattern)}
+        if not names:
+            raise ValueError(f"accelerate got {name}={pattern!r}, which fits no module of the model")
+        found |= names
+    return found
+
+
+__all__ = ["Report", "accelerate", "restore"]
