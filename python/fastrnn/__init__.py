@@ -1,5 +1,6 @@
 """Fast recurrent layers on the CPU: RNN, GRU and LSTM, for inference and training, over NumPy arrays."""
 
+from . import convert
 from ._core import __version__
 from ._info import info
 from .checks import ShapeError, SizeError
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "binary_cross_entropy",
     "clip_grad_norm",
+    "convert",
     "cross_entropy",
     "get_num_threads",
     "info",
