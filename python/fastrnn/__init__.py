@@ -5,6 +5,7 @@ from ._core import __version__
 from ._info import info
 from .checks import ShapeError, SizeError
 from .frozen import Frozen
+from .gradient_flow import Flow, flow
 from .layers import GRU, LSTM, RNN, load
 from .nn import SGD, Adam, Embedding, Linear, binary_cross_entropy, clip_grad_norm, cross_entropy
 from .parameters import Parameters
@@ -20,6 +21,7 @@ __all__ = [
     "Adam",
     "Embedding",
     "FileError",
+    "Flow",
     "Frozen",
     "Gradients",
     "LSTMState",
@@ -34,6 +36,7 @@ __all__ = [
     "clip_grad_norm",
     "convert",
     "cross_entropy",
+    "flow",
     "get_num_threads",
     "info",
     "load",

@@ -181,6 +181,39 @@ def _run_bench(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
 
 
+def _add_flow(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, metavar: str, default: int, text: str) -> None:
+        parser.add_argument(f"--{name}", metavar=metavar, type=_whole(1), default=default, help=f"{text} (%(default)s)")
+
+    add("hidden", "H", 64, "hidden units, and features of the input")
+    add("time", "T", 200, "time steps")
+    add("sequences", "B", 64, "sequences of white noise")
+    parser.add_argument("--seed", metavar="N", type=_whole(0), default=0, help="(%(default)s)")
+    parser.add_argument("--output", metavar="FILE", default="flow.png", help="the picture (%(default)s)")
+    parser.add_argument("--no-picture", action="store_true", help="print the table only; needs no matplotlib")
+
+
+def _run_flow(arguments: argparse.Namespace) -> int:
+    from . import gradient_flow, storage
+
+    if not arguments.no_picture:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            text = f"the picture needs matplotlib ({error}): pip install 'fastrnn[plot]', or give --no-picture"
+            raise UsageError(text) from error
+        if Path(arguments.output).suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise UsageError(f"got --output {arguments.output}; its name must end in .png, .svg or .pdf")
+        storage.try_folder(arguments.output)
+    flows = gradient_flow.compare(arguments.hidden, arguments.time, arguments.sequences, arguments.seed)
+    print("Norm of dL/dh, 1 at the loss: median over the sequences, and x their 90th over their 10th percentile\n")
+    print(gradient_flow.table(flows))
+    if not arguments.no_picture:
+        gradient_flow.picture(flows).savefig(arguments.output, dpi=110)
+        print(f"\nThe picture is in {arguments.output}")
+    return 0
+
+
 class UsageError(Exception):
     """Options that cannot be followed; the message is one line."""
 
@@ -211,6 +244,14 @@ COMMANDS = (
         "far fastrnn is from what the machine can do. Ctrl-C keeps what was measured.",
         _add_bench,
         _run_bench,
+    ),
+    Command(
+        "flow",
+        "show how far gradients reach back",
+        "Compare how the gradient of a loss at the last step fades on its way back through RNN, GRU and LSTM, with "
+        "plain starts and with the remedies of the literature, in a table and a picture.",
+        _add_flow,
+        _run_flow,
     ),
     Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
 )

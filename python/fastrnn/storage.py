@@ -54,6 +54,23 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Array
             raise
 
 
+def try_folder(path: Path) -> None:
+    """Find out before the work whether a file of that name could be written where it is to be.
+
+    Raises
+    ------
+    OSError
+        That names the file, if not.
+    """
+    name = os.fspath(path)
+    trial = f"{os.path.realpath(name)}.{os.urandom(4).hex()}.tmp"  # where write puts the new file, too
+    try:
+        open(trial, "xb").close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+    os.unlink(trial)
+
+
 def _mode_of_target(target: str) -> int | None:
     """Return the permissions of a file that is to be replaced, None for a new one; refuse what is no writable file."""
     if not os.path.lexists(target):

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -304,9 +303,4 @@ def check_output(path: StrPath) -> None:
             raise FileError(f"{name} exists and is no saved character model; choose another --output") from error
         if not os.access(target, os.W_OK):
             raise PermissionError(f"{name} is write-protected")
-    trial = f"{target}.{secrets.token_hex(4)}.tmp"  # where storage.write puts the new file, too
-    try:
-        open(trial, "xb").close()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from error
-    os.unlink(trial)
+    storage.try_folder(path)
