@@ -43,6 +43,16 @@ def softmax_loss(logits: Array, targets: Array, weight: Array) -> Any:
     return total
 
 
+def smoothed_loss(logits: Array, targets: Array, weight: Array, e: float) -> Any:
+    """Sum over rows of weight * -sum_v q_v log softmax(logits)_v with q = (1 - e) onehot(target) + e / V."""
+    V = logits.shape[-1]
+    total = 0.0
+    for row, target, w in zip(logits.reshape(-1, V), targets.reshape(-1), weight.reshape(-1), strict=True):
+        q = np.full(V, e / V) + (1 - e) * (np.arange(V) == target)
+        total = total + w * np.sum(q * (np.log(np.sum(np.exp(row))) - row))
+    return total
+
+
 def binary_loss(logits: Array, targets: Array, weight: Array) -> Any:
     p = 1 / (1 + np.exp(-logits))
     return np.sum(weight * -(targets * np.log(p) + (1 - targets) * np.log(1 - p)))
@@ -203,6 +213,15 @@ class TestLosses:
         assert_close(dlogits, expected, dtype, "gradient", "dlogits")
         np.testing.assert_array_equal(dlogits[weight == 0], 0)
 
+    def test_smoothed(self, dtype: str, reduction: Any, mask: Any) -> None:
+        logits, targets = normal(2, 3, 4, dtype=dtype), RNG.integers(0, 4, (2, 3))
+        weight = self.weight(mask, reduction)
+        loss, dlogits = cross_entropy(logits, targets, mask=mask, reduction=reduction, label_smoothing=0.3)
+        assert loss == pytest.approx(smoothed_loss(logits.astype(float), targets, weight, 0.3), rel=1e-6)
+        expected = complex_step(lambda z: smoothed_loss(z, targets, weight, 0.3), logits)
+        assert_close(dlogits, expected, dtype, "gradient", "dlogits")
+        np.testing.assert_array_equal(dlogits[weight == 0], 0)
+
     def test_binary(self, dtype: str, reduction: Any, mask: Any) -> None:
         logits, targets = normal(2, 3, dtype=dtype), RNG.random((2, 3)).astype(dtype)
         weight = self.weight(mask, reduction)
@@ -283,6 +302,7 @@ class TestLossesAtTheEdges:
             (lambda: cross_entropy(np.zeros((2, 3)), [0, 1], mask=[1, 0]), TypeError, "mask with dtype int64"),
             (lambda: cross_entropy(np.zeros((2, 3)), [0, 1], mask=[True]), ShapeError, r"mask with shape \(1,\)"),
             (lambda: cross_entropy(np.zeros((2, 3)), [9, 1], reduction=NO_SUCH), ValueError, r"= 9.*reduction="),
+            (lambda: cross_entropy(np.zeros((2, 3)), [0, 1], label_smoothing=1.0), ValueError, "label_smoothing=1.0"),
             (lambda: binary_cross_entropy(np.zeros(2), [0, 1.5]), ValueError, r"targets\[1\] = 1\.5.*0\.\.1"),
             (lambda: binary_cross_entropy(np.zeros(2), [0, np.nan]), ValueError, r"targets\[1\] = nan"),
             (lambda: binary_cross_entropy(np.zeros(2), [0]), ShapeError, "shape of the logits"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastrnn import SGD, Adam, Embedding, Linear, ShapeError, clip_grad_norm
+from fastrnn import SGD, Adam, Embedding, Linear, ShapeError, clip_grad_norm, learning_rate
 from support import DTYPES, Array, assert_close, assert_same_bits
 
 
@@ -62,6 +62,21 @@ class TestOptimizers:
                     v_hat = v / (1 - b2**t)
                     theta = theta - lr * m_hat / (np.sqrt(v_hat) + eps)
                 assert_close(array, theta, dtype, "gradient", name)
+
+    def test_adam_with_weight_decay(self, dtype: str) -> None:
+        """As without, but that every parameter shrinks by lr * weight_decay of itself before."""
+        parts, plain = parts_to_train(dtype), parts_to_train(dtype)
+        optimizer = Adam([p.parameters() for p in parts], lr=0.1, weight_decay=0.5)
+        reference = Adam([p.parameters() for p in plain], lr=0.1)
+        for seed in range(3):
+            for part in plain:
+                for array in part.parameters().values():
+                    array *= 1 - 0.1 * 0.5
+            optimizer.step(random_gradients(parts, seed))
+            reference.step(random_gradients(plain, seed))
+        for part, other in zip(parts, plain, strict=True):
+            for name, array in part.parameters().items():
+                assert_same_bits(array, other.parameters()[name])
 
     def test_carry_on_from_a_state_dict(self, dtype: str) -> None:
         parts, twins = parts_to_train(dtype), parts_to_train(dtype)
@@ -172,3 +187,31 @@ class TestOptimizersInUse:
     def test_bad_arguments(self, make: Callable[[Any], Any], error: type[Exception], words: str) -> None:
         with pytest.raises(error, match=words):
             make(Linear(2, 2).parameters())
+
+
+class TestLearningRate:
+    def test_up_and_down(self) -> None:
+        rates = [learning_rate(step, 10, 2.0, warmup=4, last=0.5, shape="linear") for step in range(12)]
+        assert rates == pytest.approx([0.5, 1, 1.5, 2, 2, 11 / 6, 10 / 6, 9 / 6, 8 / 6, 7 / 6, 1, 1])
+        rates = [learning_rate(step, 4, 1.0) for step in range(6)]
+        assert rates == pytest.approx([1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0, 0])
+
+    def test_nothing_but_warmup(self) -> None:
+        assert learning_rate(3, 4, 1.0, warmup=4) == learning_rate(4, 4, 1.0, warmup=4) == 1
+        assert learning_rate(0, 0, 1.0) == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "words"),
+        [
+            ((-1, 10, 1.0), {}, "step=-1"),
+            ((0, 10, -1.0), {}, "peak=-1.0"),
+            ((0, 10, math.nan), {}, "peak=nan"),
+            ((0, 10, 1.0), {"warmup": -1}, "warmup=-1"),
+            ((0, 10, 1.0), {"last": 1.5}, "last=1.5"),
+            ((0, 10, 1.0), {"shape": "round"}, "shape='round'"),
+        ],
+        ids=str,
+    )
+    def test_bad_input(self, arguments: tuple[Any, ...], options: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            learning_rate(*arguments, **options)

@@ -7,7 +7,9 @@ from .checks import ShapeError, SizeError
 from .frozen import Frozen
 from .gradient_flow import Flow, flow
 from .layers import GRU, LSTM, RNN, load
-from .nn import SGD, Adam, Embedding, Linear, binary_cross_entropy, clip_grad_norm, cross_entropy
+from .losses import binary_cross_entropy, cross_entropy
+from .nn import Embedding, Linear
+from .optim import SGD, Adam, clip_grad_norm, learning_rate
 from .parameters import Parameters
 from .results import Gradients, LSTMState, MemoryEstimate, Tape
 from .storage import FileError
@@ -39,6 +41,7 @@ __all__ = [
     "flow",
     "get_num_threads",
     "info",
+    "learning_rate",
     "load",
     "set_num_threads",
     "threads",

@@ -63,6 +63,24 @@ def as_real(problems: Problems, name: str, value: ArrayLike, dtype: np.dtype[Any
     return array
 
 
+def integers(problems: Problems, name: str, value: ArrayLike, what: str, count: int) -> NDArray[np.int64]:
+    """Return ids as int64, each in 0..count-1; a problem names the first that is not."""
+    array = np.asarray(value)
+    if array.size == 0 and not isinstance(value, np.ndarray):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        problems.type(f"{name} with dtype {array.dtype}", f"They are {what} and must be integers.")
+        return np.zeros(array.shape, np.int64)
+    if array.size and (array.min() < 0 or array.max() >= count):
+        bad = np.argwhere((array < 0) | (array >= count))
+        where = ", ".join(map(str, bad[0]))
+        more = f" and {len(bad) - 1} more out of range" if len(bad) > 1 else ""
+        got = f"{name}[{where}] = {array[tuple(bad[0])]}{more}"
+        problems.value(got, f"They are {what} and must be in 0..{count - 1}.")
+        return np.zeros(array.shape, np.int64)
+    return array.astype(np.int64, copy=False)
+
+
 def in_rows(array: Array) -> Array:
     """Return the array, copied if its last axis is not a contiguous run of aligned elements."""
     size = array.itemsize

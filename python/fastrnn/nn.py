@@ -1,24 +1,22 @@
-"""What stands around recurrent layers in training: embedding, read-out, losses, optimizers. Plain NumPy."""
+"""What stands before and after recurrent layers in a model: embedding and read-out."""
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
 from .checks import Problems, parameter_sizes, same_shape, seed_error, swap_hint
-from .inputs import as_real
-from .optim import SGD, Adam, clip_grad_norm
+from .inputs import as_real, integers
 from .parameters import Parameters
 from .recurrent import Seed
 from .threads import get_num_threads
 
-__all__ = ["SGD", "Adam", "Embedding", "Linear", "binary_cross_entropy", "clip_grad_norm", "cross_entropy"]
+__all__ = ["Embedding", "Linear"]
 
 Array = NDArray[Any]
-Reduction = Literal["mean", "sum"]
 
 
 def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool) -> Array:
@@ -116,24 +114,6 @@ class _Part:
         return cast("Array", array)
 
 
-def _integers(problems: Problems, name: str, value: ArrayLike, what: str, count: int) -> NDArray[np.int64]:
-    """Return ids as int64, each in 0..count-1; a problem names the first that is not."""
-    array = np.asarray(value)
-    if array.size == 0 and not isinstance(value, np.ndarray):
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        problems.type(f"{name} with dtype {array.dtype}", f"They are {what} and must be integers.")
-        return np.zeros(array.shape, np.int64)
-    if array.size and (array.min() < 0 or array.max() >= count):
-        bad = np.argwhere((array < 0) | (array >= count))
-        where = ", ".join(map(str, bad[0]))
-        more = f" and {len(bad) - 1} more out of range" if len(bad) > 1 else ""
-        got = f"{name}[{where}] = {array[tuple(bad[0])]}{more}"
-        problems.value(got, f"They are {what} and must be in 0..{count - 1}.")
-        return np.zeros(array.shape, np.int64)
-    return array.astype(np.int64, copy=False)
-
-
 class Embedding(_Part):
     """A table of vectors, one per id.
 
@@ -184,7 +164,7 @@ class Embedding(_Part):
     def forward(self, ids: ArrayLike) -> tuple[Array, PartTape]:
         """Return y (...,E), the vectors of integer ids (...), and the tape for `backward`."""
         problems = Problems(lambda: repr(self))
-        checked = _integers(problems, "ids", ids, "rows of the table", self.num_embeddings)
+        checked = integers(problems, "ids", ids, "rows of the table", self.num_embeddings)
         problems.refuse()
         return self._parameters["weight"][checked], self._tape(checked)
 
@@ -279,160 +259,3 @@ class Linear(_Part):
         if self.bias:
             gradients["bias"] = rows.sum(axis=0)
         return PartGradients(product(rows, False, self._parameters["weight"], False).reshape(tape.x.shape), gradients)
-
-
-def _logits(problems: Problems, value: ArrayLike) -> Array:
-    array = np.asarray(value)
-    if array.dtype not in (np.float32, np.float64):
-        fix = "logits.astype(np.float32)" if isinstance(value, np.ndarray) else "np.asarray(logits, dtype=np.float32)"
-        problems.type(f"logits with dtype {array.dtype}", f"They must be float32 or float64: use {fix}.")
-    return array
-
-
-def _mask(problems: Problems, value: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    if value is None:
-        return None
-    array = np.asarray(value)
-    if array.dtype != bool:
-        problems.type(f"mask with dtype {array.dtype}", "It must be boolean, True where the target counts.")
-    elif array.shape != shape:
-        problems.shape(f"mask with shape {array.shape}", f"It must have the shape of the targets: {shape}.")
-    else:
-        return cast("NDArray[np.bool_]", array)
-    return None
-
-
-def _reduce(losses: Array, dlogits: Array, mask: NDArray[np.bool_] | None, reduction: Reduction) -> tuple[float, Array]:
-    """Sum what counts, in float64; a mean divides loss and gradient by how many count."""
-    if mask is not None:
-        losses = losses[mask]
-        dlogits[~mask] = 0.0  # a select, not a product: a NaN that does not count reaches nothing
-    total = float(losses.sum(dtype=np.float64))
-    if reduction == "mean" and losses.size:
-        total /= losses.size
-        dlogits /= losses.size
-    return total, dlogits
-
-
-def _check_reduction(problems: Problems, reduction: object) -> None:
-    if reduction not in ("mean", "sum"):
-        problems.value(f"reduction={reduction!r}", 'It must be "mean" or "sum".')
-
-
-def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None, reduction: Reduction = "mean"
-) -> tuple[float, Array]:
-    """Softmax and cross entropy in one: the loss ``-log softmax(logits)[target]`` and its gradient.
-
-    Parameters
-    ----------
-    logits : array (...,V)
-        Unnormalised log probabilities, float32 or float64.
-    targets : integer array (...)
-        The right class of each row, in 0..V-1.
-    mask : bool array (...), optional
-        True where a row counts. The target of a row that does not count may be any integer.
-    reduction : {"mean", "sum"}
-        Over all rows that count; the mean of none is 0.
-
-    Returns
-    -------
-    loss : float
-        In nats, summed in float64.
-    dlogits : array (...,V)
-        ``(softmax(logits) - onehot(target))``, divided by the number of rows for the mean; zero where the mask is
-        False. The dtype is that of the logits.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        If shapes, dtypes or a target do not fit.
-    """
-    problems = Problems(lambda: "cross_entropy")
-    logits = _logits(problems, logits)
-    classes = logits.shape[-1] if logits.ndim else 0
-    shape = logits.shape[:-1]
-    if classes == 0:
-        problems.shape(f"logits with shape {logits.shape}", "They must have a last axis with at least one class.")
-    got = np.asarray(targets)
-    counts = _mask(problems, mask, shape)
-    if got.shape != shape:
-        why = f"There must be one target per row of the logits {logits.shape}: shape {shape}."
-        if got.shape == logits.shape:
-            why += " They are class numbers, not one-hot vectors: did you mean targets.argmax(-1)?"
-        problems.shape(f"targets with shape {got.shape}", why)
-    elif classes:
-        if counts is not None and got.dtype.kind in "iu":
-            targets = np.where(counts, got, 0)  # those that do not count are not looked at
-        targets = _integers(problems, "targets", targets, "class numbers", classes)
-    _check_reduction(problems, reduction)
-    problems.refuse()
-
-    rows = logits.reshape(-1, classes)
-    right = np.arange(len(rows)), cast("Array", targets).reshape(-1)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller sees
-        dlogits = rows - rows.max(axis=1, keepdims=True)
-    chosen = dlogits[right]
-    np.exp(dlogits, out=dlogits)
-    sums = dlogits.sum(axis=1)
-    losses = np.log(sums) - chosen
-    dlogits /= sums[:, None]
-    dlogits[right] -= 1.0
-    return _reduce(losses.reshape(shape), dlogits.reshape(logits.shape), counts, reduction)
-
-
-def binary_cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, mask: ArrayLike | None = None, reduction: Reduction = "mean"
-) -> tuple[float, Array]:
-    """Sigmoid and cross entropy in one, for yes-or-no targets.
-
-    The loss of an element is ``-t log sigmoid(z) - (1 - t) log(1 - sigmoid(z))``, computed as
-    ``max(z, 0) - t z + log(1 + exp(-|z|))``, which neither overflows nor loses small values.
-
-    Parameters
-    ----------
-    logits : array (...)
-        Float32 or float64.
-    targets : array (...)
-        Booleans or numbers in 0..1.
-    mask : bool array (...), optional
-        True where an element counts; the target of one that does not may be anything.
-    reduction : {"mean", "sum"}
-        Over all elements that count; the mean of none is 0.
-
-    Returns
-    -------
-    loss : float
-        In nats, summed in float64.
-    dlogits : array (...)
-        ``sigmoid(logits) - targets``, divided by the number of elements for the mean; zero where the mask is False.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        If shapes, dtypes or a target do not fit.
-    """
-    problems = Problems(lambda: "binary_cross_entropy")
-    z = _logits(problems, logits)
-    got = np.asarray(targets)
-    counts = _mask(problems, mask, z.shape)
-    if got.shape != z.shape:
-        problems.shape(f"targets with shape {got.shape}", f"They must have the shape of the logits: {z.shape}.")
-    if got.dtype.kind not in "biuf":
-        problems.type(f"targets with dtype {got.dtype}", "They must be booleans or numbers in 0..1.")
-    else:
-        outside = ~((got >= 0) & (got <= 1))
-        if counts is not None and counts.shape == got.shape:
-            outside &= counts
-        if outside.any():
-            where = tuple(np.argwhere(outside)[0])
-            problems.value(f"targets[{', '.join(map(str, where))}] = {got[where]}", "Each must be in 0..1.")
-    _check_reduction(problems, reduction)
-    problems.refuse()
-
-    t = got.astype(z.dtype)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller sees
-        small = np.exp(-np.abs(z))
-        losses = np.maximum(z, 0.0) - t * z + np.log1p(small)
-        dlogits = np.where(z >= 0, 1.0, small) / (1.0 + small) - t
-    return _reduce(losses, dlogits, counts, reduction)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -172,10 +172,10 @@ class SGD(_Optimizer):
 
 
 class Adam(_Optimizer):
-    """Adam with bias correction, algorithm 1 of Kingma and Ba (2015).
+    """Adam (Kingma and Ba 2015, algorithm 1); with weight decay AdamW (Loshchilov and Hutter 2019).
 
     ``m = b1 m + (1 - b1) g``, ``v = b2 v + (1 - b2) g^2``,
-    ``p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)``.
+    ``p -= lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * p)``.
 
     Parameters
     ----------
@@ -187,6 +187,8 @@ class Adam(_Optimizer):
         Decay of the two moments, each in [0, 1).
     eps : float
         Keeps the denominator away from zero.
+    weight_decay : float
+        Of all parameters given; those that are not to shrink, such as biases, go to an optimizer of their own.
     """
 
     _moments = ("first_moment", "second_moment")
@@ -198,14 +200,24 @@ class Adam(_Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
         b1, b2 = betas
-        super().__init__(parameters, lr, beta1=(b1, 1.0), beta2=(b2, 1.0), eps=(eps, math.inf))
+        limits = {
+            "beta1": (b1, 1.0),
+            "beta2": (b2, 1.0),
+            "eps": (eps, math.inf),
+            "weight_decay": (weight_decay, math.inf),
+        }
+        super().__init__(parameters, lr, **limits)
         self.betas = b1, b2
         self.eps = eps
+        self.weight_decay = weight_decay
 
     def _update(self, p: Array, g: Array, moments: list[Array], s: Array) -> None:
         (m, v), (b1, b2) = moments, self.betas
+        if self.weight_decay:
+            p *= 1 - self.lr * self.weight_decay
         m *= b1
         np.multiply(g, 1 - b1, out=s)
         m += s
@@ -219,6 +231,56 @@ class Adam(_Optimizer):
         np.divide(m, s, out=s)
         s *= self.lr / (1 - b1**self.steps)
         p -= s
+
+
+def learning_rate(
+    step: int,
+    steps: int,
+    peak: float,
+    *,
+    warmup: int = 0,
+    last: float = 0.0,
+    shape: Literal["cosine", "linear"] = "cosine",
+) -> float:
+    """Return the learning rate of one step of a schedule: up in a straight line, then down.
+
+    Parameters
+    ----------
+    step, steps : int
+        The number of steps done, from 0, and of all that are planned; past them the last rate stays.
+    peak : float
+        The highest rate.
+    warmup : int
+        Steps of the way up: rate peak * (step + 1) / warmup.
+    last : float
+        The part of the peak that is left when all steps are done.
+    shape : {"cosine", "linear"}
+        Of the way down: half a cosine (Loshchilov and Hutter 2017) or a straight line.
+
+    Returns
+    -------
+    float
+        For ``optimizer.lr`` before `step`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or the shape unknown.
+    """
+    problems = Problems(lambda: "learning_rate")
+    for name, value in (("step", step), ("steps", steps), ("peak", peak), ("warmup", warmup)):
+        _number(problems, name, value, 0, math.inf)
+    if not 0 <= last <= 1:
+        problems.value(f"last={last!r}", "It is a part of the peak: from 0 to 1.")
+    if shape not in ("cosine", "linear"):
+        problems.value(f"shape={shape!r}", 'It must be "cosine" or "linear".')
+    problems.refuse()
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    if shape == "linear":
+        return peak * (1 - (1 - last) * progress)
+    return peak * (last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def clip_grad_norm(grads: ArraySet | Sequence[ArraySet], max_norm: float) -> float:

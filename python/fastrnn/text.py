@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from . import storage
 from .layers import GRU, LSTM, RNN
-from .nn import Embedding, Linear, cross_entropy
+from .losses import cross_entropy
+from .nn import Embedding, Linear
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .storage import FileError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._info import info
-from .nn import SGD, Adam, clip_grad_norm
+from .optim import SGD, Adam, clip_grad_norm, learning_rate
 from .text import (
     CharacterModel,
     Ids,
@@ -202,7 +202,7 @@ def _fit(model: CharacterModel, training: Ids, held_out: Ids, options: Options) 
                 if not math.isfinite(loss):
                     raise DivergedError(DIVERGED.format(what=f"the loss is {loss}", step=step))
                 clip_grad_norm(gradients, options.clip)
-                optimizer.lr = first_rate * (1 - (1 - LAST_RATE) * (step - 1) / total)
+                optimizer.lr = learning_rate(step - 1, total, first_rate, last=LAST_RATE, shape="linear")
                 optimizer.step(gradients)
                 report.add(loss * window.ids.shape[1], window.ids.size)
                 if step == total:
