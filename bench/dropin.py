@@ -14,7 +14,6 @@ from .timing import compare
 Measure = Callable[[float], float]
 Kind = Literal["LSTM", "GRU"]
 VOCABULARY, EMBEDDING, HIDDEN, LAYERS, BATCH, TIME = 1000, 128, 512, 2, 32, 64
-STEPS = 4  # of training whose losses are compared
 
 
 def _ratio(first: Callable[[], Any], second: Callable[[], Any], seconds: float, inference: bool) -> float:
@@ -149,7 +148,7 @@ def _language_model(kind: Kind, seconds: float) -> float:
     fast, plain = _LanguageModel(kind, True), _LanguageModel(kind, False)
     with fastrnn.threads(1):
         ratio = _ratio(fast.step, plain.step, seconds, False)
-    shared = min(STEPS, len(fast.losses), len(plain.losses))
+    shared = min(len(fast.losses), len(plain.losses))
     if not np.allclose(fast.losses[:shared], plain.losses[:shared], rtol=0, atol=1e-3):
         raise ValueError(f"the losses differ: {fast.losses[:shared]} and {plain.losses[:shared]}")
     return ratio

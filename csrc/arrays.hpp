@@ -57,11 +57,12 @@ py::object as_array(py::handle h) {
   if (!d) throw py::error_already_set();
   constexpr const char* kinds = "iuf   b";
   if (d->device.kind != 1 || d->type.lanes != 1 || d->type.kind > 6 || kinds[d->type.kind] == ' ')
-    throw py::type_error("a DLPack capsule must hold numbers in the CPU's memory");
+    throw py::type_error("a DLPack capsule must hold real numbers that NumPy has, in the CPU's memory");
   const int64_t size = d->type.bits / 8;
   Shape shape(d->shape, d->shape + d->dimensions), strides(shape.size());
   int64_t run = size;
   for (size_t i = shape.size(); i-- > 0; run *= shape[i]) strides[i] = d->strides ? d->strides[i] * size : run;
+  if (!d->data && run) throw py::value_error("a DLPack capsule holds no memory");
   return py::array(py::dtype(kinds[d->type.kind] + std::to_string(size)), shape, strides, static_cast<char*>(d->data) + d->offset, h);
 }
 
@@ -87,15 +88,6 @@ template <class T> py::array the_array(const char* name, py::handle h, const Sha
 }
 template <class T> const T* pointer(const char* name, py::handle h, const Shape& shape) {
   return h.is_none() ? nullptr : static_cast<const T*>(the_array<T>(name, h, shape).data());
-}
-
-// Rows of an array (T,B,n) with free strides but unit stride in a row; axes (0,1) may be exchanged.
-template <class T, class Element> Rows<T> rows_of(const char* name, const py::array& a, bool batch_first = false) {
-  const int64_t size = sizeof(Element), t = batch_first ? 1 : 0, b = 1 - t;
-  const bool empty = a.size() == 0, unit = a.ndim() < 3 || a.shape(2) <= 1 || a.strides(2) == size;
-  if (!empty && (!unit || a.strides(0) % size || a.strides(1) % size))
-    throw py::value_error(std::string(name) + " must have unit stride in its last axis");
-  return {const_cast<T*>(static_cast<const Element*>(a.data())), a.strides(t) / size, a.strides(b) / size};
 }
 
 }  // namespace

@@ -184,8 +184,8 @@ struct CoreNetwork {
     return c;
   }
 
-  // The caller may write to its small arrays before backward, which reads them again; lengths even size the tape.
-  static py::object own(py::handle a) { return a.is_none() ? py::object(py::none()) : a.attr("copy")(); }
+  // The caller may write to its small arrays before backward, which reads them again. Who gives room answers for them.
+  static py::object own(py::object a, bool shared) { return a.is_none() || shared ? a : a.attr("copy")(); }
 
   int64_t tape_bytes(const Batch& batch, bool dropout) const {
     Arena arena(nullptr);
@@ -200,8 +200,9 @@ struct CoreNetwork {
   std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object y, py::object h0, py::object c0, py::object lengths,
                                      py::object reset, py::object masks, double scale, bool batch_first, py::object room) const {
     const bool dropout = !masks.is_none();
-    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, y, own(h0), own(c0), own(lengths),
-                                                own(reset), masks, room, Memory()});
+    const bool shared = !room.is_none();
+    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, y, own(h0, shared), own(c0, shared),
+                                                own(lengths, shared), own(reset, shared), masks, room, Memory()});
     const int64_t bytes = tape_bytes(s.batch(), dropout);
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
@@ -249,7 +250,8 @@ struct CoreNetwork {
         tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D)
       throw py::value_error("the tape is of another network");
     const Sequences s(tape.x, tape.lengths, tape.reset, tape.batch_first);
-    if (s.T() != tape.T || s.B() != tape.B) throw py::value_error("x has another shape than when the tape was made");
+    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), tape.dropout) > tape.nbytes())
+      throw py::value_error("x has another shape than when the tape was made");
     std::vector<py::array> keep;
     const std::vector<Parameters<Real>> weights = read<Real>(parameters, keep);
     Arena arena(tape.data());

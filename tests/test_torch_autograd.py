@@ -13,6 +13,12 @@ from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 import fastrnn.torch as ft  # noqa: E402
 from fastrnn.torch.ops import Options  # noqa: E402
 
+# What PyTorch says to itself where its own code for forward mode and its compiler are loaded.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
 T, B, I, H = 4, 3, 2, 3
 KINDS = ("LSTM", "GRU", "RNN")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -262,6 +268,105 @@ class TestCompilers:
             wanted = torch.func.grad(loss)(parameters, one)
             for name in parameters:
                 torch.testing.assert_close(found[name][i], wanted[name])
+
+
+@every_kind
+class TestOtherRoads:
+    """What does not go through the operators alone, or not at all."""
+
+    def both(self, kind: str) -> tuple[Any, Any]:
+        ours, theirs = make(kind, num_layers=2), getattr(nn, kind)(I, H, num_layers=2, dtype=torch.float64)
+        theirs.load_state_dict(ours.state_dict())
+        return ours, theirs
+
+    def test_forward_mode(self, kind: str) -> None:
+        x, tangent = torch.randn(T, B, I, dtype=torch.float64), torch.randn(T, B, I, dtype=torch.float64)
+        found = []
+        for layer in self.both(kind):
+            layer.requires_grad_(False)
+            jvp = torch.func.jvp(lambda x, layer=layer: layer(x)[0], (x,), (tangent,))[1]
+            with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+                dual = layer(torch.autograd.forward_ad.make_dual(x, tangent))[0]
+                other = torch.autograd.forward_ad.unpack_dual(dual).tangent
+            torch.testing.assert_close(other, jvp)
+            found.append(jvp)
+        torch.testing.assert_close(*found)
+
+    def test_second_derivatives_by_torch_func(self, kind: str) -> None:
+        x = torch.randn(2, I, dtype=torch.float64)
+        found = []
+        for layer in self.both(kind):
+            layer.requires_grad_(False)
+
+            def loss(x: Any, layer: Any = layer) -> Any:
+                return layer(x)[0].square().sum()
+
+            found.append((torch.func.hessian(loss)(x), torch.func.jacrev(torch.func.jacrev(loss))(x)))
+        torch.testing.assert_close(*found)
+
+    def test_many_seeds_at_once(self, kind: str) -> None:
+        x = torch.randn(2, 1, I, dtype=torch.float64)
+        found = [
+            torch.autograd.functional.jacobian(lambda x, layer=layer: layer(x)[0], x, vectorize=vectorize)
+            for layer in self.both(kind)
+            for vectorize in (False, True)
+        ]
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0])
+
+    def test_training_an_ensemble(self, kind: str) -> None:
+        layers = [make(kind) for _ in range(3)]
+        parameters, buffers = torch.func.stack_module_state(layers)
+        x = torch.randn(T, B, I, dtype=torch.float64)
+
+        def call(parameters: Any, buffers: Any, x: Any) -> Any:
+            return torch.func.functional_call(layers[0], (parameters, buffers), (x,))[0]
+
+        torch.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x).square().sum().backward()
+        for i, layer in enumerate(layers):
+            layer(x)[0].square().sum().backward()
+            for name, parameter in layer.named_parameters():
+                torch.testing.assert_close(parameters[name].grad[i], parameter.grad)
+
+    def test_vmap_over_lengths_and_dropout(self, kind: str) -> None:
+        layer = make(kind, num_layers=2, dropout=0.5).eval()
+        x, lengths = torch.randn(T, B, I, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 0, 2]])
+        found = torch.vmap(lambda n: layer(x, lengths=n)[0])(lengths)
+        torch.testing.assert_close(found, torch.stack([layer(x, lengths=n)[0] for n in lengths]))
+        layer.train()
+        y = torch.vmap(lambda x: layer(x)[0], randomness="different")(torch.stack([x, x]))
+        assert not torch.equal(y[0], y[1])
+
+    def test_torchscript_is_refused(self, kind: str) -> None:
+        layer = make(kind).requires_grad_(False)
+        with pytest.raises(RuntimeError, match="cannot be traced by TorchScript"):
+            torch.jit.trace(layer, torch.randn(T, B, I, dtype=torch.float64))
+
+    def test_compile_with_packed_sequences(self, kind: str) -> None:
+        layer = make(kind)
+
+        def function(x: Any) -> Any:
+            packed = nn.utils.rnn.pack_padded_sequence(x, [4, 2, 1])
+            return nn.utils.rnn.pad_packed_sequence(layer(packed)[0])[0]
+
+        found = []
+        for run in (function, torch.compile(function, backend="aot_eager")):
+            (x,) = wanting(torch.ones(T, B, I, dtype=torch.float64))
+            y = run(x)
+            y.square().sum().backward()
+            found.append((y, x.grad))
+        torch.testing.assert_close(*found)
+
+    def test_lazy_tensors(self, kind: str) -> None:
+        layer = make(kind)
+        x = torch.randn(T, B, I, dtype=torch.float64)
+        torch.testing.assert_close(layer(torch._neg_view(x))[0], layer(-x)[0])
+        zeros = torch._efficientzerotensor((T, B, I), dtype=torch.float64)
+        torch.testing.assert_close(layer(zeros)[0], layer(torch.zeros_like(x))[0])
+        (wanted,) = torch.autograd.grad(layer(x)[0], layer.weight_hh_l0, -torch.ones(T, B, H, dtype=torch.float64))
+        lazy = torch._neg_view(torch.ones(T, B, H, dtype=torch.float64))
+        (found,) = torch.autograd.grad(layer(x)[0], layer.weight_hh_l0, lazy)
+        torch.testing.assert_close(found, wanted)
 
 
 @every_kind

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -215,6 +216,26 @@ class TestLengthsAndResets:
         with pytest.raises(error, match=words):
             ours(torch.randn(T, B, I), **given)
 
+    def test_arrays_that_change_before_backward(self, kind: str) -> None:
+        """As those of a rollout buffer do."""
+        _, ours = pair(kind)
+        x = torch.randn(T, B, I)
+        done, lengths = np.zeros((T, B), bool), np.array([6, 2, 3, 1])
+        done[3] = True
+        gradients = []
+        for change in (False, True):
+            y, _ = ours(x, reset=done, lengths=lengths)
+            if change:
+                done[:], lengths[:] = False, 6
+            gradients.append(torch.autograd.grad(y.sum(), ours.weight_hh_l0)[0])
+        assert torch.equal(*gradients)
+
+    def test_no_sequences(self, kind: str) -> None:
+        _, ours = pair(kind)
+        y, state = ours(torch.randn(T, 0, I), lengths=[], reset=np.zeros((T, 0), bool))
+        assert y.shape == (T, 0, H)
+        assert all(s.requires_grad for s in flat(state))
+
     def test_beside_a_packed_sequence(self, kind: str) -> None:
         _, ours = pair(kind)
         packed = pack_sequence([torch.randn(3, I)])
@@ -311,6 +332,27 @@ class TestCells:
         assert error_of(lambda cell: cell(x, state), ours) == error_of(lambda cell: cell(x, state), theirs)
 
 
+def test_an_lstm_has_two_states() -> None:
+    theirs, ours = pair("LSTM")
+    for count in (1, 3):
+        states = count * (torch.zeros(1, B, H),)
+        with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+            ours(torch.zeros(T, B, I), states)
+    assert error_of(lambda layer: layer(torch.zeros(T, B, I), 3 * (torch.zeros(1, B, H),)), ours) == error_of(
+        lambda layer: layer(torch.zeros(T, B, I), 3 * (torch.zeros(1, B, H),)), theirs
+    )
+
+
+def test_dropout_of_everything_draws_nothing() -> None:
+    """As in torch.nn, so that what is drawn afterwards is the same."""
+    drawn = []
+    for layer in pair("GRU", num_layers=2, dropout=1.0):
+        torch.manual_seed(0)
+        layer(torch.zeros(T, B, I))
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
 def test_the_nonlinearity_of_a_cell() -> None:
     theirs, ours = pair("RNNCell", nonlinearity="relu")
     assert repr(ours) == repr(theirs)
@@ -368,6 +410,17 @@ class TestBehaviour:
                 layer.weight_ih_l0.data = layer.weight_ih_l0.data * 0.5
             assert_alike(flat(ours(x)), flat(theirs(x)))
 
+    def test_the_output_may_be_written_to(self, kind: str) -> None:
+        _, ours = pair(kind, num_layers=2)
+        x = torch.randn(T, B, H)
+        gradients = []
+        for in_place in (False, True):
+            y, _ = ours(x[..., :I])
+            y = torch.relu_(y.add_(x)) if in_place else torch.relu(y + x)
+            gradients.append(torch.autograd.grad(y.sum(), list(ours.parameters())))
+        for a, b in zip(*gradients, strict=True):
+            assert torch.equal(a, b)
+
     def test_a_write_between_forward_and_backward_is_refused(self, kind: str) -> None:
         _, ours = pair(kind)
         y, _ = ours(torch.randn(T, B, I))
@@ -391,6 +444,27 @@ class TestBehaviour:
             y, _ = ours(x.bfloat16())
         assert y.dtype == torch.float32
         assert torch.equal(y, ours(x.bfloat16().float())[0])
+
+    def test_other_default_devices(self, kind: str) -> None:
+        _, ours = pair(kind, num_layers=2, dropout=0.5)
+        x = torch.randn(T, B, I)
+        given = pack_sequence([x[:, 0], x[:2, 1]])
+        with torch.device("meta"):
+            y, _ = ours(x, lengths=[6, 2, 3, 1], reset=np.zeros((T, B), bool))
+            y.sum().backward()
+            packed, _ = ours(given)
+        assert y.device == packed.data.device == ours.weight_hh_l0.grad.device == x.device
+
+    def test_tensors_at_different_devices(self, kind: str) -> None:
+        for options in ({"num_layers": 2}, {"num_layers": 1}):
+            layer = getattr(ft, kind)(I, H, **options)
+            layer.weight_hh_l0 = nn.Parameter(layer.weight_hh_l0.to("meta"))
+            with pytest.raises(
+                RuntimeError, match="not at the same device, found input tensor at cpu and another at meta"
+            ):
+                layer(torch.randn(T, B, I))
+        with pytest.raises(RuntimeError, match="not at the same device"):
+            getattr(ft, f"{kind}Cell")(I, H, device="meta")(torch.randn(B, I))
 
     def test_the_meta_device(self, kind: str) -> None:
         layer = getattr(ft, kind)(I, H, device="meta")

@@ -109,6 +109,17 @@ class TestAccelerate:
             "complex": "its parameters are torch.complex64",
         }
 
+    def test_what_is_done_already(self) -> None:
+        class Own(ft.LSTM):
+            pass
+
+        model = nn.ModuleDict({"ours": ft.GRU(2, 3), "own": Own(2, 3), "theirs": nn.RNN(2, 3)})
+        report = ft.accelerate(model, fallback=True, exclude="own")
+        assert report.already == {"ours": "GRU(2, 3)", "own": "Own(2, 3)"}
+        assert list(report.replaced) == ["theirs"]
+        assert str(report).startswith("fastrnn runs 3 of 3 recurrent modules\n")
+        assert [m._fallback for m in model.values()] == [True, False, True]
+
     def test_bad_arguments(self) -> None:
         model, _, _ = model_and_data()
         with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got dict"):
@@ -167,6 +178,32 @@ class TestRestore:
         model.load_state_dict(fast.state_dict())
         torch.testing.assert_close(fast(words, lengths), model(words, lengths))
 
+    def test_a_module_that_leaves_in_the_block(self) -> None:
+        model = nn.Sequential(nn.LSTM(2, 3), nn.GRU(3, 3))
+        kept = list(model)
+        with ft.accelerate(model):
+            del model[0]
+        assert [type(m) for m in kept] == [nn.LSTM, nn.GRU]
+
+    @pytest.mark.parametrize("first", [False, True])
+    def test_parametrized_modules(self, first: bool) -> None:
+        """PyTorch makes a class of its own for each of these."""
+        layer = nn.GRU(3, 4)
+        x = torch.randn(2, 1, 3)
+        if first:
+            ft.accelerate(layer)
+        nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+        if not first:
+            ft.accelerate(layer)
+        assert isinstance(layer, ft.GRU)
+        y = layer(x)[0]
+        ft.restore(layer)
+        assert isinstance(layer, nn.GRU)
+        assert not isinstance(layer, ft.GRU)
+        torch.testing.assert_close(layer(x)[0], y)
+        nn.utils.parametrize.remove_parametrizations(layer, "weight_hh_l0")
+        torch.testing.assert_close(layer(x)[0], y)
+
 
 class TestDevices:
     def test_another_device_is_named(self) -> None:
@@ -178,10 +215,10 @@ class TestDevices:
 
             device = torch.device("cuda", 1)
 
-        from fastrnn.torch.device import checked_device
+        from fastrnn.torch.guards import check_devices
 
         with pytest.raises(RuntimeError, match=r"LSTM computes on the CPU and got a tensor on cuda:1: .*fallback=True"):
-            checked_device("LSTM", Elsewhere())  # type: ignore[arg-type]
+            check_devices("LSTM", Elsewhere())  # type: ignore[arg-type]
         assert layer(torch.zeros(2, 1, 3))[0].device == cell(torch.zeros(1, 3)).device == torch.device("cpu")
 
     def test_fallback_on_the_meta_device_is_not_needed(self) -> None:

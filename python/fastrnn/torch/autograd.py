@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops, textbook
 from .ops import Options, library
@@ -32,6 +33,8 @@ def _first(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) 
     call, (y, tape) = _kept(ctx)
     if dy is None and dhn is None and dcn is None:
         return None, [None] * len(call[1]), [None] * len(call[2])
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in (dy, dhn, dcn)):
+        return _first_by_textbook(call, (dy, dhn, dcn))
     if torch._C._are_functorch_transforms_active():
         dx, *rest = _MappedBackward.apply(_pack(call), dy, dhn, dcn, y, tape, call[0], *call[1], *call[2])
         return dx, rest[: len(call[1])], rest[len(call[1]) :]
@@ -39,6 +42,18 @@ def _first(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) 
     operator = ops.backward if direct else torch.ops.fastrnn.backward
     result: tuple[Any, list[Any], list[Any]] = operator(dy, dhn, dcn, y, tape, *call)
     return result
+
+
+def _first_by_textbook(call: tuple[Any, ...], seeds: Sequence[Tensor | None]) -> tuple[Any, list[Any], list[Any]]:
+    """The same for many seeds at once, as torch.autograd.functional.jacobian(vectorize=True) gives them."""
+    x, hx, weights, lengths, reset, masks, scale, *options = call
+    with torch.enable_grad():
+        into = [t.detach().requires_grad_() for t in (x, *hx, *weights)]
+        states, parameters = into[1 : 1 + len(hx)], into[1 + len(hx) :]
+        results = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
+    pairs = [(r, s) for r, s in zip(results, seeds, strict=True) if s is not None]
+    dx, *others = torch.autograd.grad([r for r, _ in pairs], into, [s for _, s in pairs], allow_unused=True)
+    return dx, others[: len(hx)], others[len(hx) :]
 
 
 def _second(
@@ -117,7 +132,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nobody but the core has to see a call: no subclass, transform, mode or profiler."""
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or not tensor.is_cpu):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg() or tensor._is_zerotensor():
             return False
     return not (
         torch._C._len_torch_dispatch_stack()
@@ -145,9 +162,9 @@ class _Train(torch.autograd.Function):
     def forward(ctx: Any, packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         call = packing.call(x, tensors)
         operator = ops.train if _is_plain((x, *tensors)) else torch.ops.fastrnn.train
-        output: tuple[Tensor, ...] = operator(*call)
-        _keep_train(ctx, call, output)
-        return output
+        y, *others = operator(*call)
+        _keep_train(ctx, call, (y, *others))
+        return y.clone(), *others  # a copy: the caller may write to it, backward reads the original
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None, _: Any) -> tuple[Any, ...]:
@@ -171,7 +188,7 @@ class _MappedTrain(_Train):
 
 def _keep_train(ctx: Any, call: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     y, _, cn, tape = output
-    ctx.mark_non_differentiable(tape, *([] if cn.numel() else [cn]))
+    ctx.mark_non_differentiable(tape, *([] if Options(*call[7:]).has_c else [cn]))
     _keep(ctx, call, y, tape)
 
 
@@ -207,17 +224,23 @@ def run(
     scale: float,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call the operator that fits: with a tape where something is to be differentiated or dropped."""
+    """Call the operator that fits: with a tape where something is to be differentiated or dropped.
+
+    Forward-mode derivatives, and transforms inside transforms, go through `textbook`, which PyTorch differentiates.
+    """
     call = (x, list(hx), list(weights), lengths, reset, masks, scale, *options)
     tensors = (*hx, *weights)
-    wanted = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
+    mapped = torch._C._are_functorch_transforms_active()
+    if forward_ad._current_level >= 0 or (mapped and torch._C._functorch.maybe_current_level() > 1):
+        return textbook.run(x, call[1], call[2], lengths, reset, masks, scale, options)
+    wanted = torch.is_grad_enabled() and (mapped or x.requires_grad or any(t.requires_grad for t in tensors))
     results: tuple[Tensor, ...]
     if not wanted and masks is None:
         direct = not torch.compiler.is_compiling() and _is_plain((x, *tensors))
         results = (ops.infer if direct else torch.ops.fastrnn.infer)(*call[:5], *options)
     elif not wanted or torch.compiler.is_compiling():
         results = torch.ops.fastrnn.train(*call)
-    elif torch._C._are_functorch_transforms_active():
+    elif mapped:
         results = _MappedTrain.apply(_pack(call), x, *tensors)
     else:
         results = _Train.apply(_pack(call), x, *tensors)

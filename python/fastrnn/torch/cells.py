@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .autograd import run
-from .device import checked_device
+from .guards import check_devices, refuse_torchscript
 from .ops import Options
 
 
@@ -20,6 +20,7 @@ class _Cell(nn.RNNCellBase):
         raise NotImplementedError
 
     def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        refuse_torchscript()
         name = self._original.__name__
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -42,15 +43,15 @@ class _Cell(nn.RNNCellBase):
         return tuple(s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c])
 
     def _check(self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> None:
-        checked_device(self._original.__name__, input, *states)
+        check_devices(self._original.__name__, input, *states, *weights)
         if input.size(1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}")
         for i, state in enumerate(states):
-            if state.dim() != 2 or input.size(0) != state.size(0):
+            if input.size(0) != state.size(0):
                 raise RuntimeError(
                     f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
                 )
-            if state.size(1) != self.hidden_size:
+            if state.size(1) != self.hidden_size or state.dim() != 2:
                 raise RuntimeError(
                     f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {self.hidden_size}"
                 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import run
-from .device import checked_device
+from .guards import check_devices, refuse_torchscript
 from .ops import Options
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -24,6 +24,7 @@ class _Layer(nn.RNNBase):
     def _run(
         self, input: Tensor | PackedSequence, states: Sequence[Tensor], lengths: Any, reset: Tensor | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
+        refuse_torchscript()
         weights = self._weights()
         if torch.is_autocast_enabled("cpu"):
             input, states, weights = _in_float32(input), [*map(_in_float32, states)], [*map(_in_float32, weights)]
@@ -38,7 +39,7 @@ class _Layer(nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input, states = input.unsqueeze(batch_dim), [s.unsqueeze(1) for s in states]
-        self._check(input, states, weights[0].dtype, None)
+        self._check(input, states, weights, None)
         T, B = input.shape[1 - batch_dim], input.shape[batch_dim]
         if not T:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -63,7 +64,7 @@ class _Layer(nn.RNNBase):
         data, batch_sizes, order, back = input
         if order is not None:
             states = [s.index_select(1, order) for s in states]
-        self._check(data, states, weights[0].dtype, batch_sizes)
+        self._check(data, states, weights, batch_sizes)
         of_rows = _lengths_of(batch_sizes)
         masks, scale = self._packed_masks(batch_sizes)
         options = self._options()._replace(batch_first=False)
@@ -78,8 +79,11 @@ class _Layer(nn.RNNBase):
         own = self._parameters
         return [w if (w := own.get(name)) is not None else getattr(self, name) for name in self._flat_weights_names]
 
-    def _check(self, input: Tensor, states: Sequence[Tensor], dtype: torch.dtype, batch_sizes: Tensor | None) -> None:
+    def _check(
+        self, input: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> None:
         """Raise what torch.nn raises."""
+        dtype = weights[0].dtype
         if input.dtype != dtype:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
@@ -92,7 +96,7 @@ class _Layer(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
-        checked_device(self._original.__name__, input, *states)
+        check_devices(self._original.__name__, input, *states, *weights)
         if not states:
             return
         sizes = [self.get_expected_hidden_size(input, batch_sizes)]
@@ -128,8 +132,13 @@ class _Layer(nn.RNNBase):
         """Draw what dropout keeps, layer by layer and from the same numbers as torch.nn."""
         weight = self._weights()[0]
         width = (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
-        empty = functools.partial(torch.empty, (*shape, width), dtype=weight.dtype, device=weight.device)
-        return [empty().bernoulli_(1 - self.dropout).bool() for _ in range(self.num_layers - 1)]
+        size, layers = (*shape, width), range(self.num_layers - 1)
+        if self.dropout == 1:
+            return [torch.zeros(size, dtype=torch.bool, device=weight.device) for _ in layers]
+        if torch._C._are_functorch_transforms_active():  # vmap knows no random numbers in place
+            return [torch.rand(size, device=weight.device) >= self.dropout for _ in layers]
+        empty = functools.partial(torch.empty, size, dtype=weight.dtype, device=weight.device)
+        return [empty().bernoulli_(1 - self.dropout).bool() for _ in layers]
 
     def _scale(self) -> float:
         return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
@@ -141,7 +150,7 @@ class _Layer(nn.RNNBase):
         if not self._drops():
             return None, 1.0
         drawn = torch.stack(self._draw((int(batch_sizes.sum()),)))
-        runs = torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]
+        runs = torch.arange(int(batch_sizes[0]), device="cpu") < batch_sizes[:, None]
         masks = drawn.new_zeros((len(drawn), *runs.shape, drawn.shape[-1]))
         masks[:, runs] = drawn
         return masks, self._scale()
@@ -162,12 +171,14 @@ def _in_float32(value: Any) -> Any:
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
     """Return how long each row of a packed sequence is, from how many rows run at each time."""
-    rows = torch.arange(int(batch_sizes[0]))
+    rows = torch.arange(int(batch_sizes[0]), device="cpu")
     return (batch_sizes[None, :] > rows[:, None]).sum(1)
 
 
 def _read_lengths(name: str, lengths: Any, B: int, T: int) -> Tensor:
-    tensor = torch.as_tensor(lengths, device="cpu")
+    tensor = lengths.cpu() if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")  # the latter a copy
+    if not tensor.numel():
+        tensor = tensor.to(torch.int64)  # an empty list makes float32
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} got lengths of dtype {tensor.dtype}: they must be integers")
     tensor = tensor.to(torch.int64).reshape(1) if tensor.dim() == 0 and B == 1 else tensor.to(torch.int64)
@@ -175,13 +186,16 @@ def _read_lengths(name: str, lengths: Any, B: int, T: int) -> Tensor:
         raise ValueError(
             f"{name} got lengths of shape {tuple(tensor.shape)} but must have ({B},): one for each sequence"
         )
-    if not torch.compiler.is_compiling() and B and not (int(tensor.min()) >= 0 and int(tensor.max()) <= T):
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    seen = not transformed and type(tensor) is Tensor  # no stand-in without values
+    if seen and B and not (int(tensor.min()) >= 0 and int(tensor.max()) <= T):
         raise ValueError(f"{name} got lengths {tensor.tolist()} but they must lie in 0..{T}, the number of time steps")
     return tensor
 
 
 def _read_reset(name: str, reset: Any, shape: tuple[int, int], batched: bool) -> Tensor:
-    reset = torch.as_tensor(reset)
+    if not isinstance(reset, Tensor):
+        reset = torch.tensor(reset, device="cpu")  # a copy: backward reads it again
     if reset.dtype != torch.bool:
         raise TypeError(f"{name} got reset of dtype {reset.dtype}: it must be torch.bool")
     wanted = shape if batched else (shape[0] * shape[1],)
@@ -247,6 +261,8 @@ class LSTM(_Layer):
         if self._elsewhere(input):
             _refuse_elsewhere("LSTM", lengths, reset)
             return nn.LSTM.forward(self, input, hx)
+        if hx is not None and len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
         y, (hn, cn) = self._run(input, () if hx is None else hx, lengths, reset)
         return y, (hn, cn)
 

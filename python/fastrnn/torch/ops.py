@@ -9,8 +9,9 @@ of `Options`.
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,10 +65,32 @@ library.define(
 _HALF = (torch.bfloat16, torch.float16)
 
 
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def _kernel(name: str) -> Callable[[Kernel], Kernel]:
+    """Register a function as the operator of that name, without letting a compiler look into it."""
+
+    def register(kernel: Kernel) -> Kernel:
+        hidden: list[Any] = []
+
+        def call(*arguments: Any) -> Any:
+            if "torch._dynamo" not in sys.modules:  # whose import takes seconds; who compiles has it already
+                return kernel(*arguments)
+            if not hidden:
+                hidden.append(sys.modules["torch._dynamo"].disable(kernel))
+            return hidden[0](*arguments)
+
+        torch.library.impl(library, name, "CPU")(call)
+        return kernel
+
+    return register
+
+
 @functools.lru_cache(maxsize=256)
 def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype) -> Network:
     """Return the network that has so many weights."""
-    bias = weights // (options.num_layers * options.directions) - (options.proj_size > 0) == 4
+    bias = weights // max(options.num_layers * options.directions, 1) - (options.proj_size > 0) == 4
     name = "float64" if dtype == torch.float64 else "float32"
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
     return Network(options.cell, name, *sizes, options.bidirectional, bias)
@@ -118,7 +141,7 @@ def _no_state(x: Tensor) -> Tensor:
     return x.new_empty(0)
 
 
-@torch.library.impl(library, "infer", "CPU")
+@_kernel("infer")
 def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +169,7 @@ def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int
     return math.prod(x.shape[:-1]) * each + more
 
 
-@torch.library.impl(library, "train", "CPU")
+@_kernel("train")
 def train(
     x: Tensor,
     hx: list[Tensor],
@@ -158,7 +181,9 @@ def train(
     *given: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = Options(*given)
-    tape = torch.empty(_tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8)
+    tape = torch.empty(
+        _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device="cpu"
+    )
     y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -176,7 +201,7 @@ def train(
     return _tensor(y, x.dtype), _tensor(hn, x.dtype), cn, tape
 
 
-@torch.library.impl(library, "backward", "CPU")
+@_kernel("backward")
 def backward(
     dy: Tensor | None,
     dhn: Tensor | None,
@@ -221,7 +246,11 @@ def backward(
 # Without data
 
 
-def _outputs(x: Tensor, lengths: Tensor | None, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    if any(tensor.device != x.device for tensor in (*hx, *weights)):
+        raise RuntimeError(f"x is on {x.device}, but not all states and weights are")
     if x.dim() == 2:
         if lengths is None:
             raise RuntimeError("packed sequences need their lengths")
@@ -238,7 +267,7 @@ def _outputs(x: Tensor, lengths: Tensor | None, options: Options) -> tuple[Tenso
 def _infer_fake(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(x, lengths, Options(*given))
+    return _outputs(x, hx, weights, lengths, Options(*given))
 
 
 @torch.library.register_fake("fastrnn::train", lib=library)
@@ -253,10 +282,12 @@ def _train_fake(
     *given: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = Options(*given)
-    if x.dim() == 2:
-        raise RuntimeError("a PackedSequence cannot be compiled: give the padded tensor and lengths=")
-    size = _tape_size(x, lengths, options, len(weights), masks is not None)
-    return *_outputs(x, lengths, options), x.new_empty(size, dtype=torch.uint8)
+    size: Any
+    if x.dim() == 2:  # how many time steps there are stands in the lengths
+        size = torch.library.get_ctx().new_dynamic_size()
+    else:
+        size = _tape_size(x, lengths, options, len(weights), masks is not None)
+    return *_outputs(x, hx, weights, lengths, options), x.new_empty(size, dtype=torch.uint8)
 
 
 @torch.library.register_fake("fastrnn::backward", lib=library)

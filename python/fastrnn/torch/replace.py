@@ -16,6 +16,7 @@ from .layers import GRU, LSTM, RNN
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     ours._original: ours for ours in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
 }
+_OURS = tuple(_REPLACEMENTS.values())
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -29,18 +30,23 @@ class Report:
         The accelerated model.
     replaced : dict of str to str
         Names of the modules that fastrnn now computes, "" for the model itself, and what they are.
+    already : dict of str to str
+        Names of the modules that fastrnn computed before, and what they are.
     skipped : dict of str to str
         Names of recurrent modules that were left alone, and why.
     """
 
     model: nn.Module
     replaced: dict[str, str] = field(default_factory=dict)
+    already: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    _changed: list[nn.Module] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
-        lines = [f"fastrnn runs {len(self.replaced)} of {len(self.replaced) + len(self.skipped)} recurrent modules"]
-        width = max((len(name or "(the model)") for name in (*self.replaced, *self.skipped)), default=0)
-        lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in self.replaced.items()]
+        ours = self.replaced | self.already
+        lines = [f"fastrnn runs {len(ours)} of {len(ours) + len(self.skipped)} recurrent modules"]
+        width = max((len(name or "(the model)") for name in (*ours, *self.skipped)), default=0)
+        lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in ours.items()]
         lines += [f"  {name or '(the model)':{width}}  skipped: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -50,9 +56,8 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        modules = dict(self.model.named_modules())
-        for name in self.replaced:
-            _put_back(modules[name])
+        for module in self._changed:
+            _put_back(module)
 
 
 def accelerate(
@@ -98,15 +103,22 @@ def accelerate(
     taken = _matching("include", include, modules) if include is not None else set(modules)
     left = _matching("exclude", exclude, modules) if exclude is not None else set()
     for name, module in modules.items():
+        chosen = name in taken and name not in left
+        if isinstance(module, _OURS):
+            report.already[name] = _described(module)
+            if fallback and chosen:
+                module._fallback = True
+            continue
         if not _is_recurrent(module):
             continue
-        why = "excluded" if name in left else "not included" if name not in taken else _obstacle(module, fallback)
+        why = ("excluded" if name in left else "not included") if not chosen else _obstacle(module, fallback)
         if why:
             report.skipped[name] = why
             continue
-        ours = _REPLACEMENTS[type(module)]
-        report.replaced[name] = f"{type(module).__name__}({module.extra_repr()})"
-        module.__class__ = ours
+        report.replaced[name] = _described(module)
+        original = _original_of(type(module))
+        _exchange(module, original, _REPLACEMENTS[original])
+        report._changed.append(module)
         if fallback:
             module._fallback = True
     return report
@@ -125,16 +137,38 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _put_back(module: nn.Module) -> None:
-    ours = type(module)
-    if ours in _REPLACEMENTS.values():
+    ours = next((kind for kind in type(module).__mro__ if kind in _OURS), None)
+    if ours is not None and (type(module) is ours or _is_dynamic(type(module))):
         module.__dict__.pop("_fallback", None)
-        module.__class__ = ours._original
+        _exchange(module, ours, ours._original)
+
+
+def _described(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def _is_dynamic(kind: type) -> bool:
+    """Whether PyTorch made a class for one module, as parametrizations and FSDP do, and kept its forward."""
+    return kind.__module__.startswith("torch.") and kind not in _REPLACEMENTS and "forward" not in vars(kind)
+
+
+def _original_of(kind: type) -> type[nn.Module]:
+    """Return the class of torch.nn that this one is, or is derived from."""
+    return next((base for base in kind.__mro__ if base in _REPLACEMENTS), nn.RNNBase)
+
+
+def _exchange(module: nn.Module, old: type, new: type) -> None:
+    """Make a module of one class one of another; a dynamic class is made anew with the other base."""
+    kind = type(module)
+    if kind is old:
+        module.__class__ = new
+        return
+    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, tuple(new if base is old else base for base in kind.__bases__), own)
 
 
 def _is_recurrent(module: nn.Module) -> bool:
-    """Whether a reader of the report would expect it there: ours are done already."""
-    if type(module) in _REPLACEMENTS.values():
-        return False
+    """Whether a reader of the report would expect it there."""
     scripted = getattr(module, "original_name", None)
     return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or scripted in {k.__name__ for k in _REPLACEMENTS}
 
@@ -145,8 +179,10 @@ def _obstacle(module: nn.Module, fallback: bool) -> str | None:
     if kind not in _REPLACEMENTS:
         if isinstance(module, torch.jit.ScriptModule):
             return "it is compiled by TorchScript: accelerate the model before scripting it"
-        base = next((b.__name__ for b in kind.__mro__ if b in _REPLACEMENTS), "RNNBase")
-        return f"{kind.__name__} is a subclass of torch.nn.{base}, whose forward it may change"
+        if not _is_dynamic(kind) or _original_of(kind) not in _REPLACEMENTS:
+            return (
+                f"{kind.__name__} is a subclass of torch.nn.{_original_of(kind).__name__}, whose forward it may change"
+            )
     if "forward" in vars(module):
         return "its forward was replaced"
     for parameter in module.parameters():

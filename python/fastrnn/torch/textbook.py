@@ -29,8 +29,8 @@ def run(
             x, reset = x.transpose(0, 1), None if reset is None else reset.t()
         time, batch = x.shape[0], x.shape[1]
     if lengths is None:
-        lengths = torch.full((batch,), time)
-    runs = torch.arange(time)[:, None] < lengths  # (T,B)
+        lengths = torch.full((batch,), time, device=x.device)
+    runs = torch.arange(time, device=x.device)[:, None] < lengths  # (T,B)
     if packed:
         x = x.new_zeros(time, batch, x.shape[1]).index_put((runs,), x)
     cuts = torch.zeros_like(runs) if reset is None else reset & runs
