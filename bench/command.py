@@ -63,6 +63,15 @@ class Options:
             )
         return found
 
+    def claim_names(self) -> list[str]:
+        """The claims asked for, where no grid takes the filters; BadInput if there are none."""
+        if not self.claims:
+            return []
+        names = [n for n in CLAIMS if self.grid or not self.filters or shapes.matches(n, self.filters)]
+        if not names:
+            raise BadInput(f"no claim matches {' or '.join(map(repr, self.filters))}: --list --claims shows the names")
+        return names
+
     def known_peers(self) -> list[str]:
         """The peers asked for; BadInput for one that is none."""
         if self.peers is None:
@@ -91,18 +100,18 @@ def run(options: Options) -> int:
     OSError
         If the folder cannot be written to.
     """
-    points, peers = options.points(), options.known_peers()
+    points, claims, peers = options.points(), options.claim_names(), options.known_peers()
     _need_rich()
     from .screen import Screen, make_console
     from .session import Session, plan, save
 
     options.output.mkdir(parents=True, exist_ok=True)
     seconds = options.seconds or SECONDS[options.grid or "claims"]
-    works = plan(points, list(CLAIMS) if options.claims else [], peers, seconds, options.pin)
+    works = plan(points, claims, peers, seconds, options.pin)
     asked = dataclasses.asdict(options) | {"output": str(options.output), "seconds": seconds, "peers": peers}
     screen = Screen(make_console(), peers)
     session = Session(screen, asked, lambda report: save(report, options.output))
-    screen.note(f"{len(points)} points{f', {len(CLAIMS)} claims' if options.claims else ''}; {session.heading}")
+    screen.note(f"{len(points)} points{f', {len(claims)} claims' if claims else ''}; {session.heading}")
     report = session.run(works)
     for table in summary.tables(report):
         screen.table(table)
@@ -119,8 +128,8 @@ def show_names(options: Options) -> int:
     """Print the names of the points that would be measured."""
     for point in options.points():
         print(point.name)
-    if options.claims:
-        print("\n".join(CLAIMS))
+    for name in options.claim_names():
+        print(name)
     return DONE
 
 

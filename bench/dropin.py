@@ -154,6 +154,26 @@ def _language_model(kind: Kind, seconds: float) -> float:
     return ratio
 
 
+def _tagger(training: bool, seconds: float) -> float:
+    """The README's model, words to tags through packed sequences: its time with torch.nn over that with fastrnn."""
+    torch, drop_in = _alone()
+    rnn = torch.nn.utils.rnn
+    embedding, tags = torch.nn.Embedding(1000, 64), torch.nn.Linear(256, 12)
+    plain = torch.nn.LSTM(64, 128, num_layers=2, bidirectional=True, batch_first=True)
+    fast = drop_in.LSTM(64, 128, num_layers=2, bidirectional=True, batch_first=True)
+    fast.load_state_dict(plain.state_dict())
+    words, lengths = torch.randint(0, 1000, (32, 60)), torch.randint(10, 61, (32,))
+
+    def run(encoder: Any) -> None:
+        packed = rnn.pack_padded_sequence(embedding(words), lengths, batch_first=True, enforce_sorted=False)
+        scores = tags(rnn.pad_packed_sequence(encoder(packed)[0], batch_first=True)[0])
+        if training:
+            scores.square().mean().backward()
+
+    with fastrnn.threads(1):
+        return _ratio(lambda: run(fast), lambda: run(plain), seconds, not training)
+
+
 def claims() -> Iterator[tuple[str, Measure, float, bool, str, str]]:
     """Names, measurements, limits, whether these are upper ones, units and notes, for `claims.Claim`."""
     bind = functools.partial
@@ -166,9 +186,12 @@ def claims() -> Iterator[tuple[str, Measure, float, bool, str, str]]:
             name = f"drop-in, {kind} {mode} T=25 B=64 H=256"
             yield name, bind(_over_numpy, kind, training), 1.05, True, "x", "fastrnn.torch : fastrnn"
     yield "drop-in, LSTM T=1 B=1 H=256", _one_step, 4, False, "x", "torch.nn : fastrnn.torch"
-    for H, least in ((64, 10), (256, 4)):
+    for H, least in ((64, 10.0), (256, 4.0)):
         name = f"drop-in, LSTM with resets T=128 B=8 H={H}"
         yield name, bind(_resets, H), least, False, "x", "a loop that masks the state : fastrnn.torch"
+    for training, least in ((False, 1.4), (True, 2.5)):
+        name = f"drop-in, {'training' if training else 'inference'} of a tagger with packed sequences"
+        yield name, bind(_tagger, training), least, False, "x", "torch.nn : accelerated"
     gains: list[tuple[Kind, float]] = [("LSTM", 1.1), ("GRU", 1.35)]
     for kind, gain in gains:
         name = f"drop-in, training a language model of {kind}s"

@@ -209,6 +209,11 @@ def quick(threads: Sequence[int]) -> list[Point]:
     return [replace(point, threads=n) for n in threads for point in _QUICK]
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name holds one of the patterns, or matches it as in a shell."""
+    return any(one in name or fnmatch.fnmatchcase(name, one) for one in patterns)
+
+
 def select(points: Iterable[Point], patterns: Sequence[str]) -> list[Point]:
     """The points whose name holds one of the patterns or matches it as in a shell; all where there is none.
 
@@ -216,6 +221,6 @@ def select(points: Iterable[Point], patterns: Sequence[str]) -> list[Point]:
     """
     if not patterns:
         return list(points)
-    found = [p for p in points if any(one in p.name or fnmatch.fnmatchcase(p.name, one) for one in patterns)]
+    found = [p for p in points if matches(p.name, patterns)]
     named = [Point.parse(one) for one in patterns if _NAME.fullmatch(one)]
     return list(dict.fromkeys(found + named))

@@ -8,8 +8,9 @@ namespace {
 // Of one core and of two that meet, measured on server processors of some years; microseconds.
 constexpr double second_level_cache = 1.5e6, bytes_from_it = 1e5, bytes_from_beyond = 4e4;
 constexpr double meeting_of_any = 0.6, meeting_of_each = 0.05;  // two were measured; more take turns at the barrier's counter
+constexpr double hidden_badly = 0.4;  // the part of the shorter of computing and reading that does not hide behind the longer
 constexpr double starting = 3, step_of_a_row = 0.02;
-constexpr double worth_sharing = 20, clear_gain = 0.87;
+constexpr double worth_sharing = 20, clear_gain = 0.87, better_share = 0.96;  // the last two against what was best before
 
 // Microseconds of one time step of one direction, through all layers, for the busiest worker.
 double step_of(const Load& load, int size, bool by_rows) {
@@ -24,7 +25,8 @@ double step_of(const Load& load, int size, bool by_rows) {
   for (int64_t l = 0; l < load.L && load.T == 1; l++) resident += weights(inputs(l) + (l ? load.P : 0));
   const double bytes_per_us = resident * load.item_size < second_level_cache ? bytes_from_it : bytes_from_beyond;
   auto product = [&](double elements, double reads) {
-    return std::max(2 * elements * rows / (flops_of_a_lane * load.lanes), elements * load.item_size * reads / bytes_per_us);
+    const double compute = 2 * elements * rows / (flops_of_a_lane * load.lanes), read = elements * load.item_size * reads / bytes_per_us;
+    return std::max(compute, read) + hidden_badly * std::min(compute, read);
   };
   double step = 0;
   for (int64_t l = 0; l < load.L; l++)
@@ -47,7 +49,8 @@ Plan plan_of(const Load& load, int threads) {
   auto consider = [&](int teams, int64_t size, bool by_rows) {
     if (size < 1 || size > threads / teams || size > (by_rows ? rows : blocks) || (teams == 1 && size == 1)) return;
     const Plan plan{teams, int(size), by_rows, predicted(teams, int(size), by_rows)};
-    if (plan.microseconds < clear_gain * best.microseconds) best = plan;
+    const double enough = best.teams * best.size == 1 ? clear_gain : better_share;
+    if (plan.microseconds < enough * best.microseconds) best = plan;
   };
   for (int teams = 1; teams <= load.D; teams++) {
     const int most = threads / teams;

@@ -30,13 +30,13 @@ struct Plan {
 //
 //                            2 threads       16 threads       64 threads
 //   H=64    B=1              one             one              one
-//   H=64    B=16             2 rows     2.0  16 rows     7.5  16 rows     7.5
-//   H=256   B=1              2 units    1.8  16 units    5.9  16 units    5.9
-//   H=256   B=16             2 rows     2.0  16 units   12.8  16 units   12.8
-//   H=256   B=128            2 rows     2.0  16 rows    16.0  64 rows    52.1
-//   H=256   B=1,   two ways  2 units    1.8  2x8 units   9.8  2x16 units 11.7
-//   H=1024  B=1              2 units    2.0  16 units   30.5  64 units   63.9
-//   H=1024  B=16             2 rows     2.0  16 units   15.8  64 units   55.9
+//   H=64    B=16             2 rows     1.9  16 rows     7.1  16 rows     7.1
+//   H=256   B=1              2 units    1.8  16 units    6.2  16 units    6.2
+//   H=256   B=16             2 rows     1.9  16 units   12.9  16 units   12.9
+//   H=256   B=128            2 rows     2.0  16 rows    15.0  64 rows    44.9
+//   H=256   B=1,   two ways  2x1        2.0  2x8 units  10.1  2x16 units 12.5
+//   H=1024  B=1              2 units    2.0  16 units   29.3  64 units   64.0
+//   H=1024  B=16             2 units    2.0  16 units   16.6  64 units   59.1
 Plan plan_of(const Load& load, int threads);
 
 }  // namespace fastrnn

@@ -183,6 +183,11 @@ class TestLists:
     def test_list_of_claims(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["bench", "--list", "--claims"]) == 0
         assert "one step, LSTM H=64 B=1\n" in capsys.readouterr().out
+        assert main(["bench", "--list", "--claims", "--filter", "one step", "--filter", "memory*"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "one step, LSTM H=64 B=1",
+            "memory of training, LSTM T=1000 B=64 H=512",
+        ]
 
 
 class TestBadInput:
@@ -191,6 +196,7 @@ class TestBadInput:
         [
             (["--peers", "tensorflow,jax"], "unknown peer 'tensorflow'; there are torch, torch-cell, onnxruntime,"),
             (["--filter", "H65536"], "no point of the quick grid on 1"),
+            (["--claims", "--filter", "H65536"], "no claim matches 'H65536': --list --claims shows the names"),
             (["--threads", "1,many"], "argument --threads: got 'many', expected a whole number from 1 to 1024"),
             (["--threads", "0"], "argument --threads: got '0'"),
             (["--threads", ""], "argument --threads: got '', expected"),

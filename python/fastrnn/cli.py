@@ -134,8 +134,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         action="append",
         default=[],
-        help="only points whose names hold this or match it as in a shell; a whole name need not be in the grid; "
-        "may be repeated",
+        help="only points, or of --claims alone only claims, whose names hold this or match it as in a shell; the "
+        "whole name of a point need not be in the grid; may be repeated",
     )
     peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; or none (all)"
     what.add_argument("--peers", metavar="A,B", type=_comma_separated(str), help=peers)
