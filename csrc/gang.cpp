@@ -91,10 +91,10 @@ void take_place(Worker& w) {
   }
 }
 
-// Spins, then sleeps until the next job; who is woken without one spins again.
+// Spins, then sleeps until the next job; who is woken without one spins again, longer than the short call that woke it takes.
 void sleep_while(Worker& w, unsigned seen) {
-  for (;;) {
-    for (const int64_t start = now(); now() - start < patience;)
+  for (int64_t span = patience;; span = patience + int64_t(2e3 * worth_waking)) {
+    for (const int64_t start = now(); now() - start < span;)
       for (int spins = 0; spins < 16; spins++) {
         if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
         pause();
