@@ -218,7 +218,7 @@ class TestDevices:
         from fastrnn.torch.guards import check_devices
 
         with pytest.raises(RuntimeError, match=r"LSTM computes on the CPU and got a tensor on cuda:1: .*fallback=True"):
-            check_devices("LSTM", Elsewhere())  # type: ignore[arg-type]
+            check_devices("lstm", Elsewhere())  # type: ignore[arg-type]
         assert layer(torch.zeros(2, 1, 3))[0].device == cell(torch.zeros(1, 3)).device == torch.device("cpu")
 
     def test_fallback_on_the_meta_device_is_not_needed(self) -> None:

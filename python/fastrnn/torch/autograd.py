@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops, textbook
+from .guards import check_devices
 from .ops import Options, library
 
 
@@ -148,20 +149,21 @@ class _Packing(NamedTuple):
 
     states: int
     rest: tuple[Any, ...]  # lengths, reset, masks, scale and the options
+    plain: bool  # whether the core may be called directly
 
     def call(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         return x, list(tensors[: self.states]), list(tensors[self.states :]), *self.rest
 
 
-def _pack(call: tuple[Any, ...]) -> _Packing:
-    return _Packing(len(call[1]), call[3:])
+def _pack(call: tuple[Any, ...], plain: bool = False) -> _Packing:
+    return _Packing(len(call[1]), call[3:], plain)
 
 
 class _Train(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         call = packing.call(x, tensors)
-        operator = ops.train if _is_plain((x, *tensors)) else torch.ops.fastrnn.train
+        operator = ops.train if packing.plain else torch.ops.fastrnn.train
         y, *others = operator(*call)
         _keep_train(ctx, call, (y, *others))
         return y.clone(), *others  # a copy: the caller may write to it, backward reads the original
@@ -227,23 +229,31 @@ def run(
     """Call the operator that fits: with a tape where something is to be differentiated or dropped.
 
     Forward-mode derivatives, and transforms inside transforms, go through `textbook`, which PyTorch differentiates.
+
+    Raises
+    ------
+    RuntimeError
+        If a tensor is not in the CPU's memory, or not all are at one place.
     """
     call = (x, list(hx), list(weights), lengths, reset, masks, scale, *options)
     tensors = (*hx, *weights)
+    compiling = torch.compiler.is_compiling()
+    plain = not compiling and _is_plain((x, *tensors))
+    if not plain:
+        check_devices(options.cell, x, *tensors)
     mapped = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (mapped and torch._C._functorch.maybe_current_level() > 1):
         return textbook.run(x, call[1], call[2], lengths, reset, masks, scale, options)
     wanted = torch.is_grad_enabled() and (mapped or x.requires_grad or any(t.requires_grad for t in tensors))
     results: tuple[Tensor, ...]
     if not wanted and masks is None:
-        direct = not torch.compiler.is_compiling() and _is_plain((x, *tensors))
-        results = (ops.infer if direct else torch.ops.fastrnn.infer)(*call[:5], *options)
-    elif not wanted or torch.compiler.is_compiling():
+        results = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
+    elif not wanted or compiling:
         results = torch.ops.fastrnn.train(*call)
     elif mapped:
         results = _MappedTrain.apply(_pack(call), x, *tensors)
     else:
-        results = _Train.apply(_pack(call), x, *tensors)
+        results = _Train.apply(_pack(call, plain), x, *tensors)
     return results[0], results[1], results[2]
 
 

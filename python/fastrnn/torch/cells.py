@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .autograd import run
-from .guards import check_devices, refuse_torchscript
+from .guards import refuse_torchscript
 from .ops import Options
 
 
@@ -43,7 +43,6 @@ class _Cell(nn.RNNCellBase):
         return tuple(s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c])
 
     def _check(self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> None:
-        check_devices(self._original.__name__, input, *states, *weights)
         if input.size(1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}")
         for i, state in enumerate(states):

@@ -12,7 +12,7 @@ def refuse_torchscript() -> None:
         )
 
 
-def check_devices(name: str, input: Tensor, *tensors: Tensor) -> None:
+def check_devices(cell: str, input: Tensor, *tensors: Tensor) -> None:
     """Refuse tensors that are not in the CPU's memory, or not all at one place.
 
     Raises
@@ -22,6 +22,7 @@ def check_devices(name: str, input: Tensor, *tensors: Tensor) -> None:
     """
     device = input.device
     if device.type not in ("cpu", "meta"):
+        name = cell.split("_")[0].upper()
         raise RuntimeError(
             f"fastrnn.torch.{name} computes on the CPU and got a tensor on {device}: this fastrnn has no CUDA backend. "
             "Move model and input with .cpu(), or let fastrnn.torch.accelerate(model, fallback=True) run "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import run
-from .guards import check_devices, refuse_torchscript
+from .guards import refuse_torchscript
 from .ops import Options
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -96,7 +96,6 @@ class _Layer(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
-        check_devices(self._original.__name__, input, *states, *weights)
         if not states:
             return
         sizes = [self.get_expected_hidden_size(input, batch_sizes)]

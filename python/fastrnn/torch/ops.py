@@ -19,6 +19,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
 from ..threads import get_num_threads
+from .guards import check_devices
 
 
 class Options(NamedTuple):
@@ -249,8 +250,7 @@ def backward(
 def _outputs(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if any(tensor.device != x.device for tensor in (*hx, *weights)):
-        raise RuntimeError(f"x is on {x.device}, but not all states and weights are")
+    check_devices(options.cell, x, *hx, *weights)
     if x.dim() == 2:
         if lengths is None:
             raise RuntimeError("packed sequences need their lengths")
