@@ -1,7 +1,7 @@
 """What the tests share: the cells, how a layer and its input are drawn, how close results have to be, bad commands."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,6 +238,16 @@ def draw(
         lengths=n,
         reset=rng.random((T, B)) < 1 / 3 if reset else None,
     )
+
+
+def complex_step(f: Callable[[Array], Any], at: Array) -> Array:
+    """The gradient of a real function, element by element: Im f(at + 1e-200j e) / 1e-200."""
+    gradient = np.empty(at.shape)
+    for index in np.ndindex(at.shape):
+        z = at.astype(complex)
+        z[index] += 1e-200j
+        gradient[index] = np.imag(f(z)) / 1e-200
+    return gradient
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

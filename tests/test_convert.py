@@ -1,6 +1,5 @@
 """Layers from the textbook's matrices, against the textbook's equations as they are written there."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 import fastrnn
 from fastrnn.convert import from_concatenated
-from support import Array, assert_close
+from support import Array, assert_close, complex_step
 
 T, B, I, H = 4, 3, 2, 5
 LETTERS = {"rnn": "a", "gru": "ruc", "lstm": "ufco"}
@@ -47,15 +46,6 @@ def textbook(cell: str, p: dict[str, Array], x: Array) -> Array:
         state, c = step(cell, p, state, c, x_t.T)
         rows.append(state.T)
     return np.stack(rows)
-
-
-def complex_step(f: Callable[[Array], Any], at: Array) -> Array:
-    gradient = np.empty(at.shape)
-    for index in np.ndindex(at.shape):
-        z = at.astype(complex)
-        z[index] += 1e-200j
-        gradient[index] = np.imag(f(z)) / 1e-200
-    return gradient
 
 
 @every_cell

@@ -11,20 +11,10 @@ import pytest
 
 import fastrnn
 from fastrnn import Embedding, Linear, ShapeError, binary_cross_entropy, cross_entropy
-from support import DTYPES, Array, assert_close, assert_same_bits
+from support import DTYPES, Array, assert_close, assert_same_bits, complex_step
 
 RNG = np.random.default_rng(11)
 NO_SUCH: Any = "none"
-
-
-def complex_step(f: Callable[[Array], Any], at: Array) -> Array:
-    """The gradient of a real function, element by element: Im f(at + 1e-200j e) / 1e-200."""
-    gradient = np.empty(at.shape)
-    for index in np.ndindex(at.shape):
-        z = at.astype(complex)
-        z[index] += 1e-200j
-        gradient[index] = np.imag(f(z)) / 1e-200
-    return gradient
 
 
 def normal(*shape: int, dtype: Any = "float64") -> Array:

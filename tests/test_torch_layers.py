@@ -18,13 +18,13 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence  # noqa: E402
 
 import fastrnn.torch as ft  # noqa: E402
+from torch_support import B, H, I, T, assert_alike, error_of, flat, pair, results, states_of  # noqa: E402
 
 # PyTorch's notes on its own slower path.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
-T, B, I, H = 6, 4, 5, 7
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -41,53 +41,6 @@ CASES = [(kind, options) for kind in LAYERS for options in OPTIONS]
 CASES += [("RNN", {"nonlinearity": "relu", "num_layers": 2}), ("LSTM", {"proj_size": 3})]
 CASES += [("LSTM", {"proj_size": 3, "num_layers": 2, "bidirectional": True, "bias": False, "batch_first": True})]
 every_case = pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
-
-
-def pair(kind: str, **options: Any) -> tuple[Any, Any]:
-    """torch.nn's layer and ours, from one seed."""
-    sizes = (I, H)
-    made = []
-    for module in (nn, ft):
-        torch.manual_seed(3)
-        made.append(getattr(module, kind)(*sizes, **options))
-    return made[0], made[1]
-
-
-def states_of(layer: Any, batch: int, dtype: Any = torch.float32) -> Any:
-    rows = layer.num_layers * (1 + layer.bidirectional)
-    h = torch.randn(rows, batch, layer.proj_size or layer.hidden_size, dtype=dtype)
-    return (h, torch.randn(rows, batch, layer.hidden_size, dtype=dtype)) if layer.mode == "LSTM" else h
-
-
-def flat(value: Any) -> list[Any]:
-    if isinstance(value, PackedSequence):
-        return [value.data]
-    return [t for v in value for t in flat(v)] if isinstance(value, tuple) else [value]
-
-
-def leaves(value: Any) -> Any:
-    """The same, as new leaves that want gradients."""
-    if isinstance(value, PackedSequence):
-        return value._replace(data=leaves(value.data))
-    return tuple(leaves(v) for v in value) if isinstance(value, tuple) else value.clone().requires_grad_()
-
-
-def results(layer: Any, x: Any, *hx: Any) -> list[Any]:
-    """Everything a call gives: outputs, final states, and the gradients of all that goes in."""
-    x, hx = leaves(x), leaves(hx)
-    torch.manual_seed(5)  # of the dropout
-    outputs = flat(layer(x, *hx))
-    generator = torch.Generator().manual_seed(7)
-    loss = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs)
-    inputs = [*flat(x), *(flat(hx) if hx else []), *layer.parameters()]
-    return [*outputs, *torch.autograd.grad(loss, inputs)]
-
-
-def assert_alike(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @every_case
@@ -262,12 +215,6 @@ BAD_CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def error_of(call: Callable[[Any], Any], layer: Any) -> tuple[type[BaseException], str]:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever torch.nn raises
-        call(layer)
-    return caught.type, str(caught.value)
-
-
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_errors_are_those_of_torch(kind: str, name: str) -> None:
@@ -307,31 +254,6 @@ def test_positional_nonlinearity() -> None:
     assert ft.RNN(I, H, 1, "relu").mode == nn.RNN(I, H, 1, "relu").mode == "RNN_RELU"
 
 
-@pytest.mark.parametrize("kind", CELLS)
-class TestCells:
-    @pytest.mark.parametrize("bias", [False, True])
-    def test_against_torch(self, kind: str, bias: bool) -> None:
-        theirs, ours = pair(kind, bias=bias)
-        assert repr(ours) == repr(theirs)
-        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert torch.equal(a, b)
-        h = torch.randn(B, H)
-        hx = (h, torch.randn(B, H)) if kind == "LSTMCell" else h
-        x = torch.randn(B, I)
-        assert_alike(results(ours, x), results(theirs, x))
-        assert_alike(results(ours, x, hx), results(theirs, x, hx))
-        row = tuple(s[0] for s in hx) if isinstance(hx, tuple) else hx[0]
-        assert_alike(results(ours, x[0], row), results(theirs, x[0], row))
-
-    @pytest.mark.parametrize("shape", [(B, I + 1), (1, B, I), (B + 1, I)], ids=str)
-    def test_errors(self, kind: str, shape: tuple[int, ...]) -> None:
-        theirs, ours = pair(kind)
-        hx = torch.zeros(B, H)
-        state = (hx, hx) if kind == "LSTMCell" else hx
-        x = torch.zeros(shape)
-        assert error_of(lambda cell: cell(x, state), ours) == error_of(lambda cell: cell(x, state), theirs)
-
-
 def test_an_lstm_has_two_states() -> None:
     theirs, ours = pair("LSTM")
     for count in (1, 3):
@@ -351,16 +273,6 @@ def test_dropout_of_everything_draws_nothing() -> None:
         layer(torch.zeros(T, B, I))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
-
-
-def test_the_nonlinearity_of_a_cell() -> None:
-    theirs, ours = pair("RNNCell", nonlinearity="relu")
-    assert repr(ours) == repr(theirs)
-    x = torch.randn(B, I)
-    assert_alike(results(ours, x), results(theirs, x))
-    ours.nonlinearity = "sin"
-    with pytest.raises(RuntimeError, match="Unknown nonlinearity: sin"):
-        ours(x)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

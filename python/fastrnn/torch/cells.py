@@ -14,10 +14,11 @@ class _Cell(nn.RNNCellBase):
     """What the three share."""
 
     _original: type[nn.RNNCellBase]
+    _core: str  # the core's name of the cell
     _fallback = False
 
     def _cell(self) -> str:
-        raise NotImplementedError
+        return self._core
 
     def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         refuse_torchscript()
@@ -72,14 +73,12 @@ class LSTMCell(_Cell):
     """
 
     _original = nn.LSTMCell
+    _core = "lstm"
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
-
-    def _cell(self) -> str:
-        return "lstm"
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step: input (B,I) or (I,), hx the pair h, c of (B,H) or (H,), zeros by default; return the next pair.
@@ -119,14 +118,12 @@ class GRUCell(_OneStateCell):
     """
 
     _original = nn.GRUCell
+    _core = "gru"
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-
-    def _cell(self) -> str:
-        return "gru"
 
 
 class RNNCell(_OneStateCell):
