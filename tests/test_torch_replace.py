@@ -221,6 +221,20 @@ class TestDevices:
             check_devices("lstm", Elsewhere())  # type: ignore[arg-type]
         assert layer(torch.zeros(2, 1, 3))[0].device == cell(torch.zeros(1, 3)).device == torch.device("cpu")
 
+    @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+    def test_what_the_fallback_runs(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """torch.nn's own code on our modules, taken here for tensors on the CPU."""
+        options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+        x = torch.randn(2, 5, 3)
+        for module, given in ((getattr(nn, kind)(3, 4, **options), x), (getattr(nn, f"{kind}Cell")(3, 4), x[0])):
+            wanted = module(given)
+            ft.accelerate(module, fallback=True)
+            monkeypatch.setattr(module, "_elsewhere", lambda input: True, raising=True)
+            torch.testing.assert_close(module(given), wanted, rtol=0, atol=0)
+            if module.__class__.__name__ == kind:
+                with pytest.raises(ValueError, match="knows neither lengths nor reset"):
+                    module(given, lengths=[5, 1])
+
     def test_fallback_on_the_meta_device_is_not_needed(self) -> None:
         layer = nn.LSTM(3, 4, device="meta")
         ft.accelerate(layer, fallback=True)

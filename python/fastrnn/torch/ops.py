@@ -272,15 +272,9 @@ def _infer_fake(
 
 @torch.library.register_fake("fastrnn::train", lib=library)
 def _train_fake(
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: Tensor | None,
-    scale: float,
-    *given: Any,
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, masks, _, *given = rest
     options = Options(*given)
     size: Any
     if x.dim() == 2:  # how many time steps there are stands in the lengths
