@@ -160,15 +160,16 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "forward",
           [](const Frozen& f, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset, bool batch_first,
-             int threads) {
+             int threads, py::object embedding) {
             return std::visit(
                 [&](const auto& core) {
-                  return py::tuple(core.network.forward(py::list(), x, h0, c0, lengths, reset, py::none(), 1, false, batch_first, threads,
-                                                        py::none(), core.weights.panels())[py::slice(0, 3, 1)]);
+                  return py::tuple(core.network.forward(py::list(), x, embedding, h0, c0, lengths, reset, py::none(), 1, false, batch_first,
+                                                        threads, py::none(), core.weights.panels())[py::slice(0, 3, 1)]);
                 },
                 f.core);
           },
-          py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("batch_first"), py::arg("threads"))
+          py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("batch_first"), py::arg("threads"),
+          py::arg("embedding") = py::none())
       .def(
           "step",
           [](const Frozen& f, py::handle x, py::handle state, py::handle out, py::handle state_out, int threads) {
@@ -184,22 +185,25 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "forward",
           [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths,
-             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room) {
+             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
+             py::object embedding) {
             return self.by_dtype([&](auto real) {
-              return self.forward<decltype(real)>(parameters, as_array(x), as_array(h0), as_array(c0), as_array(lengths), as_array(reset),
-                                                  as_array(masks), scale, training, batch_first, threads, as_array(room), nullptr);
+              return self.forward<decltype(real)>(parameters, as_array(x), embedding, as_array(h0), as_array(c0), as_array(lengths),
+                                                  as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
+                                                  nullptr);
             });
           },
           py::arg("parameters"), py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
-          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none())
+          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
+          py::arg("embedding") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def(
           "tape",
           [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
              py::object masks, double scale, bool batch_first, py::object room) {
             x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
-            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, as_array(y), as_array(h0), as_array(c0), lengths, reset,
-                                 as_array(masks), scale, batch_first, as_array(room));
+            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), as_array(h0), as_array(c0), lengths,
+                                 reset, as_array(masks), scale, batch_first, as_array(room));
           },
           py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
           py::arg("scale"), py::arg("batch_first"), py::arg("room"))

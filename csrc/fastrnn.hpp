@@ -46,6 +46,13 @@ struct Schedule {
   Rows<const uint8_t> reset;  // (T,B,1) or base null: non-zero cuts the sequence between t-1 and t
 };
 
+// Token ids in place of x: row u of x belongs to the u-th id that occurs, however many tokens have it.
+struct Tokens {
+  int64_t distinct;    // U ids occur
+  const int64_t* id;   // (U) each once, in the order in which they come
+  const int64_t* row;  // (T,B) u of each token that runs
+};
+
 // The forward weights, packed for the panel product; kept by a frozen layer, scratch otherwise.
 template <class Real> struct Panels {
   Real* ih;           // [blocks(H)][I][G][N]
@@ -68,12 +75,13 @@ template <class Real> struct Direction {
   const Real* bias_hh;    // (G*H) or null: zeros
   Panels<Real> panels;    // bias and bias_hidden always; the others or null: a matrix that is read once, or too seldom
 
-  Rows<const Real> x;  // (T,B,I)
-  Rows<Real> y;        // (T,B,P) written, zero past the length; also where h_prev is read
-  const Real* h0;      // (B,P) or null: zeros
-  const Real* c0;      // (B,H) or null: zeros
-  Real* hn;            // (B,P) written at the very end; may be h0
-  Real* cn;            // (B,H) written; the running c in inference; may be c0
+  const Tokens* tokens;  // or null
+  Rows<const Real> x;    // (T,B,I); with tokens (U,1,I), or base null: the identity, which makes them one-hot
+  Rows<Real> y;          // (T,B,P) written, zero past the length; also where h_prev is read
+  const Real* h0;        // (B,P) or null: zeros
+  const Real* c0;        // (B,H) or null: zeros
+  Real* hn;              // (B,P) written at the very end; may be h0
+  Real* cn;              // (B,H) written; the running c in inference; may be c0
 
   Real* gates;  // [token][blocks(H)][tape vectors][N] tape; in inference [row s], where a second phase reads it
   Real* c;      // [token](H) tape, null in inference
@@ -83,6 +91,7 @@ template <class Real> struct Direction {
   const Real* zeros;       // a zero row, long enough for any operand
   Real* projection;        // per worker: [blocks][chunk_rows][G][N]
   int64_t projection_size; // elements of one worker's share
+  Real* table;             // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null
   const void** tables;     // per worker: row pointers
   int64_t table_size;      // pointers of one worker's share
   int64_t chunk_steps;     // time steps that are projected at once
@@ -95,7 +104,7 @@ template <class Real> struct Gradients {
   Direction<Real> forward;  // as it ran; panels unused
 
   Rows<const Real> dy;      // (T,B,P) or base null: zeros
-  Rows<Real> dx;            // (T,B,I) written, zero past the length
+  Rows<Real> dx;            // (T,B,I) written, zero past the length; with tokens (U,1,I), or base null
   Rows<Real> hidden;        // (T,B,P) or base null: dL/dh_t, zero past the length
   const Real* dhn;          // (B,P) or null: zeros
   const Real* dcn;          // (B,H) or null: zeros
@@ -120,6 +129,7 @@ template <class Real> struct Gradients {
   Real* h_panel;    // [blocks(P)][chunk_pitch][N]
   Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
   Real* column_sums;  // (slots*H)
+  Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
   Real* room;         // per worker: [blocks at once][G*H][N], or null
   int64_t chunk_steps, chunk_pitch;  // time steps and tokens (rounded up to N) of one chunk of weight gradients
 };

@@ -2,7 +2,8 @@
 //
 // The sweep goes back over one chunk of time; then, while the chunk's gate gradients are in the cache, the team adds its
 // part of the weight gradients and forms dx. The gate gradients live in a ring of chunk_steps + 1 steps, so that the last
-// step of one chunk still stands when the next begins.
+// step of one chunk still stands when the next begins. With token ids the gate gradients are added up by id on the way; their
+// products with the input's weights and the embedding come at the end, the distinct ids taking the place of tokens.
 #pragma once
 #include "sequence.hpp"
 
@@ -45,7 +46,7 @@ template <class Cell, class V, class Real> struct Backward {
   const Real** token_x = token_dproj + chunk_tokens;
   const Real** token_h_prev = token_x + chunk_tokens;
   const Real** token_inner = token_h_prev + chunk_tokens;
-  Real** token_dx = (Real**)(token_inner + chunk_tokens);
+  Real** token_dx = (Real**)(token_inner + chunk_tokens);  // or its row of dtable
   // Rows of the transposed gate gradients, and of the weight gradients that they give; dweight_hh in the order of the slots.
   const Real** column = (const Real**)(token_dx + chunk_tokens);
   Real** dweight_ih = (Real**)(column + S * H + P);
@@ -82,6 +83,10 @@ template <class Cell, class V, class Real> struct Backward {
     if constexpr (Cell::phases == 2) pack_phase<1>();
     const Range sums = share_of(S * H, team.rank, team.size);
     for (int64_t k = sums.first; k < sums.last; k++) q.column_sums[k] = 0;
+    if (d.tokens) {
+      const Range mine = share_of(d.tokens->distinct, team.rank, team.size);
+      for (int64_t u = mine.first; u < mine.last; u++) copy_row<Real>(q.dtable + u * G * H, nullptr, G * H);
+    }
     for (int64_t k = 0; k < S * H + P; k++) column[k] = q.columns + k * q.chunk_pitch;
     for (int64_t k = 0; k < G * H; k++) dweight_ih[k] = q.dweight_ih + k * I;
     for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight_hh + weight_row(0, k) * P;
@@ -214,9 +219,13 @@ template <class Cell, class V, class Real> struct Backward {
         const int64_t b = d.schedule.order[s];
         token_dgates[k] = ring(q.dgates, step, s, dgates_row);
         token_dinput[k] = token_dgates[k] + Cell::input_slot * H;
-        token_x[k] = d.x.at(t, b);
         token_h_prev[k] = order.h_prev(t, s);
-        token_dx[k] = q.dx.at(t, b);
+        if (d.tokens) {
+          token_dx[k] = q.dtable + d.tokens->row[t * B + b] * G * H;
+        } else {
+          token_x[k] = d.x.at(t, b);
+          token_dx[k] = q.dx.at(t, b);
+        }
         if constexpr (Cell::phases == 2) token_inner[k] = d.inner + order.token(t, s) * H;
         if constexpr (Cell::projected) token_dproj[k] = ring(q.dproj, step, s, P);
       }
@@ -227,7 +236,7 @@ template <class Cell, class V, class Real> struct Backward {
   FASTRNN_FN void pack_chunk(int64_t tokens) {
     auto mine = [&](int64_t n) { return share_of(blocks_of<V>(n), team.rank, team.size); };
     transpose_rows<V>([&](int64_t k) { return token_dgates[k]; }, tokens, S * H, q.chunk_pitch, mine(S * H), q.columns, q.column_sums);
-    pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel, poll);
+    if (!d.tokens) pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel, poll);
     pack_rows<V>([&](int64_t k) { return token_h_prev[k]; }, tokens, P, q.chunk_pitch, mine(P), q.h_panel, poll);
     if constexpr (Cell::phases == 2)
       pack_rows<V>([&](int64_t k) { return token_inner[k]; }, tokens, H, q.chunk_pitch, mine(H), q.inner_panel, poll);
@@ -243,7 +252,7 @@ template <class Cell, class V, class Real> struct Backward {
                         {0, blocks_of<V>(width)}, out + mine.first, add, poll);
   }
   FASTRNN_FN bool weight_gradients(int64_t tokens, bool add) {
-    bool done = weight_gradient(Cell::input_slot * H, G * H, dweight_ih, q.x_panel, I, tokens, add) &&
+    bool done = (d.tokens || weight_gradient(Cell::input_slot * H, G * H, dweight_ih, q.x_panel, I, tokens, add)) &&
                 weight_gradient(hidden_slot(0) * H, Cell::phase[0].gates * H, dweight_hh, q.h_panel, P, tokens, add);
     if constexpr (Cell::projected) done = done && weight_gradient(S * H, P, dweight_hr, q.inner_panel, H, tokens, add);
     else if constexpr (Cell::phases == 2)
@@ -272,6 +281,47 @@ template <class Cell, class V, class Real> struct Backward {
     return true;
   }
 
+  // ---- token ids ----
+
+  // The chunk's tokens, in their order, added to the rows of their ids: a share of the columns.
+  FASTRNN_FN void add_by_id(int64_t tokens) {
+    const Range mine = share_of(G * H, team.rank, team.size, N);
+    for (int64_t k = 0; k < tokens; k++)
+      for (int64_t at = mine.first; at < mine.last; at += N) {
+        Real* const to = token_dx[k] + at;
+        store(to, load<V>(to, mine.last - at) + load<V>(token_dinput[k] + at, mine.last - at), mine.last - at);
+      }
+  }
+
+  // dW_ih and dx from the sums by id.
+  void from_ids() {
+    if (!d.x.base) return one_hot_gradient();
+    int64_t first = 0;
+    do {  // at least once, as in run()
+      const int64_t left = d.tokens->distinct - first, n = left < chunk_tokens ? left : chunk_tokens;
+      for (int64_t k = 0; k < n; k++) {
+        token_dinput[k] = q.dtable + (first + k) * G * H;
+        token_x[k] = d.x.at(first + k, 0);
+        token_dx[k] = q.dx.at(first + k, 0);
+      }
+      const Range gates = share_of(blocks_of<V>(G * H), team.rank, team.size), inputs = share_of(blocks_of<V>(I), team.rank, team.size);
+      transpose_rows<V>([&](int64_t k) { return token_dinput[k]; }, n, G * H, q.chunk_pitch, gates, q.columns, (Real*)nullptr);
+      pack_rows<V>([&](int64_t k) { return token_x[k]; }, n, I, q.chunk_pitch, inputs, q.x_panel, poll);
+      if (!meet()) return;
+      if (weight_gradient(0, G * H, dweight_ih, q.x_panel, I, n, first > 0)) input_gradient(n);
+      if (!meet()) return;
+      first += n;
+    } while (first < d.tokens->distinct);
+  }
+  FASTRNN_FN void one_hot_gradient() {
+    const Range mine = share_of(G * H, team.rank, team.size);
+    for (int64_t k = mine.first; k < mine.last; k++) {
+      copy_row<Real>(dweight_ih[k], nullptr, I);
+      for (int64_t u = 0; u < d.tokens->distinct; u++) dweight_ih[k][d.tokens->id[u]] = q.dtable[u * G * H + k];
+      if (poll.stop(double(I) * packing_work)) return;
+    }
+  }
+
   // What the padding and the rows of length 0 get; each row by one worker.
   void finish_rows() {
     const Deal mine{team.rank, team.size};
@@ -282,7 +332,7 @@ template <class Cell, class V, class Real> struct Backward {
         if constexpr (Cell::has_c) copy_row(q.dc0 + b * H, q.dcn ? q.dcn + b * H : nullptr, H);
       }
       for (int64_t t = length; t < T; t++) {
-        if (!q.dx.starts) copy_row<Real>(q.dx.at(t, b), nullptr, I);
+        if (!q.dx.starts && !d.tokens) copy_row<Real>(q.dx.at(t, b), nullptr, I);
         if (q.hidden.base && !q.hidden.starts) copy_row<Real>(q.hidden.at(t, b), nullptr, P);
       }
     }
@@ -304,11 +354,12 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t tokens = list_tokens(first, last);
       pack_chunk(tokens);
       if (!meet()) return;
-      if (weight_gradients(tokens, add)) input_gradient(tokens);
+      if (weight_gradients(tokens, add)) d.tokens ? add_by_id(tokens) : void(input_gradient(tokens));
       if (!meet()) return;
       add = true;
       last = first;
     } while (last > 0);
+    if (d.tokens) from_ids();
     finish_rows();
   }
 };

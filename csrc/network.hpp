@@ -18,12 +18,20 @@ namespace {
 // row, with batch_first made as (B,T,n); or packed, (tokens,n), the rows of one time step after the other, the longest first.
 class Sequences {
  public:
+  // x: or token ids (T,B), int64.
   Sequences(py::handle x, py::handle lengths, py::handle reset, bool batch_first)
-      : batch_first_(batch_first), packed_(dimensions(x) == 2), batch_(batch_of(x, lengths, reset, packed_)) {}
+      : batch_first_(batch_first), packed_(!is_array_of<int64_t>(x) && dimensions(x) == 2), batch_(batch_of(x, lengths, reset, packed_)) {
+    if (!is_array_of<int64_t>(x)) return;
+    const auto ids = the_array<int64_t>("ids", x, {T(), B()}, false);
+    if (ids.strides(0) % 8 || ids.strides(1) % 8) throw py::value_error("ids must lie whole elements apart");
+    ids_ = Rows<const int64_t>{static_cast<const int64_t*>(ids.data()), ids.strides(0) / 8, ids.strides(1) / 8};
+  }
 
   const Batch& batch() const { return batch_; }
   int64_t T() const { return batch_.schedule().T; }
   int64_t B() const { return batch_.schedule().B; }
+  bool of_ids() const { return ids_.has_value(); }
+  TokenIds token_ids(int64_t vocabulary) const { return TokenIds(batch_.schedule(), ids_.value(), vocabulary); }
 
   template <class Real> Rows<const Real> read(const char* name, py::handle h, int64_t n) const {
     if (h.is_none()) return {nullptr, 0, 0};
@@ -46,6 +54,7 @@ class Sequences {
   }
   static Batch batch_of(py::handle x, py::handle lengths, py::handle reset, bool packed) {
     const auto a = py::reinterpret_borrow<py::array>(x);
+    if (!packed && a.ndim() < 2) throw py::value_error("ids must be an array (T,B)");
     if (packed && !is_array_of<int64_t>(lengths)) throw py::type_error("packed sequences need their lengths, int64");
     const int64_t B = packed ? py::reinterpret_borrow<py::array>(lengths).size() : a.shape(1);
     const int64_t* given = pointer<int64_t>("lengths", lengths, {B});
@@ -74,6 +83,7 @@ class Sequences {
 
   bool batch_first_, packed_;
   Batch batch_;
+  std::optional<Rows<const int64_t>> ids_;
 };
 
 // ---- tape ----------------------------------------------------------------------------------------------------------
@@ -85,7 +95,7 @@ struct CoreTape {
   int64_t T, B;
   bool batch_first, dropout;
   double scale;
-  py::object x, y, h0, c0, lengths, reset, masks, room;
+  py::object x, embedding, y, h0, c0, lengths, reset, masks, room;
   Memory memory;
 
   char* data() const { return room.is_none() ? memory.data() : static_cast<char*>(py::array(room).mutable_data()); }
@@ -173,11 +183,36 @@ struct CoreNetwork {
     return {state, state.mutable_data()};
   }
 
+  // The rows (V,I) that ids name; V is I and there are none where the ids are one-hot.
+  Shape embedding_shape(py::handle embedding) const {
+    if (embedding.is_none()) return {n.I, n.I};
+    if (!py::isinstance<py::array>(embedding)) throw py::type_error("embedding must be an array");
+    const auto e = py::reinterpret_borrow<py::array>(embedding);
+    return {e.ndim() ? e.shape(0) : 0, n.I};
+  }
+  struct Vocabulary {
+    std::optional<TokenIds> ids;
+    Tokens tokens{};
+  };
+  Vocabulary vocabulary(const Sequences& s, py::handle embedding) const {
+    if (!s.of_ids()) return {};
+    Vocabulary v{s.token_ids(embedding_shape(embedding)[0])};
+    v.tokens = v.ids->tokens();
+    return v;
+  }
+
   // Everything of a forward call but the outputs.
-  template <class Real> ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle h0, py::handle c0, py::handle masks) const {
+  template <class Real>
+  ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, py::handle h0, py::handle c0,
+                         py::handle masks) const {
     ForwardCall<Real> c{};
     c.batch = &s.batch();
-    c.x = s.read<Real>("x", x, n.I);
+    if (s.of_ids()) {
+      c.tokens = &v.tokens;
+      c.x = {pointer<Real>("embedding", embedding, embedding_shape(embedding)), 0, n.I, v.tokens.id};
+    } else {
+      c.x = s.read<Real>("x", x, n.I);
+    }
     c.h0 = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
     c.c0 = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
     c.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", masks, mask_shape(s)));
@@ -197,12 +232,13 @@ struct CoreNetwork {
     const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout), arrays = 3 * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
-  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object y, py::object h0, py::object c0, py::object lengths,
-                                     py::object reset, py::object masks, double scale, bool batch_first, py::object room) const {
+  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, py::object h0, py::object c0,
+                                     py::object lengths, py::object reset, py::object masks, double scale, bool batch_first,
+                                     py::object room) const {
     const bool dropout = !masks.is_none();
     const bool shared = !room.is_none();
-    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, y, own(h0, shared), own(c0, shared),
-                                                own(lengths, shared), own(reset, shared), masks, room, Memory()});
+    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y, own(h0, shared),
+                                                own(c0, shared), own(lengths, shared), own(reset, shared), masks, room, Memory()});
     const int64_t bytes = tape_bytes(s.batch(), dropout);
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
@@ -215,11 +251,12 @@ struct CoreNetwork {
   }
 
   template <class Real>
-  py::tuple forward(const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset,
-                    py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
+  py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, py::object h0, py::object c0, py::object lengths,
+                    py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
                     const Panels<Real>* frozen) const {
     const Sequences s(x, lengths, reset, batch_first);
-    ForwardCall<Real> c = call<Real>(s, x, h0, c0, training ? masks : py::none());
+    const Vocabulary v = vocabulary(s, embedding);
+    ForwardCall<Real> c = call<Real>(s, x, embedding, v, h0, c0, training ? masks : py::none());
     std::vector<Parameters<Real>> weights;
     std::vector<py::array> keep;
     if (frozen) c.frozen = frozen;
@@ -233,7 +270,7 @@ struct CoreNetwork {
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
-      tape = new_tape(s, x, y, h0, c0, lengths, reset, masks, scale, batch_first, room);
+      tape = new_tape(s, x, embedding, y, h0, c0, lengths, reset, masks, scale, batch_first, room);
       Arena arena(tape->data());
       saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
       c.saved = &saved;
@@ -257,7 +294,8 @@ struct CoreNetwork {
     Arena arena(tape.data());
     const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), tape.dropout, arena);
     BackwardCall<Real> c{};
-    c.forward = call<Real>(s, tape.x, tape.h0, tape.c0, tape.masks);
+    const Vocabulary v = vocabulary(s, tape.embedding);
+    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.h0, tape.c0, tape.masks);
     c.forward.weights = weights.data();
     c.forward.saved = &saved;
     c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);
@@ -265,8 +303,15 @@ struct CoreNetwork {
     c.dy = s.read<Real>("dy", dy, n.D * n.P);
     c.dhn = pointer<Real>("dhn", dhn, state_shape(s.B(), n.P));
     c.dcn = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(s.B(), n.H)) : nullptr;
-    auto dx = s.make<Real>(n.I);
-    c.dx = s.write<Real>("dx", dx, n.I);
+    py::object dx = py::none();
+    if (!s.of_ids()) {
+      dx = s.make<Real>(n.I);
+      c.dx = s.write<Real>("dx", dx, n.I);
+    } else if (!tape.embedding.is_none()) {
+      // zeros that cost nothing until they are looked at: most ids may not occur
+      dx = py::module_::import("numpy").attr("zeros")(embedding_shape(tape.embedding), py::dtype::of<Real>());
+      c.dx = {static_cast<Real*>(py::array(dx).mutable_data()), 0, n.I, v.tokens.id};
+    }
     py::object hidden_out = py::none();
     if (hidden) {
       hidden_out = s.make<Real>(n.D * n.P);

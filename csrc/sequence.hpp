@@ -31,6 +31,10 @@ template <class Real> struct Order {
   }
   FASTRNN_FN int64_t token(int64_t t, int64_t s) const { return d.schedule.offset[t] + s; }
 
+  FASTRNN_FN const Real* x(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    return d.tokens ? d.x.at(d.tokens->row[t * d.schedule.B + b], 0) : d.x.at(t, b);
+  }
   FASTRNN_FN const Real* h_prev(int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
     if (cut_before(t, s)) return d.zeros;
@@ -103,8 +107,10 @@ template <class Cell, class V, class Real> struct Forward {
   const int64_t row_count = rows.count(d.schedule.B);
   const Range blocks = team.by_rows ? Range{0, blocks_of<V>(d.H)} : share_of(blocks_of<V>(d.H), team.rank, team.size);
   const Range out_blocks = team.by_rows ? Range{0, blocks_of<V>(d.P)} : share_of(blocks_of<V>(d.P), team.rank, team.size);
-  Real* const projection = d.projection + team.rank * d.projection_size;
-  const int64_t projection_rows = d.chunk_steps * row_count;
+  // bias + W_ih x as [block][row][G][N]: of this worker's blocks and a chunk's tokens, or of all blocks and distinct tokens.
+  Real* const projection = d.table ? d.table : d.projection + team.rank * d.projection_size;
+  const int64_t projection_pitch = (d.table ? d.tokens->distinct : d.chunk_steps * row_count) * G * N;
+  const int64_t projection_first = d.table ? 0 : blocks.first;
   const int64_t gates_row = blocks_of<V>(d.H) * Cell::tape * N;
 
   // One pointer per row of this worker at the step at hand.
@@ -115,9 +121,13 @@ template <class Cell, class V, class Real> struct Forward {
   Real** c = y + row_count;
   Real** inner = c + row_count;
   Real** gates = inner + row_count;
-  const Real** x = (const Real**)(gates + row_count);  // of the chunk's tokens
+  const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
+  const Real** x = projected + row_count;                      // of the chunk's tokens
 
-  FASTRNN_FN void point(int64_t t, int64_t n) {
+  // The n rows that run at t, whose projection begins at token 'first' of the chunk.
+  FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
+    const int64_t* const row_of = d.table ? d.tokens->row + t * d.schedule.B : nullptr;
+    const Real* const here = d.table ? projection : projection + first * G * N;
     for (int64_t i = 0; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s], slot = d.training ? order.token(t, s) : s;
       h_prev[i] = order.h_prev(t, s);
@@ -128,6 +138,7 @@ template <class Cell, class V, class Real> struct Forward {
       }
       if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
       gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
+      projected[i] = here + (row_of ? row_of[b] : i) * G * N;
     }
   }
 
@@ -139,13 +150,8 @@ template <class Cell, class V, class Real> struct Forward {
     return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
   }
 
-  // bias + W_ih x for the tokens of steps [first, last), kept as [block][token][G][N].
-  FASTRNN_FN bool project(int64_t first, int64_t last) {
-    int64_t tokens = 0;
-    for (int64_t step = first; step < last; step++) {
-      const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
-      for (int64_t i = 0; i < n; i++) x[tokens++] = d.x.at(t, d.schedule.order[rows.row(i)]);
-    }
+  // The projection of n rows of x.
+  FASTRNN_FN bool project(int64_t n, Range share) {
     auto start = [&](V(&z)[G], int64_t, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);
@@ -153,25 +159,53 @@ template <class Cell, class V, class Real> struct Forward {
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
 #pragma GCC unroll 8
       for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
-        Real* to = projection + ((place.block(m) - blocks.first) * projection_rows + place.row(m)) * G * N;
+        Real* to = projection + (place.block(m) - projection_first) * projection_pitch + place.row(m) * G * N;
 #pragma GCC unroll 4
         for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
       }
     };
-    return multiply_by<G>(input_matrix<Cell, V>(d), x, tokens, blocks, false, start, finish);
+    return multiply_by<G>(input_matrix<Cell, V>(d), x, n, share, false, start, finish);
+  }
+  FASTRNN_FN bool project_steps(int64_t first, int64_t last) {
+    int64_t tokens = 0;
+    for (int64_t step = first; step < last; step++) {
+      const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
+      for (int64_t i = 0; i < n; i++) x[tokens++] = order.x(t, rows.row(i));
+    }
+    return project(tokens, blocks);
   }
 
-  // One phase of one step: n rows, whose projection begins at token 'first' of the chunk. False: interrupted.
-  template <int p> FASTRNN_FN bool phase(int64_t n, int64_t first, bool back) {
+  // The table of the distinct tokens; every worker does a share of the blocks. False: interrupted.
+  FASTRNN_FN bool project_distinct() {
+    const int64_t distinct = d.tokens->distinct;
+    const Range share = share_of(blocks_of<V>(d.H), team.rank, team.size);
+    if (!d.x.base) {
+      for (int64_t block = share.first; block < share.last; block++) {
+        for (int64_t u = 0; u < distinct; u++)
+#pragma GCC unroll 4
+          for (int g = 0; g < G; g++)
+            store(d.table + ((block * distinct + u) * G + g) * N,
+                  load<V>(d.panels.bias + (block * G + g) * N) + load<V>(d.panels.ih + ((block * d.I + d.tokens->id[u]) * G + g) * N));
+        if (poll.stop(double(distinct) * G * N * packing_work)) break;
+      }
+      return !wait(team);
+    }
+    for (int64_t u = 0; u < distinct; u++) x[u] = d.x.at(u, 0);
+    project(distinct, share);
+    return !wait(team);
+  }
+
+  // One phase of one step of n rows. False: interrupted.
+  template <int p> FASTRNN_FN bool phase(int64_t n, bool back) {
     constexpr Phase ph = Cell::phase[p];
     constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1;
-    auto projected = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
-      return projection + (((block - blocks.first) * projection_rows + first + i) * G + ph.first) * N;
+    auto x_side = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
+      return projected[i] + (block - projection_first) * projection_pitch + ph.first * N;
     };
     auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
     auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(projected(i, block) + g * N);
+      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(x_side(i, block) + g * N);
       if constexpr (Cell::hidden_apart) z[ph.gates - 1] = load<V>(d.panels.bias_hidden + block * N);
     };
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
@@ -182,7 +216,7 @@ template <class Cell, class V, class Real> struct Forward {
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
-        if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(projected(i, place.block(m)) + (G - 1) * N);
+        if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(x_side(i, place.block(m)) + (G - 1) * N);
         if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
         if constexpr (Cell::has_c && p == 0) u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
         if constexpr (p > 0 && !projects)
@@ -209,16 +243,17 @@ template <class Cell, class V, class Real> struct Forward {
 
   bool sweep() {
     const int64_t T = d.schedule.T;
+    if (d.table && !project_distinct()) return false;
     for (int64_t first = 0; first < T; first += d.chunk_steps) {
       const int64_t last = first + d.chunk_steps < T ? first + d.chunk_steps : T;
-      if (!project(first, last) && team.by_rows) return false;
+      if (!d.table && !project_steps(first, last) && team.by_rows) return false;
       int64_t token = 0;
       for (int64_t step = first; step < last; step++) {
         const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
-        point(t, n);
-        if (!phase<0>(n, token, step & 1)) return false;
+        point(t, n, token);
+        if (!phase<0>(n, step & 1)) return false;
         if constexpr (Cell::phases == 2)
-          if (!phase<1>(n, token, step & 1)) return false;
+          if (!phase<1>(n, step & 1)) return false;
         token += n;
       }
     }

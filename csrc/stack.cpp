@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "plan.hpp"
 
@@ -25,6 +27,17 @@ Batch::Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> r
   schedule_ = {T, B, order, length, active, offset, reset};
 }
 
+TokenIds::TokenIds(const Schedule& schedule, Rows<const int64_t> ids, int64_t vocabulary) : row_(size_t(times(schedule.T, schedule.B))) {
+  std::vector<int64_t> seen(size_t(vocabulary), -1);
+  for (int64_t t = 0; t < schedule.T; t++)
+    for (int64_t s = 0; s < schedule.active[t]; s++) {
+      const int64_t b = schedule.order[s], id = *ids.at(t, b);
+      if (id < 0 || id >= vocabulary) throw std::out_of_range("ids must lie in 0.." + std::to_string(vocabulary - 1));
+      if (seen[id] < 0) seen[id] = int64_t(id_.size()), id_.push_back(id);
+      row_[t * schedule.B + b] = seen[id];
+    }
+}
+
 // ---- what a call needs ---------------------------------------------------------------------------------------------
 
 namespace {
@@ -33,11 +46,14 @@ template <class Real> const Kernel<Real>& kernel_of(const Network& n) { return *
 
 int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
 
-template <class Real> Load load_of(const Network& n, const Batch& batch, bool backward) {
+template <class Real> Load load_of(const Network& n, const ForwardCall<Real>& call, bool backward) {
   const Kernel<Real>& k = kernel_of<Real>(n);
-  const int64_t T = batch.schedule().T;
-  const double rows = T ? double(batch.tokens()) / double(T) : 0;
-  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), n.I, n.H, n.P, n.L, T, n.D, rows, backward};
+  const int64_t T = call.batch->schedule().T, tokens = call.batch->tokens();
+  const double rows = T ? double(tokens) / double(T) : 0;
+  const int64_t I = !call.tokens   ? n.I
+                    : !call.x.base ? 0
+                                   : int64_t(double(n.I) * double(call.tokens->distinct) / double(std::max<int64_t>(tokens, 1)));
+  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), I, n.H, n.P, n.L, T, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
@@ -61,6 +77,9 @@ template <class Real> Panels<Real> take_panels(const Network& n, int64_t I, bool
 
 // Below this many rows packed weights would be read no more often than packing reads them.
 constexpr int64_t rows_worth_packing = 5;
+// A table of the distinct tokens' projections, read all over, costs more than chunks of them all that are read in order; it
+// pays if a token occurs so many times.
+constexpr int64_t worth_a_table = 2;
 // Packed gates of so many blocks are multiplied at once, at most: gemm.hpp's blocks_at_once.
 constexpr int64_t vectors_at_once = 4;
 
@@ -71,17 +90,23 @@ void take_forward(const Network& n, const Plan& plan, int64_t tokens, bool froze
   const int64_t rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
   const int64_t blocks = plan.by_rows ? h / k.lanes : (h / k.lanes + plan.size - 1) / plan.size;
   d.chunk_steps = projection_steps(T, rows, h * k.gates * int64_t(sizeof(Real)));
+  const bool one_hot = d.tokens && !d.x.base, table = one_hot || (d.tokens && worth_a_table * d.tokens->distinct <= tokens);
   if (!frozen) {
     // A matrix that its one reader uses once needs no panel of its own.
     const bool packs = tokens >= rows_worth_packing, shared = plan.by_rows && plan.size > 1;
-    const bool input_once = !shared && d.chunk_steps >= T, recurrent_once = !shared && T == 1;
-    d.panels = take_panels<Real>(n, d.I, packs && !input_once, packs && !recurrent_once, arena);
-    d.room_size = packs && input_once ? times(vectors_at_once * k.lanes, std::max({d.I, n.H, n.P})) : 0;
+    const bool input_once = !one_hot && (table || (!shared && d.chunk_steps >= T)), recurrent_once = !shared && T == 1;
+    d.panels = take_panels<Real>(n, d.I, one_hot || (packs && !input_once), packs && !recurrent_once, arena);
+    d.room_size = packs && (input_once || recurrent_once) ? times(vectors_at_once * k.lanes, std::max({d.I, n.H, n.P})) : 0;
     if (d.room_size) d.room = arena.take<Real>(times(d.room_size, plan.size));
   }
-  d.projection_size = times(times(blocks, times(d.chunk_steps, rows)), k.gates * k.lanes);
-  d.projection = arena.take<Real>(times(d.projection_size, plan.size));
-  d.table_size = plus(times(7, rows), times(d.chunk_steps, rows));
+  const int64_t gate_row = k.gates * k.lanes, chunk_tokens = times(d.chunk_steps, rows);
+  if (table) {
+    d.table = arena.take<Real>(times(times(h / k.lanes, d.tokens->distinct), gate_row));
+  } else {
+    d.projection_size = times(times(blocks, chunk_tokens), gate_row);
+    d.projection = arena.take<Real>(times(d.projection_size, plan.size));
+  }
+  d.table_size = plus(times(8, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
   d.tables = arena.take<const void*>(times(d.table_size, plan.size));
   if (!d.training && k.phases == 2) {
     d.inner = arena.take<Real>(times(B, n.H));
@@ -97,7 +122,8 @@ template <class Real> void take_backward(const Network& n, const Plan& plan, Are
   q.chunk_steps = gradient_steps(T, B);
   const int64_t tokens = times(q.chunk_steps, B);
   q.chunk_pitch = round_up(tokens, N) + N;
-  const bool input_once = q.chunk_steps >= T && (plan.size == 1 || d.I >= plan.size * vectors_at_once * N);
+  const int64_t multiplied = d.tokens ? d.tokens->distinct : times(T, B);
+  const bool input_once = multiplied <= tokens && (plan.size == 1 || d.I >= plan.size * vectors_at_once * N);
   if (input_once) q.room = arena.take<Real>(times(times(vectors_at_once * N, GH), plan.size));
   else q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
   q.panel_hh = arena.take<Real>(times(p, GH));
@@ -108,6 +134,7 @@ template <class Real> void take_backward(const Network& n, const Plan& plan, Are
   q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
   q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
   q.column_sums = arena.take<Real>(SH);
+  if (d.tokens) q.dtable = arena.take<Real>(times(d.tokens->distinct, GH));
   if (k.phases == 2) q.inner_panel = arena.take<Real>(times(h, q.chunk_pitch));
   if (k.projected) {
     q.panel_hr = arena.take<Real>(times(h, n.P));
@@ -143,6 +170,7 @@ template <class Real> struct Layers {
       d.weight_ih = w.weight_ih, d.weight_hh = w.weight_hh, d.weight_hr = w.weight_hr, d.bias_ih = w.bias_ih, d.bias_hh = w.bias_hh;
     }
     if (call.frozen) d.panels = call.frozen[i];
+    if (l == 0) d.tokens = call.tokens;
     d.x = x, d.y = side(y, side_index * n.P);
     d.h0 = call.h0 ? call.h0 + i * B * n.P : nullptr;
     d.c0 = call.c0 ? call.c0 + i * B * n.H : nullptr;
@@ -212,8 +240,7 @@ template <class Real> struct ForwardRun<Real>::Job {
   Memory memory;
   std::vector<Direction<Real>> directions;
 
-  Job(const Network& network, const ForwardCall<Real>& c, int threads)
-      : n(network), call(c), crew(load_of<Real>(n, *call.batch, false), threads) {
+  Job(const Network& network, const ForwardCall<Real>& c, int threads) : n(network), call(c), crew(load_of<Real>(n, call, false), threads) {
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
   }
 
@@ -285,7 +312,7 @@ template <class Real> struct BackwardRun<Real>::Job {
   std::vector<Rows<Real>> dx, dx_reverse;  // (L) what the two directions of a layer give
 
   Job(const Network& network, const BackwardCall<Real>& c, int threads)
-      : n(network), call(c), crew(load_of<Real>(n, *call.forward.batch, true), threads) {
+      : n(network), call(c), crew(load_of<Real>(n, call.forward, true), threads) {
     memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
   }
 
@@ -305,7 +332,7 @@ template <class Real> struct BackwardRun<Real>::Job {
       arena.back_to(mark);
       const int64_t I = n.input_size(l);
       dx[l] = l ? layers.contiguous(between[(l - 1) % 2]) : call.dx;
-      dx_reverse[l] = {reverse, B * I, I};
+      dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : Rows<Real>{reverse, B * I, I};
       const Saved<Real>& saved = *call.forward.saved;
       const Rows<const Real> x =
           l ? Layers<Real>::to_read(layers.contiguous(call.forward.masks ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
@@ -334,6 +361,7 @@ template <class Real> struct BackwardRun<Real>::Job {
 
   // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
   void combine(int64_t l, int rank) {
+    if (l == 0 && call.forward.tokens) return combine_distinct(rank);
     const Schedule schedule = call.forward.batch->schedule();
     const int64_t I = n.input_size(l), B = schedule.B, rows = schedule.T * B;
     const uint8_t* mask = l && call.forward.masks ? call.forward.masks + (l - 1) * rows * I : nullptr;
@@ -347,6 +375,12 @@ template <class Real> struct BackwardRun<Real>::Job {
       }
       if (mask) drop(to, mask + row * I, call.forward.scale, to, {0, I});
     }
+  }
+
+  void combine_distinct(int rank) {
+    const Range mine = share_of(call.dx.base ? call.forward.tokens->distinct : 0, rank, crew.all.size);
+    for (int64_t u = mine.first; u < mine.last; u++)
+      for (int64_t i = 0; i < n.I; i++) dx[0].at(u, 0)[i] += dx_reverse[0].at(u, 0)[i];
   }
 
   void worker(int rank) {

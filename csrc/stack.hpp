@@ -38,6 +38,17 @@ class Batch {
   int64_t tokens_ = 0;
 };
 
+// Tokens with its arrays.
+class TokenIds {
+ public:
+  // ids (T,B,1) of the tokens that run, each in [0, vocabulary): throws std::out_of_range.
+  TokenIds(const Schedule& schedule, Rows<const int64_t> ids, int64_t vocabulary);
+  Tokens tokens() const { return {int64_t(id_.size()), id_.data(), row_.data()}; }
+
+ private:
+  std::vector<int64_t> id_, row_;
+};
+
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Real> struct Saved {
   struct Side {
@@ -51,7 +62,8 @@ template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& ba
 
 template <class Real> struct ForwardCall {
   const Batch* batch;
-  Rows<const Real> x;
+  const Tokens* tokens;  // of the first layer, or null
+  Rows<const Real> x;    // (T,B,I); with tokens the embedding's rows that they name, or base null: one-hot
   Rows<Real> y;
   const Real *h0, *c0;              // (L*D,B,P), (L*D,B,H) or null
   Real *hn, *cn;                    // the same; cn null without c
@@ -65,7 +77,7 @@ template <class Real> struct ForwardCall {
 template <class Real> struct BackwardCall {
   ForwardCall<Real> forward;  // as it ran
   Rows<const Real> dy;        // or base null
-  Rows<Real> dx, hidden;      // hidden: or base null
+  Rows<Real> dx, hidden;      // hidden: or base null; dx is to x as it is
   const Real *dhn, *dcn;      // or null
   Real *dh0, *dc0;
   const Parameters<Real>* gradients;  // (L*D), written through const_cast by their owner's leave

@@ -65,8 +65,8 @@ def test_shape_of_x(name: str, shape: tuple[int, ...], text: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "fix"),
     [
-        (np.float64, "use x.astype(np.float32), or make the layer with dtype=np.float64."),
-        (np.int64, "use x.astype(np.float32), or make the layer with dtype=np.float64."),
+        (np.float64, "use x.astype(np.float32), or make the layer with dtype=np.float64"),
+        (np.int64, "use x.astype(np.float32), or make the layer with dtype=np.float64"),
         (np.complex64, "It must hold real numbers that convert safely to float32."),
         (object, "It must hold real numbers that convert safely to float32."),
         ("U3", "It must hold real numbers that convert safely to float32."),

@@ -35,6 +35,7 @@ class Frozen:
         reset: Array | None,  # (T, B) bool
         batch_first: bool,  # True: y is laid out and returned as (B, T, D*P)
         threads: int,
+        embedding: Array | None = None,
     ) -> tuple[Array, Array, Array | None]: ...  # y (T, B, D*P), hn (L*D, B, P), cn (L*D, B, H)
     def step(
         self,
@@ -69,7 +70,9 @@ class Network:
     def forward(
         self,
         parameters: Sequence[Array],
-        x: Array,  # (T, B, I), or packed (tokens, I): the rows of one time step after the other; lengths must then fall
+        # (T, B, I), or packed (tokens, I): the rows of one time step after the other; lengths must then fall; or token
+        # ids (T, B), int64, of rows of the embedding; what lies past a length is not looked at
+        x: Array,
         h0: Array | None,
         c0: Array | None,
         lengths: Array | None,
@@ -80,6 +83,7 @@ class Network:
         batch_first: bool,
         threads: int,
         room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
+        embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
     ) -> tuple[Array, Array, Array | None, Tape | None]:
         """y (of packed sequences packed), hn, cn, and the tape of a training call."""
     def tape_room(self, dropout: bool) -> tuple[int, int]:
@@ -107,10 +111,11 @@ class Network:
         dcn: Array | None,  # as cn, contiguous
         hidden: bool,
         threads: int,
-    ) -> tuple[Array, Array, Array | None, list[Array], Array | None]:
+    ) -> tuple[Array | None, Array, Array | None, list[Array], Array | None]:
         """dx, dh0, dc0, one gradient per parameter in their order, dL/dh_t of the last layer.
 
-        dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P).
+        dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P). With token ids it
+        is dL/dembedding, or None where they are one-hot.
         """
     def freeze(self, parameters: Sequence[Array]) -> Frozen: ...
     def memory(self, T: int, B: int, training: bool, dropout: bool) -> tuple[int, int, int]:

@@ -88,6 +88,26 @@ def input_shape(problems: Problems, shape: Shape, input_size: int, batch_first: 
         problems.shape(f"x with shape {shape} = {names}", why)
 
 
+def ids_shape(problems: Problems, shape: Shape, batch_first: bool) -> None:
+    """Check the shape of token ids: (T,B), or (B,T) with batch_first, or (T,)."""
+    if len(shape) in (1, 2):
+        return
+    axes = "(batch, time)" if batch_first else "(time, batch)"
+    why = f"With embedding= x holds token ids {axes}, or (time,) without a batch; it has {len(shape)} axes."
+    if len(shape) == 3:
+        why += " Features (time, batch, features) go without embedding=."
+    problems.shape(f"ids with shape {shape}", why)
+
+
+def embedding_shape(problems: Problems, shape: Shape, input_size: int) -> None:
+    """Check the shape of an embedding: (V,I)."""
+    if len(shape) != 2 or shape[1] != input_size:
+        why = f"It must be (ids, features), with {input_size} features.{swap_hint('embedding', shape, input_size)}"
+        problems.shape(f"embedding with shape {shape}", why)
+    elif shape[0] == 0:
+        problems.shape(f"embedding with shape {shape}", "It has no row, so no id can name one.")
+
+
 def step_input_shape(problems: Problems, shape: Shape, input_size: int) -> None:
     """Check the shape of one time step: (B,I) or (I,)."""
     if len(shape) not in (1, 2):
@@ -148,6 +168,8 @@ def unsafe_dtype(problems: Problems, name: str, is_array: bool, got: np.dtype[An
     why = f"The layer computes in {wanted}, and {got} does not convert to it without loss: use {fix}"
     if wanted == np.float32 and np.can_cast(got, np.float64, "safe"):
         why += ", or make the layer with dtype=np.float64"
+    if name == "x" and got.kind in "iu":
+        why += "; token ids go with embedding="
     problems.type(f"{name} with dtype {got}", why + ".")
 
 

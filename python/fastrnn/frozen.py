@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks, inputs
-from .inputs import StateLike
+from .inputs import OneHot, StateLike
 from .results import LSTMState, S
 from .threads import get_num_threads
 
@@ -37,15 +37,28 @@ class Frozen(Generic[S]):
         return self._core.nbytes
 
     def __call__(
-        self, x: ArrayLike, state: StateLike = None, *, lengths: Any = None, reset: Any = None
+        self,
+        x: ArrayLike,
+        state: StateLike = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        embedding: ArrayLike | OneHot | None = None,
     ) -> tuple[Array, S]:
         """Run over a sequence; arguments, results and errors are those of calling the layer."""
         layer = self._layer
-        given = inputs.read(layer, layer._brief, x, state, lengths, reset)
+        given = inputs.read(layer, layer._brief, x, state, lengths, reset, embedding)
         checks.call_size(layer._brief, layer._network, given.time, given.batch, False)
         try:
             y, hn, cn = self._core.forward(
-                given.x, given.h0, given.c0, given.lengths, given.reset, given.batch_first, get_num_threads()
+                given.x,
+                given.h0,
+                given.c0,
+                given.lengths,
+                given.reset,
+                given.batch_first,
+                get_num_threads(),
+                given.embedding,
             )
         except MemoryError as error:
             raise checks.out_of_memory(layer._brief(), layer._network, given.time, given.batch, False) from error

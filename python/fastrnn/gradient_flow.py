@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .initialise import Seed, as_generator
 from .layers import GRU, LSTM, RNN
-from .recurrent import Recurrent, Seed, as_generator
+from .recurrent import Recurrent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

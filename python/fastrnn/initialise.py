@@ -1,13 +1,17 @@
 """How the parameters of a layer start out."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checks
 from .parameters import Parameters
 
 Array = NDArray[Any]
+# a string: naming numpy.random loads it, which costs more than all of fastrnn
+Seed: TypeAlias = "int | Sequence[int] | np.random.Generator | None"
 RecurrentWeights = Literal["uniform", "orthogonal", "identity"]
 
 
@@ -39,3 +43,11 @@ def orthogonal(shape: tuple[int, ...], rng: "np.random.Generator") -> Array:
     # QR is unique only up to the signs of R's diagonal; fixing them makes the distribution uniform
     signed: Array = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return signed
+
+
+def as_generator(name: str, rng: Seed) -> "np.random.Generator":
+    """Return the generator that an rng argument stands for."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise checks.seed_error(name, rng, error) from error

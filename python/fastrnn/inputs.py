@@ -1,7 +1,7 @@
 """From what a user hands over to what the core takes: arrays (T,B,...) of the layer's dtype, or one clear error."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from .results import Tape
 
 Array = NDArray[Any]
+OneHot: TypeAlias = Literal["one-hot"]
 StateLike = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
 
 
 class Inputs(NamedTuple):
     """The arguments of one call over a sequence, as the core takes them."""
 
-    x: Array  # (T, B, I)
+    x: Array  # (T, B, I), or token ids (T, B)
     h0: Array | None  # (L*D, B, P)
     c0: Array | None  # (L*D, B, H)
     lengths: Array | None  # (B,) int64
@@ -29,6 +30,7 @@ class Inputs(NamedTuple):
     unbatched: bool
     time: int
     batch: int
+    embedding: Array | None  # (V, I); None beside token ids: they are one-hot
 
 
 class StepInputs(NamedTuple):
@@ -63,8 +65,10 @@ def as_real(problems: Problems, name: str, value: ArrayLike, dtype: np.dtype[Any
     return array
 
 
-def integers(problems: Problems, name: str, value: ArrayLike, what: str, count: int) -> NDArray[np.int64]:
-    """Return ids as int64, each in 0..count-1; a problem names the first that is not."""
+def integers(
+    problems: Problems, name: str, value: ArrayLike, what: str, count: int, matters: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Return ids as int64, each in 0..count-1 where it matters; a problem names the first that is not."""
     array = np.asarray(value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)
@@ -72,7 +76,10 @@ def integers(problems: Problems, name: str, value: ArrayLike, what: str, count: 
         problems.type(f"{name} with dtype {array.dtype}", f"They are {what} and must be integers.")
         return np.zeros(array.shape, np.int64)
     if array.size and (array.min() < 0 or array.max() >= count):
-        bad = np.argwhere((array < 0) | (array >= count))
+        wrong = (array < 0) | (array >= count)
+        bad = np.argwhere(wrong if matters is None else wrong & matters)
+        if not len(bad):
+            return array.astype(np.int64, copy=False)
         where = ", ".join(map(str, bad[0]))
         more = f" and {len(bad) - 1} more out of range" if len(bad) > 1 else ""
         got = f"{name}[{where}] = {array[tuple(bad[0])]}{more}"
@@ -178,8 +185,26 @@ def read_reset(problems: Problems, reset: Any, wanted: tuple[int, ...], batch_fi
     return np.ascontiguousarray(array[:, None] if array.ndim == 1 else array.T if batch_first else array)
 
 
+def read_embedding(problems: Problems, layer: "Recurrent[Any]", embedding: "ArrayLike | OneHot") -> Array | None:
+    """Return an embedding (V,I) of the layer's dtype, or None for one-hot."""
+    if isinstance(embedding, str):
+        if embedding != "one-hot":
+            problems.value(f"embedding={embedding!r}", 'It must be an array (ids, features) or "one-hot".')
+        return None
+    array = as_real(problems, "embedding", embedding, layer.dtype)
+    if array is not None:
+        checks.embedding_shape(problems, array.shape, layer.input_size)
+    return array if array is None else np.require(array, requirements=["C", "A"])
+
+
 def read(
-    layer: "Recurrent[Any]", who: Callable[[], str], x: ArrayLike, state: StateLike, lengths: Any, reset: Any
+    layer: "Recurrent[Any]",
+    who: Callable[[], str],
+    x: ArrayLike,
+    state: StateLike,
+    lengths: Any,
+    reset: Any,
+    embedding: "ArrayLike | OneHot | None" = None,
 ) -> Inputs:
     """Check and convert the arguments of a call over a sequence.
 
@@ -189,17 +214,21 @@ def read(
         With every argument that does not fit.
     """
     problems = Problems(who)
-    array = as_real(problems, "x", x, layer.dtype)
-    if array is not None:
+    features = embedding is None  # x holds them, or ids
+    array = as_real(problems, "x", x, layer.dtype) if features else as_array(problems, "ids", x)
+    if array is not None and features:
         checks.input_shape(problems, array.shape, layer.input_size, layer.batch_first)
-    if array is None or array.ndim not in (2, 3):
+    elif array is not None:
+        checks.ids_shape(problems, array.shape, layer.batch_first)
+    if array is None or array.ndim - features not in (1, 2):
         problems.refuse()
     assert array is not None
-    unbatched = array.ndim == 2
+    unbatched = array.ndim - features == 1
     batch_first = layer.batch_first and not unbatched
-    array = in_rows(array)
+    if features:
+        array = in_rows(array)
     array = array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array
-    T, B, _ = array.shape
+    T, B = array.shape[:2]
 
     h0, c0 = read_state(problems, layer, "state", state, None if unbatched else B, T if T != B else None)
     if lengths is not None:
@@ -207,8 +236,30 @@ def read(
     if reset is not None:
         wanted = (T,) if unbatched else (B, T) if batch_first else (T, B)
         reset = read_reset(problems, reset, wanted, batch_first)
+    rows = None
+    if embedding is not None:
+        rows = read_embedding(problems, layer, embedding)
+        problems.refuse()
+        array = _read_ids(
+            problems, array, layer.input_size if rows is None else len(rows), lengths, batch_first, unbatched
+        )
     problems.refuse()
-    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B)
+    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B, rows)
+
+
+def _read_ids(
+    problems: Problems, ids: Array, count: int, lengths: Array | None, batch_first: bool, unbatched: bool
+) -> NDArray[np.int64]:
+    """Return ids (T,B) as int64; those past a length need not be in range."""
+    runs = None if lengths is None else np.arange(len(ids))[:, None] < lengths
+
+    def as_given(a: Array) -> Array:
+        return a[:, 0] if unbatched else a.T if batch_first else a
+
+    what = "rows of the embedding, or places of the one"
+    integers(problems, "ids", as_given(ids), what, count, None if runs is None else as_given(runs))
+    problems.refuse()
+    return np.ascontiguousarray(ids, dtype=np.int64)
 
 
 def read_gradients(

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import storage
+from .initialise import Seed
 from .parameters import Parameters
-from .recurrent import Recurrent, Seed
+from .recurrent import Recurrent
 from .results import LSTMState
 
 __all__ = ["GRU", "LSTM", "RNN", "Parameters", "load"]

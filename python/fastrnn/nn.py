@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
 from .checks import Problems, parameter_sizes, same_shape, seed_error, swap_hint
+from .initialise import Seed
 from .inputs import as_real, integers
-from .parameters import Parameters
-from .recurrent import Seed
+from .parameters import Parameters, Parametrised
 from .threads import get_num_threads
 
 __all__ = ["Embedding", "Linear"]
@@ -40,7 +40,7 @@ class PartTape(NamedTuple):
     x: Array
 
 
-class _Part:
+class _Part(Parametrised):
     """Sizes, parameters by name, and a tape that knows its layer and the version of the parameters it saw."""
 
     def __init__(self, sizes: Mapping[str, Any], dtype: DTypeLike, rng: Seed) -> None:
@@ -68,28 +68,8 @@ class _Part:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={size}' for name, size in self._sizes.items())})"
 
-    def parameters(self) -> Parameters:
-        """Return the live arrays by name; editing them in place is seen by the next call."""
-        return self._parameters
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by name."""
-        return {name: array.copy() for name, array in self._parameters.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy values into the parameters.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array
-            One array per parameter, under its name and with its shape.
-
-        Raises
-        ------
-        ShapeError, TypeError, ValueError
-            With every name, shape and dtype that does not fit; then nothing is changed.
-        """
-        self._parameters.load(state_dict, repr(self))
+    def _brief(self) -> str:
+        return repr(self)
 
     def _tape(self, x: Array) -> PartTape:
         return PartTape(self, self._parameters.version, x)

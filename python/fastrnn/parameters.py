@@ -90,6 +90,42 @@ class Parameters(dict[str, Array]):
     update = _fixed
 
 
+class Parametrised:
+    """What has live arrays by name and hands out and takes in copies of them."""
+
+    _parameters: Parameters
+
+    def _brief(self) -> str:
+        """Return the subject of an error message."""
+        raise NotImplementedError
+
+    def parameters(self) -> Parameters:
+        """Return the live arrays, a layer's by PyTorch's names; edited in place, they are seen by the next call.
+
+        Whoever edits them between forward and backward calls ``parameters().changed()``: the tape is then refused.
+        """
+        return self._parameters
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by name, a layer's in PyTorch's order and layout."""
+        return {name: p.copy() for name, p in self._parameters.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy parameters in, from `state_dict` or from a PyTorch module of the same sizes.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Every parameter by name; anything NumPy can make an array of, in any real dtype.
+
+        Raises
+        ------
+        ShapeError, ValueError, TypeError
+            With all missing, unexpected and misshapen entries; nothing is changed then.
+        """
+        self._parameters.load(state_dict, self._brief())
+
+
 def _common_prefix(names: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     """What must be removed from every name of source to make it a name of ours; empty when there is no such thing."""
     given = [str(name) for name in source]

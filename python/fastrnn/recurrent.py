@@ -8,8 +8,7 @@ import copy
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Self, TypeAlias, cast
+from typing import Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,18 +17,16 @@ from . import checks, inputs, storage
 from ._core import Network
 from ._core import Tape as CoreTape
 from .frozen import Frozen, FrozenLSTM
-from .initialise import RecurrentWeights, initialise
-from .inputs import Inputs, StateLike
-from .parameters import Parameters, shapes
+from .initialise import RecurrentWeights, Seed, as_generator, initialise
+from .inputs import Inputs, OneHot, StateLike
+from .parameters import Parameters, Parametrised, shapes
 from .results import Gradients, MemoryEstimate, S, Tape
 from .threads import get_num_threads
 
 Array = NDArray[Any]
-# a string: naming numpy.random loads it, which costs more than all of fastrnn
-Seed: TypeAlias = "int | Sequence[int] | np.random.Generator | None"
 
 
-class Recurrent(ABC, Generic[S]):
+class Recurrent(Parametrised, ABC, Generic[S]):
     """What RNN, GRU and LSTM share; T time, B batch, I input, H hidden, P projection (else H), L layers, D directions.
 
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
@@ -49,7 +46,6 @@ class Recurrent(ABC, Generic[S]):
     _has_cell_state: ClassVar[bool] = False
     _options: dict[str, Any]
     _network: Network
-    _parameters: Parameters
     _rng: "np.random.Generator"
 
     def __init__(self, rng: Seed, **given: Any) -> None:
@@ -90,13 +86,18 @@ class Recurrent(ABC, Generic[S]):
         return self.dropout > 0 and self.num_layers > 1
 
     def _brief(self) -> str:
-        """Return the subject of an error message."""
         return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
 
     # Running
 
     def __call__(
-        self, x: ArrayLike, state: StateLike = None, *, lengths: Any = None, reset: Any = None
+        self,
+        x: ArrayLike,
+        state: StateLike = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        embedding: ArrayLike | OneHot | None = None,
     ) -> tuple[Array, S]:
         """Run over a sequence, without dropout and without saving anything for backward.
 
@@ -104,7 +105,8 @@ class Recurrent(ABC, Generic[S]):
         ----------
         x : array_like
             (T,B,I), with ``batch_first`` (B,T,I), or (T,I) without a batch. Kept as it is if its dtype is the layer's
-            and its last axis contiguous, converted if NumPy calls that safe.
+            and its last axis contiguous, converted if NumPy calls that safe. With `embedding` token ids: integers
+            (T,B), (B,T) or (T,).
         state : array, LSTMState or None
             Initial state (L*D,B,P), or (L*D,P) beside an x without a batch; never batch first. Of an LSTM the pair
             (h, c) with c (L*D,B,H). None, also as a member, is zeros.
@@ -114,6 +116,10 @@ class Recurrent(ABC, Generic[S]):
         reset : array of bool, optional
             (T,B), with ``batch_first`` (B,T), or (T,). True at t cuts between t-1 and t, in every layer: the state that
             enters step t is zero, and in the reverse direction the one that goes on to step t-1.
+        embedding : array_like (V,I) or "one-hot", optional
+            The layer then reads ``embedding[x]``, or one-hot vectors of length I, with the same bits and faster: each
+            distinct id is multiplied by the input weights once, however many tokens have it. Ids past a length do not
+            matter.
 
         Returns
         -------
@@ -129,7 +135,7 @@ class Recurrent(ABC, Generic[S]):
         SizeError
             If the call needs more memory than there is.
         """
-        given = inputs.read(self, self._brief, x, state, lengths, reset)
+        given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
         y, hn, cn, _ = self._run(given, None, 1.0, False)
         return self._finish(y, hn, cn, given.unbatched)
 
@@ -140,6 +146,7 @@ class Recurrent(ABC, Generic[S]):
         *,
         lengths: Any = None,
         reset: Any = None,
+        embedding: ArrayLike | OneHot | None = None,
         training: bool = True,
         rng: Seed = None,
     ) -> tuple[Array, S, Tape]:
@@ -147,8 +154,9 @@ class Recurrent(ABC, Generic[S]):
 
         Parameters
         ----------
-        x, state, lengths, reset
-            As for calling the layer. The tape holds x by reference: do not change it before `backward`.
+        x, state, lengths, reset, embedding
+            As for calling the layer. The tape holds x and the embedding by reference: do not change them before
+            `backward`.
         training : bool
             Whether to apply dropout, between the layers: each element of a layer's output is dropped with probability
             ``dropout``, the others are scaled by 1 / (1 - dropout) (Srivastava et al. 2014).
@@ -169,7 +177,7 @@ class Recurrent(ABC, Generic[S]):
         ShapeError, ValueError, TypeError, SizeError
             As calling the layer does.
         """
-        given = inputs.read(self, self._brief, x, state, lengths, reset)
+        given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
         if training and self._drops:
             checks.call_size(self._brief, self._network, given.time, given.batch, True, self._drops)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
@@ -181,7 +189,10 @@ class Recurrent(ABC, Generic[S]):
         y.setflags(write=False)
         y, end = self._finish(y, hn, cn, given.unbatched)
         version = self._parameters.version
-        tape = Tape(self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched)
+        of_ids = embedding is not None
+        tape = Tape(
+            self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched, of_ids
+        )
         return y, end, tape
 
     def backward(
@@ -203,7 +214,8 @@ class Recurrent(ABC, Generic[S]):
         Returns
         -------
         Gradients
-            ``.x``, ``.state``, ``.parameters`` (dict by PyTorch's names) and ``.hidden``.
+            ``.x`` or, after a call with token ids, ``.embedding``; ``.state``, ``.parameters`` (dict by PyTorch's
+            names) and ``.hidden``.
 
         Raises
         ------
@@ -220,10 +232,12 @@ class Recurrent(ABC, Generic[S]):
             )
         except MemoryError as error:
             raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True) from error
-        dx, dstate0 = self._finish(dx, dh0, dc0, tape.unbatched)
-        if dh is not None and tape.unbatched:
-            dh = dh[:, 0]
-        return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh)
+        dembedding = None
+        if tape.of_ids:
+            dx, dembedding = None, dx
+        dx, dh = (a[:, 0] if a is not None and tape.unbatched else a for a in (dx, dh))
+        dstate0 = self._finish_state(dh0, dc0, tape.unbatched)
+        return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh, dembedding)
 
     def freeze(self, weights: None = None) -> Frozen[S]:
         """Return an immutable copy with packed weights, for inference, which several threads may call at once.
@@ -268,32 +282,6 @@ class Recurrent(ABC, Generic[S]):
         return MemoryEstimate(*sizes, parameters=sum(p.nbytes for p in self._parameters.values()))
 
     # Parameters
-
-    def parameters(self) -> Parameters:
-        """Return the live arrays by PyTorch's names; edited in place, they are seen by the next call.
-
-        Whoever edits them between forward and backward calls ``parameters().changed()``: the tape is then refused.
-        """
-        return self._parameters
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by PyTorch's names, in PyTorch's order and layout."""
-        return {name: p.copy() for name, p in self._parameters.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy parameters in, from `state_dict` or from a PyTorch module of the same sizes.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array_like
-            Every parameter by name; anything NumPy can make an array of, in any real dtype.
-
-        Raises
-        ------
-        ShapeError, ValueError, TypeError
-            With all missing, unexpected and misshapen entries; nothing is changed then.
-        """
-        self._parameters.load(state_dict, self._brief())
 
     def initialise(
         self, recurrent: RecurrentWeights = "uniform", forget_bias: float | None = None, rng: Seed = None
@@ -369,15 +357,18 @@ class Recurrent(ABC, Generic[S]):
                 training,
                 given.batch_first,
                 get_num_threads(),
+                None,
+                given.embedding,
             )
         except MemoryError as error:
             raise checks.out_of_memory(self._brief(), self._network, given.time, given.batch, training) from error
 
     def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
         """Take the batch axis off where x had none, and make h and c the state that the user sees."""
-        if unbatched:
-            y, h, c = y[:, 0], h[:, 0], None if c is None else c[:, 0]
-        return y, self._as_state(h, c)
+        return y[:, 0] if unbatched else y, self._finish_state(h, c, unbatched)
+
+    def _finish_state(self, h: Array, c: Array | None, unbatched: bool) -> S:
+        return self._as_state(h[:, 0], None if c is None else c[:, 0]) if unbatched else self._as_state(h, c)
 
     def _draw_masks(self, given: Inputs, rng: "np.random.Generator") -> tuple[Array, float]:
         """Return dropout masks (L-1,T,B,D*P), True where an element is kept, and the factor for what is kept."""
@@ -446,11 +437,3 @@ class Recurrent(ABC, Generic[S]):
         listed = ", ".join(f"{k}={v!r}" for k, v in shown.items() if plain.get(k) != v)
         count = sum(math.prod(p.shape) for p in self._parameters.values())
         return f"{type(self).__name__}({listed})  # {count:,} parameters"
-
-
-def as_generator(name: str, rng: Seed) -> "np.random.Generator":
-    """Return the generator that an rng argument stands for."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise checks.seed_error(name, rng, error) from error

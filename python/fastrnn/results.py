@@ -27,8 +27,8 @@ class Gradients(NamedTuple, Generic[S]):
 
     Attributes
     ----------
-    x : array
-        Shaped like x.
+    x : array or None
+        Shaped like x; None where the layer read token ids.
     state : array or LSTMState
         Shaped like the initial state, which need not have been given.
     parameters : dict of str to array
@@ -36,16 +36,20 @@ class Gradients(NamedTuple, Generic[S]):
     hidden : array or None
         With ``hidden=True`` dL/dh_t of the last layer, shaped like y: the gradient that arrives at each output from the
         loss and from all later steps.
+    embedding : array or None
+        Shaped like the embedding whose rows the token ids named; rows that no token used are zero.
     """
 
-    x: Array
+    x: Array | None
     state: S
     parameters: dict[str, Array]
     hidden: Array | None
+    embedding: Array | None = None
 
     def __repr__(self) -> str:
-        hidden = None if self.hidden is None else self.hidden.shape
-        return f"Gradients(x={self.x.shape}, parameters={{{', '.join(self.parameters)}}}, hidden={hidden})"
+        arrays = {name: getattr(self, name) for name in ("x", "hidden", "embedding")}
+        shapes = "".join(f"{name}={array.shape}, " for name, array in arrays.items() if array is not None)
+        return f"Gradients({shapes}parameters={{{', '.join(self.parameters)}}})"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -63,6 +67,7 @@ class Tape:
     batch: int
     batch_first: bool
     unbatched: bool
+    of_ids: bool
 
     @property
     def nbytes(self) -> int:

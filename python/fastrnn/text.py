@@ -195,6 +195,10 @@ class CharacterModel:
         """Return the live arrays of embedding, network and head, as the optimizers take them."""
         return [part.parameters() for part in self._parts().values()]
 
+    @property
+    def _table(self) -> NDArray[Any]:
+        return self.embedding.parameters()["weight"]
+
     def loss_and_gradients(self, window: Window, state: Any = None) -> tuple[float, Any, list[dict[str, NDArray[Any]]]]:
         """Return the loss of a window, the state after it, and dL/d(parameters) in the order of `parameters`.
 
@@ -202,21 +206,20 @@ class CharacterModel:
         start of the window.
         """
         batch = window.ids.shape[1]
-        x, tape_x = self.embedding.forward(window.ids)
-        y, state, tape_y = self.network.forward(x, state, training=True)
+        y, state, tape_y = self.network.forward(window.ids, state, embedding=self._table)
         logits, tape_logits = self.head.forward(y)
         loss, dlogits = cross_entropy(logits, window.targets, reduction="sum")
         dlogits /= batch
         head = self.head.backward(tape_logits, dlogits)
         network = self.network.backward(tape_y, head.x)
-        embedding = self.embedding.backward(tape_x, network.x)
-        return loss / batch, state, [embedding.parameters, network.parameters, head.parameters]
+        assert network.embedding is not None, "a call with ids gives the gradient of its embedding"
+        return loss / batch, state, [{"weight": network.embedding}, network.parameters, head.parameters]
 
     def bits_per_character(self, ids: Ids, batch: int = 1, seq_len: int = 256) -> float:
         """Return the mean of -log2 p(character | those before it) over a text of ids (n,), read as `batch` streams."""
         total, count, state = 0.0, 0, None
         for window in windows(ids, batch, seq_len):
-            y, state = self.network(self.embedding(window.ids), state)
+            y, state = self.network(window.ids, state, embedding=self._table)
             total += cross_entropy(self.head(y), window.targets, reduction="sum")[0]
             count += window.targets.size
         return total / count / float(np.log(2.0))
