@@ -22,6 +22,7 @@ struct Case {
   int64_t T, B, I, H, L;
   int D;
   bool ragged, resets, bias;
+  int64_t ids = 0;  // so many rows of x are an embedding, and the input is ids of them
 
   int64_t P() const { return cell == Cell::lstm_projected ? (H + 1) / 2 : H; }
   bool has_c() const { return cell == Cell::lstm || cell == Cell::lstm_projected; }
@@ -30,7 +31,7 @@ struct Case {
   std::string text() const {
     return std::string(cell_names[int(cell)]) + " T=" + std::to_string(T) + " B=" + std::to_string(B) + " I=" + std::to_string(I) +
            " H=" + std::to_string(H) + " L=" + std::to_string(L) + " D=" + std::to_string(D) + (ragged ? " ragged" : "") +
-           (resets ? " resets" : "");
+           (resets ? " resets" : "") + (ids ? " ids=" + std::to_string(ids) : "");
   }
 };
 
@@ -98,6 +99,11 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   ForwardCall<Real> call{};
   call.batch = &batch;
   call.x = {x.data(), c.B * c.I, c.I};
+  std::vector<int64_t> ids(size_t(c.T * c.B));
+  for (size_t i = 0; c.ids && i < ids.size(); i++) ids[i] = int64_t(i * i) % c.ids;
+  const TokenIds counted(batch.schedule(), {ids.data(), c.B, 1}, c.ids + 1);
+  const Tokens tokens = counted.tokens();
+  if (c.ids) call.tokens = &tokens, call.x = {x.data(), 0, c.I, tokens.id};
   call.y = {y.data(), c.B * width, width};
   call.h0 = h0.data(), call.c0 = c0.data(), call.hn = hn.data(), call.cn = cn.data();
   call.weights = weights.data();
@@ -114,6 +120,7 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   back.forward = call;
   back.dy = {dy.data(), c.B * width, width};
   back.dx = {dx.data(), c.B * c.I, c.I};
+  if (c.ids) dx.assign(dx.size(), 0), back.dx = {dx.data(), 0, c.I, tokens.id};
   back.dhn = dhn.data(), back.dcn = dcn.data(), back.dh0 = dh0.data(), back.dc0 = dc0.data();
   back.gradients = into.data();
   BackwardRun<Real>(n, back, threads).run({nullptr, nullptr});
@@ -239,7 +246,7 @@ void check_case(const Case& c, const Isa& scalar) {
   Output wide;
   Values gradient;
   run<double>(p, scalar, 1, false, wide, &gradient);
-  if (c.L * c.D == 1 && !c.ragged && !c.resets) {
+  if (c.L * c.D == 1 && !c.ragged && !c.resets && !c.ids) {
     Output book = textbook(p);
     check(distance(c, wide, book) < 1e-12, c.text() + ": textbook");
   }
@@ -318,9 +325,11 @@ int main(int argc, char** argv) {
         {cell, 1, 1, 1, 1, 1, 1, false, false, true},   {cell, 3, 2, 5, 7, 1, 1, false, false, true},
         {cell, 5, 7, 3, 17, 1, 1, false, false, false}, {cell, 6, 5, 4, 9, 2, 2, true, true, true},
         {cell, 9, 3, 8, 33, 1, 2, true, true, true},    {cell, 0, 2, 3, 4, 1, 1, false, false, true},
+        {cell, 9, 5, 4, 19, 2, 2, true, true, true, 6}, {cell, 2, 9, 4, 19, 1, 1, false, true, true, 18},
     };
     if (!quick) {
       cases.push_back({cell, 30, 40, 20, 48, 1, 1, true, true, true});
+      cases.push_back({cell, 30, 40, 20, 48, 1, 1, true, true, true, 70});
       cases.push_back({cell, 500, 1, 16, 100, 1, 1, false, false, true});
       cases.push_back({cell, 4, 1, 96, 200, 2, 1, false, true, true});
     }
