@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import fastrnn
 import reference
 from fastrnn.cli import main
+from fastrnn.language import LanguageModel
 from reference import Problem
 
 Array = NDArray[Any]
@@ -248,6 +249,16 @@ def complex_step(f: Callable[[Array], Any], at: Array) -> Array:
         z[index] += 1e-200j
         gradient[index] = np.imag(f(z)) / 1e-200
     return gradient
+
+
+ENGLISH = "the cat sat on the mat. the dog sat on the log.\n" * 40
+CHINESE = "我要去北京。我要离开上海。你好，世界！\n" * 60  # noqa: RUF001
+
+
+def same_models(a: LanguageModel, b: LanguageModel) -> None:
+    assert a.vocabulary.tokens == b.vocabulary.tokens
+    assert a.config == b.config
+    assert_same_bits(a.arrays(), b.arrays())
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

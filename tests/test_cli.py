@@ -14,7 +14,8 @@ import pytest
 
 import fastrnn
 from fastrnn.cli import COMMANDS, main
-from fastrnn.text import CharacterModel
+from fastrnn.language import LanguageModel
+from fastrnn.text import Characters
 from support import complaint
 
 TEXT = "the cat sat on the mat.\n" * 100
@@ -61,7 +62,7 @@ class TestTrain:
             printed = capsys.readouterr().out
             assert "saved   model.npz" in printed
             assert "bits per character" in printed
-        assert CharacterModel.load("model.npz").vocabulary.characters == "".join(sorted(set(TEXT)))
+        assert LanguageModel.load("model.npz").vocabulary.tokens == sorted(set(TEXT))
 
     def test_built_in_text(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", *FAST, "--output", "other.npz"]) == 0
@@ -96,7 +97,57 @@ class TestTrain:
         assert process.returncode == 130
         assert b"stopped after" in out
         assert err == b""
-        assert CharacterModel.load("model.npz").config["hidden_size"] == 8
+        assert LanguageModel.load("model.npz").config["hidden_size"] == 8
+        assert b"go on   fastrnn train --resume model.checkpoint.npz" in out
+        resumed = [sys.executable, "-m", "fastrnn", "train", "--resume", "model.checkpoint.npz", "--epochs", "1"]
+        done = subprocess.run([*resumed, "--sample", "0"], capture_output=True, check=True)
+        assert b"bits per character" in done.stdout
+        assert sorted(os.listdir()) == ["model.npz", "text.txt"]
+
+    def test_resume_takes_the_rest_from_the_checkpoint(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = "leave out --batch, --hidden, TEXT"
+        assert words in complaint(capsys, "train", "text.txt", "--hidden", "8", "--batch", "2", "--resume", "c.npz")
+        assert "c.npz: No such file" in complaint(capsys, "train", "--resume", "c.npz")
+
+
+class TestSample:
+    @pytest.fixture
+    def model(self, here: Path) -> str:
+        alphabet = sorted(set(TEXT))
+        LanguageModel(Characters("".join(alphabet)), embedding_dim=4, hidden_size=6, rng=0).save("model.npz")
+        return "model.npz"
+
+    def test_it_writes(self, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["sample", model, "--prompt", "the", "--length", "30", "--seed", "5"]) == 0
+        printed = capsys.readouterr().out
+        expected = LanguageModel.load(model).sample(30, "the", temperature=0.7, rng=5)
+        assert printed == f"the{expected}\n"
+        assert main(["sample", model, "--seed", "5", "--temperature", "2"]) == 0
+        assert len(capsys.readouterr().out) == 401
+
+    def test_it_writes_at_once(self, model: str) -> None:
+        """Without an end, until nobody reads on; what is drawn is not kept back in a buffer."""
+        command = [sys.executable, "-m", "fastrnn", "sample", model, "--length", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert len(process.stdout.read(50)) == 50
+            process.stdout.close()
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+        assert process.returncode == 1
+
+    def test_bad_input(self, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+        says = functools.partial(complaint, capsys, "sample")
+        assert "2 of the characters are not among the 12 known: 'O', 'k'" in says(model, "--prompt", "Ok")
+        assert "the prompt is empty; give at least one character" in says(model, "--prompt", "")
+        assert "expected a number above 0" in says(model, "--temperature", "0")
+        assert "no.npz: No such file" in says("no.npz")
+        assert "text.txt is not a file that a fastrnn layer was saved to" in says("text.txt")
+        fastrnn.GRU(2, 3).save("gru.npz")
+        assert "gru.npz holds something else than a language model" in says("gru.npz")
+        whole = Path(model).read_bytes()
+        Path(model).write_bytes(whole[: len(whole) // 2])
+        assert "model.npz" in says(model)
 
 
 class TestBadInput:

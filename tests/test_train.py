@@ -1,9 +1,10 @@
-"""Text, vocabulary, windows, the character model, and the job that trains it."""
+"""The job of `fastrnn train`: it learns, stops, goes on to the same bits, and refuses what will not do."""
 
 import dataclasses
+import itertools
 import math
 import os
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,217 +12,11 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import FileError
-from fastrnn.text import (
-    CharacterModel,
-    TextError,
-    Vocabulary,
-    Window,
-    builtin_text,
-    check_output,
-    count_windows,
-    read_text,
-    windows,
-)
-from fastrnn.train import DivergedError, Options, train
-from support import assert_same_bits
-
-ENGLISH = "the cat sat on the mat. the dog sat on the log.\n" * 40
-CHINESE = "我要去北京。我要离开上海。你好，世界！\n" * 60  # noqa: RUF001
-
-
-class TestText:
-    @pytest.mark.parametrize(
-        ("data", "text"),
-        [
-            ("天气 is fine\n".encode(), "天气 is fine\n"),
-            (b"\xef\xbb\xbfwith a mark", "with a mark"),
-            (b"a\r\nb\rc\n", "a\nb\nc\n"),
-            ("\N{CAT} \0".encode(), "\N{CAT} \0"),
-        ],
-    )
-    def test_read(self, tmp_path: Path, data: bytes, text: str) -> None:
-        (tmp_path / "a.txt").write_bytes(data)
-        assert read_text(tmp_path / "a.txt") == text
-
-    @pytest.mark.parametrize(
-        ("data", "words"),
-        [
-            (b"", "a.txt is empty"),
-            (b"abc\xff", "a.txt is not UTF-8: byte 0xff at offset 3; convert it"),
-            ("text".encode("utf-16"), "is not UTF-8: byte 0xff at offset 0"),
-        ],
-    )
-    def test_bad_files(self, tmp_path: Path, data: bytes, words: str) -> None:
-        (tmp_path / "a.txt").write_bytes(data)
-        with pytest.raises(TextError, match=words):
-            read_text(tmp_path / "a.txt")
-        with pytest.raises(FileNotFoundError):
-            read_text(tmp_path / "b.txt")
-
-    def test_builtin(self) -> None:
-        text, name = builtin_text()
-        assert len(text) > 200_000
-        assert "assignment" in text
-        assert name == f"pydoc_data.topics of Python {'.'.join(map(str, sys.version_info[:3]))}"
-
-
-class TestVocabulary:
-    @pytest.mark.parametrize("text", [ENGLISH, CHINESE, "\N{CAT}a\0\N{CAT}", "x"])
-    def test_there_and_back(self, text: str) -> None:
-        vocabulary = Vocabulary(text)
-        assert vocabulary.characters == "".join(sorted(set(text)))
-        assert len(vocabulary) == len(set(text))
-        ids = vocabulary.encode(text)
-        assert [vocabulary.characters[i] for i in ids] == list(text)
-        assert vocabulary.decode(ids) == text
-        assert vocabulary.encode("").size == 0
-
-    @pytest.mark.parametrize(("text", "shown"), [("bad", "'d'"), ("好", r"'\\u597d'"), ("\udc80", r"'\\udc80'")])
-    def test_unknown_characters(self, text: str, shown: str) -> None:
-        with pytest.raises(TextError, match=f"1 of the characters is not among the 3 known: {shown}"):
-            Vocabulary("abc").encode(text)
-
-    def test_empty(self) -> None:
-        with pytest.raises(TextError, match="at least one character"):
-            Vocabulary("")
-
-
-@pytest.mark.parametrize(("n", "batch", "seq_len"), [(2, 1, 1), (50, 3, 4), (49, 3, 4), (49, 3, 100), (17, 16, 5)])
-def test_windows_walk_along_the_streams(n: int, batch: int, seq_len: int) -> None:
-    ids = np.arange(n)
-    cut = list(windows(ids, batch, seq_len))
-    assert len(cut) == count_windows(n, batch, seq_len)
-    assert all(w.ids.shape == w.targets.shape == (seq_len, batch) for w in cut[:-1])
-    whole = np.concatenate([w.ids for w in cut])
-    length = (n - 1) // batch
-    for b in range(batch):
-        np.testing.assert_array_equal(whole[:, b], ids[b * length : (b + 1) * length])
-    np.testing.assert_array_equal(np.concatenate([w.targets for w in cut]), whole + 1)
-
-
-def test_too_few_characters_for_the_streams() -> None:
-    with pytest.raises(TextError, match="8 characters are too few for a batch of 8"):
-        list(windows(np.arange(8), 8, 2))
-
-
-def small(cell: str = "lstm", **options: Any) -> CharacterModel:
-    return CharacterModel(Vocabulary(ENGLISH), cell, **{"embedding_dim": 5, "hidden_size": 9, "rng": 3, **options})
-
-
-def same(a: CharacterModel, b: CharacterModel) -> None:
-    assert a.vocabulary.characters == b.vocabulary.characters
-    assert a.config == b.config
-    for one, two in zip(a.parameters(), b.parameters(), strict=True):
-        assert_same_bits(dict(one), dict(two))
-
-
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-class TestCharacterModel:
-    def test_gradients(self, cell: str) -> None:
-        """Along a random direction, against differences of the loss, which the model computes in float32."""
-        model = small(cell, num_layers=2)
-        ids = model.vocabulary.encode(ENGLISH[:61]).reshape(61, 1)
-        window = Window(ids[:-1], ids[1:])
-        _, _, gradients = model.loss_and_gradients(window)
-        rng = np.random.default_rng(0)
-        for parameters, gradient in zip(model.parameters(), gradients, strict=True):
-            assert parameters.keys() == gradient.keys()
-            for name, p in parameters.items():
-                start = p.copy()
-                # towards the gradient, so that the difference is well above the rounding of the loss
-                direction = gradient[name] / np.linalg.norm(gradient[name]) + rng.standard_normal(p.shape) / p.size
-                losses = []
-                for step in (1e-2, -1e-2):
-                    p[...] = start + step * direction
-                    losses.append(model.loss_and_gradients(window)[0])
-                p[...] = start
-                assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(np.sum(gradient[name] * direction), rel=0.02)
-
-    def test_the_state_carries_context(self, cell: str) -> None:
-        model = small(cell)
-        ids = model.vocabulary.encode(ENGLISH[:41]).reshape(41, 1)
-        whole, end, _ = model.loss_and_gradients(Window(ids[:-1], ids[1:]))
-        first, state, _ = model.loss_and_gradients(Window(ids[:20], ids[1:21]))
-        second, state, _ = model.loss_and_gradients(Window(ids[20:40], ids[21:]), state)
-        assert first + second == pytest.approx(whole, rel=1e-5)
-        np.testing.assert_allclose(np.asarray(state), np.asarray(end), atol=1e-6)
-        assert model.bits_per_character(ids[:, 0]) == pytest.approx(whole / 40 / math.log(2), rel=1e-5)
-        assert model.bits_per_character(ids[:, 0], seq_len=7) == pytest.approx(whole / 40 / math.log(2), rel=1e-5)
-
-    def test_sample(self, cell: str) -> None:
-        model = small(cell)
-        text = model.sample(50, "the ", rng=1)
-        assert len(text) == 50
-        assert set(text) <= set(ENGLISH)
-        assert model.sample(50, "the ", rng=1) == text
-        assert model.sample(50, "the ", rng=2) != text
-        assert model.sample(0) == ""
-
-        # at a low temperature it is the likeliest character that comes, step by step
-        ids = model.vocabulary.encode("the cat").tolist()
-        for _ in range(12):
-            y, _ = model.network(model.embedding(np.reshape(ids, (-1, 1))))
-            ids.append(int(model.head(y[-1, 0]).argmax()))
-        assert model.sample(12, "the cat", temperature=1e-6) == model.vocabulary.decode(ids[-12:])
-
-    def test_save_and_load(self, cell: str, tmp_path: Path) -> None:
-        model, path = small(cell, num_layers=2, dropout=0.25), tmp_path / "name without ending"
-        model.save(path)
-        assert os.listdir(tmp_path) == [path.name]
-        same(CharacterModel.load(path), model)
-        other = CharacterModel(Vocabulary(CHINESE), cell, hidden_size=3)
-        other.save(path)
-        same(CharacterModel.load(path), other)
-
-
-class TestFiles:
-    def test_bad_options(self) -> None:
-        with pytest.raises(ValueError, match="cell='transformer'; expected one of 'rnn', 'gru', 'lstm'"):
-            small("transformer")
-        with pytest.raises(TextError, match="prompt is empty"):
-            small().sample(3, "")
-        with pytest.raises(ValueError, match="temperature=0"):
-            small().sample(3, temperature=0)
-
-    def test_load_refuses_other_files(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.npz"
-        path.write_text("text")
-        with pytest.raises(FileError, match=r"a\.npz"):
-            CharacterModel.load(path)
-        np.savez(path, a=1)
-        with pytest.raises(FileError, match=r"a\.npz"):
-            CharacterModel.load(path)
-        fastrnn.LSTM(2, 3).save(path)
-        with pytest.raises(FileError, match="something else than a character model"):
-            CharacterModel.load(path)
-        with pytest.raises(FileNotFoundError):
-            CharacterModel.load(tmp_path / "b.npz")
-
-    def test_load_refuses_what_does_not_fit_together(self, tmp_path: Path) -> None:
-        path, model = tmp_path / "a.npz", small()
-        model.config["hidden_size"] = 10
-        model.save(path)
-        with pytest.raises(FileError, match="does not fit together"):
-            CharacterModel.load(path)
-
-    def test_check_output(self, tmp_path: Path) -> None:
-        check_output(tmp_path / "new.npz")
-        assert os.listdir(tmp_path) == []
-        small().save(tmp_path / "old.npz")
-        check_output(tmp_path / "old.npz")
-        (tmp_path / "letter.txt").write_text("dear")
-        with pytest.raises(FileError, match=r"letter\.txt exists and is no saved character model"):
-            check_output(tmp_path / "letter.txt")
-        with pytest.raises(FileError, match="not a regular file"):
-            check_output(tmp_path)
-        with pytest.raises(FileError, match="not a regular file"):
-            check_output("/dev/null")
-        with pytest.raises(OSError, match=r"nowhere/a\.npz"):
-            check_output(tmp_path / "nowhere" / "a.npz")
-        with pytest.raises(OSError, match=r"letter\.txt/a\.npz"):
-            check_output(tmp_path / "letter.txt" / "a.npz")
-        assert sorted(os.listdir(tmp_path)) == ["letter.txt", "old.npz"]
+from fastrnn import FileError, checkpoint, storage
+from fastrnn.language import LanguageModel
+from fastrnn.text import TextError, Window
+from fastrnn.train import DivergedError, Options, resume, train
+from support import CHINESE, ENGLISH, same_models
 
 
 @pytest.fixture
@@ -246,54 +41,36 @@ class TestTraining:
         [
             {},
             {"cell": "gru", "layers": 2, "dropout": 0.1},
-            {"cell": "rnn", "optimizer": "sgd", "epochs": 4},
+            {"cell": "rnn", "optimizer": "sgd"},
         ],
     )
     def test_it_learns(self, options: Options, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-        outcome = train(dataclasses.replace(options, epochs=8, **{k: v for k, v in changes.items() if k != "epochs"}))
-        uniform = math.log2(len(set(ENGLISH)))
-        assert outcome.bits_per_character < 0.6 * uniform
-        assert not outcome.interrupted
-        same(CharacterModel.load(options.output), outcome.model)
+        outcome = train(dataclasses.replace(options, **{"epochs": 8, **changes}))
+        assert outcome.loss < 0.6 * math.log(len(set(ENGLISH)))
+        assert outcome.stopped is None
+        same_models(LanguageModel.load(options.output), outcome.model)
+        assert not os.path.exists(checkpoint.path_beside(options.output))
         printed = capsys.readouterr().out
         assert f"{len(ENGLISH):,} characters, {len(set(ENGLISH))} distinct" in printed
-        assert f"result  {outcome.bits_per_character:.3f} bits per character" in printed
+        assert f"result  {outcome.loss / math.log(2):.3f} bits per character" in printed
         assert max(map(len, printed.split("sample ")[0].splitlines()[4:])) <= 78
 
     def test_chinese(self, options: Options) -> None:
         assert options.text is not None
         Path(options.text).write_text(CHINESE, encoding="utf-8")
         outcome = train(dataclasses.replace(options, epochs=12, prompt="我要"))
-        assert outcome.bits_per_character < 2
-        assert outcome.model.vocabulary.characters == "".join(sorted(set(CHINESE)))
+        assert outcome.loss < 1.4
+        assert outcome.model.vocabulary.tokens == sorted(set(CHINESE))
 
     def test_the_seed_decides(self, options: Options) -> None:
         one, two = train(options).model, train(options).model
-        same(one, two)
+        same_models(one, two)
         other = train(dataclasses.replace(options, seed=1)).model
         assert not np.array_equal(other.parameters()[0]["weight"], one.parameters()[0]["weight"])
 
     def test_steps(self, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
-        assert train(dataclasses.replace(options, steps=3)).steps == 3
+        assert train(dataclasses.replace(options, steps=3)).progress.steps == 3
         assert "3/3" in capsys.readouterr().out
-
-    def test_ctrl_c_keeps_what_was_learned(
-        self, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        calls = iter(range(5))
-
-        def interrupted(self: CharacterModel, window: Window, state: Any = None) -> Any:
-            if next(calls) == 4:
-                raise KeyboardInterrupt
-            return learn(self, window, state)
-
-        learn = CharacterModel.loss_and_gradients
-        monkeypatch.setattr(CharacterModel, "loss_and_gradients", interrupted)
-        outcome = train(options)
-        assert outcome.interrupted
-        assert outcome.steps == 4
-        same(CharacterModel.load(options.output), outcome.model)
-        assert "stopped after 4 steps" in capsys.readouterr().out
 
     def test_divergence_saves_nothing(self, options: Options) -> None:
         with (
@@ -302,6 +79,42 @@ class TestTraining:
         ):
             train(dataclasses.replace(options, optimizer="sgd", lr=1e38, clip=1e38))
         assert not os.path.exists(options.output)
+
+    def test_words(self, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+        outcome = train(dataclasses.replace(options, level="word", epochs=8, vocabulary=9, batch=2, seq_len=8))
+        printed = capsys.readouterr().out
+        assert outcome.loss < 0.6 * math.log(10)
+        assert "600 words, 10 distinct, 0.0% unknown" in printed
+        assert f"result  perplexity {math.exp(outcome.loss):.1f} per word on the last 60 words" in printed
+        assert "near    " in printed
+        assert max(map(len, printed.split("near ")[0].splitlines()[4:])) <= 78
+
+    def test_the_best_is_kept_and_patience_ends(self, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+        """With rates that spoil what was learned the model of the lowest validation loss is the one that is saved."""
+        outcome = train(dataclasses.replace(options, epochs=30, lr=0.3, clip=1e9, patience=2, cell="rnn"))
+        losses = [loss for _, loss in outcome.progress.validations]
+        assert outcome.stopped == "no better"
+        assert outcome.loss == min(losses) == losses[-3]
+        assert LanguageModel.load(options.output).nats_per_token(
+            outcome.model.vocabulary.encode(ENGLISH)[-192:], batch=1
+        ) == pytest.approx(outcome.loss)
+        assert "stopped after" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("validation", [0.02, 0.5])
+    def test_validation(self, options: Options, validation: float, capsys: pytest.CaptureFixture[str]) -> None:
+        train(dataclasses.replace(options, validation=validation))
+        assert f"on the last {int(len(ENGLISH) * validation):,} characters" in capsys.readouterr().out
+
+    def test_pictures(self, options: Options, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        train(dataclasses.replace(options, plots=True))
+        for name in ("model.loss.png", "model.embedding.png"):
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+    def test_pictures_without_matplotlib(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+        with pytest.raises(ImportError, match=r"pip install 'fastrnn\[plot\]'"):
+            train(dataclasses.replace(options, plots=True))
 
     @pytest.mark.parametrize(
         ("changes", "error", "words"),
@@ -318,3 +131,131 @@ class TestTraining:
         with pytest.raises(error, match=words):
             train(dataclasses.replace(options, **changes))
         assert not os.path.exists(options.output)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send the process a Ctrl-C in the middle of a step, counted from 1."""
+    learn = LanguageModel.loss_and_gradients
+    count = itertools.count(1)
+
+    def with_signal(self: LanguageModel, window: Window, state: Any = None) -> Any:
+        if next(count) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self, window, state)
+
+    monkeypatch.setattr(LanguageModel, "loss_and_gradients", with_signal)
+
+
+class TestResuming:
+    CHANGES: tuple[dict[str, Any], ...] = (
+        {},
+        {"cell": "gru", "layers": 2, "dropout": 0.3},
+        {"optimizer": "sgd", "reset_on_newline": True},
+        {"level": "word", "batch": 2, "seq_len": 8},
+    )
+
+    @pytest.mark.parametrize("step", [1, 7, 27, 28, 53])
+    @pytest.mark.parametrize("changes", CHANGES, ids=str)
+    def test_to_the_same_bits(
+        self, options: Options, changes: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stopped in the first step, within an epoch, at its end and shortly before the end of all."""
+        options = dataclasses.replace(options, epochs=2, **changes)
+        whole = train(options)
+        os.unlink(options.output)
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            cut = train(options)
+        beside = checkpoint.path_beside(options.output)
+        assert cut.stopped == "interrupted"
+        assert cut.progress.steps == step
+        assert os.path.exists(options.output)
+        resumed = resume(beside)
+        same_models(resumed.model, whole.model)
+        assert resumed.progress.losses == whole.progress.losses
+        assert resumed.progress.validations == whole.progress.validations
+        assert not os.path.exists(beside)
+
+    def test_twice_and_from_a_regular_checkpoint(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = train(options)
+        beside = checkpoint.path_beside(options.output)
+        kept = dataclasses.replace(options, save_every=1e-9)
+        saved = checkpoint.save
+
+        class Killed(BaseException):
+            pass
+
+        def save_and_die(*arguments: Any) -> None:
+            saved(*arguments)
+            if arguments[1].steps == deadly:
+                raise Killed
+
+        deadly = 0
+        for step, go in ((9, lambda: train(kept)), (31, lambda: resume(beside))):
+            deadly = step
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoint, "save", save_and_die)
+                with pytest.raises(Killed):
+                    go()
+        same_models(resume(beside).model, whole.model)
+
+    def test_with_more_epochs(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+        stop_at(monkeypatch, 3)
+        train(options)
+        monkeypatch.undo()
+        assert len(resume(checkpoint.path_beside(options.output), epochs=3).progress.validations) == 3
+
+    def test_a_full_disk_does_not_end_the_training(
+        self, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device", "model.checkpoint.npz")
+
+        monkeypatch.setattr(checkpoint, "save", full)
+        assert train(dataclasses.replace(options, save_every=1e-9)).stopped is None
+        assert "note: no checkpoint was written: No space left on device" in capsys.readouterr().out
+
+    def test_what_is_refused(self, options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        with monkeypatch.context() as patch:
+            stop_at(patch, 3)
+            train(options)
+        beside = checkpoint.path_beside(options.output)
+        with pytest.raises(FileError, match=r"unfinished training: go on with fastrnn train --resume .*, or delete it"):
+            train(options)
+        with pytest.raises(FileError, match="checkpoint of an unfinished training"):
+            LanguageModel.load(beside)
+        with pytest.raises(FileError, match="is no checkpoint"):
+            resume(options.output)
+        with pytest.raises(FileNotFoundError):
+            resume(str(tmp_path / "none.npz"))
+
+        description, arrays = storage.read(beside)
+
+        def rewritten(change: Any) -> str:
+            copy = {key: value for key, value in description.items() if key != "format"}
+            copy["checkpoint"] = {**description["checkpoint"]}
+            copy["checkpoint"]["options"] = {**description["checkpoint"]["options"]}
+            kept = dict(arrays)
+            change(copy["checkpoint"], kept)
+            storage.write(tmp_path / "other.npz", copy, kept)
+            return str(tmp_path / "other.npz")
+
+        def says(words: str, change: Any) -> None:
+            with pytest.raises(FileError, match=words):
+                resume(rewritten(change))
+
+        says("other options than this version knows", lambda c, a: c["options"].update(colour="blue"))
+        says("does not fit together", lambda c, a: a.pop("optimizer/first_moment.0.weight"))
+        says("does not fit together", lambda c, a: a.update({"head.weight": a["head.weight"][1:]}))
+        says("does not fit together: the state has shape", lambda c, a: a.update({"state/0": a["state/0"][:, 1:]}))
+        says("does not fit together", lambda c, a: a.pop("history/losses"))
+        says("does not fit together", lambda c, a: c.update(generator={"bit_generator": "none"}))
+        whole = Path(beside).read_bytes()
+        Path(beside).write_bytes(whole[:-300])
+        with pytest.raises(FileError, match=r"checkpoint\.npz"):
+            resume(beside)
+        Path(beside).write_bytes(whole)
+        assert options.text is not None
+        Path(options.text).write_text(ENGLISH[::-1])
+        with pytest.raises(FileError, match="made with another text: it has changed since"):
+            resume(beside)

@@ -1,7 +1,6 @@
 """The command ``fastrnn``: one function that adds the options and one that runs, per subcommand."""
 
 import argparse
-import dataclasses
 import io
 import json
 import math
@@ -61,46 +60,108 @@ _positive = _real(_SMALLEST, math.inf, "a number above 0")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    from .train import LEARNING_RATES, Options
+    from .train import OPTIMIZERS, Options
 
     def add(group: argparse._ArgumentGroup, name: str, metavar: str, kind: Callable[[str], object], text: str) -> None:
         default = getattr(Options, name.replace("-", "_"))
         shown = "" if default is None else f" ({default})"
-        group.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text + shown)
+        group.add_argument(f"--{name}", metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text + shown)
 
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="UTF-8 file (default: the help texts in Python itself)")
+    def choose(group: argparse._ArgumentGroup, name: str, choices: Sequence[str]) -> None:
+        text = f"({getattr(Options, name)})"
+        group.add_argument(f"--{name}", choices=choices, default=argparse.SUPPRESS, help=text)
+
+    def switch(group: argparse._ArgumentGroup, name: str, text: str) -> None:
+        group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+
+    default_text = "UTF-8 file (default: the help texts in Python itself)"
+    parser.add_argument("text", nargs="?", metavar="TEXT", default=argparse.SUPPRESS, help=default_text)
+
+    text = parser.add_argument_group("text")
+    choose(text, "level", ("char", "word"))
+    add(text, "vocabulary", "N", _whole(1), "words, the most frequent; all others are one unknown word")
+    add(text, "min-count", "N", _whole(1), "how often a word has to come")
+    switch(text, "reset-on-newline", "start anew behind every line end")
+    add(text, "validation", "PART", _real(_SMALLEST, 1, "a number above 0 and below 1"), "of the text, its end")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--cell", choices=("rnn", "gru", "lstm"), default=Options.cell, help="(%(default)s)")
+    choose(model, "cell", ("rnn", "gru", "lstm"))
     add(model, "hidden", "H", _whole(1), "hidden units of a layer")
     add(model, "layers", "L", _whole(1), "stacked layers")
-    add(model, "embedding", "E", _whole(1), "size of a character's vector")
+    add(model, "embedding", "E", _whole(1), "size of a character's or word's vector")
     add(model, "dropout", "P", _real(0, 1, "a number from 0 to below 1"), "dropout between stacked layers")
 
     training = parser.add_argument_group("training")
-    add(training, "seq-len", "T", _whole(1), "characters per window")
+    add(training, "seq-len", "T", _whole(1), "characters or words per window")
     add(training, "batch", "B", _whole(1), "windows read at once")
     add(training, "epochs", "N", _whole(1), "passes over the text")
     add(training, "steps", "N", _whole(1), "stop after so many windows")
-    training.add_argument("--optimizer", choices=("adam", "sgd"), default=Options.optimizer, help="(%(default)s)")
-    rates = ", ".join(f"{name} {rate}" for name, rate in LEARNING_RATES.items())
+    add(training, "patience", "N", _whole(0), "stop when so many epochs brought no lower validation loss; 0: never")
+    choose(training, "optimizer", tuple(OPTIMIZERS))
+    rates = ", ".join(f"{name} {rate}" for name, (_, rate) in OPTIMIZERS.items())
     add(training, "lr", "RATE", _positive, f"learning rate at the start ({rates})")
     add(training, "clip", "NORM", _positive, "longest gradient")
     add(training, "seed", "N", _whole(0), "of the weights and the sample")
     add(training, "threads", "N", _whole(1, MOST), "default: all processors")
+    resumed = "go on from a checkpoint, with its options but for those given now"
+    training.add_argument("--resume", metavar="FILE", help=resumed)
 
     result = parser.add_argument_group("result")
-    add(result, "output", "FILE", str, "where the model is saved")
-    add(result, "sample", "N", _whole(0), "characters to show at the end")
+    add(result, "output", "FILE", str, "where the model is saved; until then a checkpoint is beside it")
+    add(result, "save-every", "SECONDS", _positive, "from one checkpoint to the next")
+    switch(result, "plots", "draw the loss curve and the embedding beside the model")
+    add(result, "sample", "N", _whole(0), "characters or words to show at the end (400 or 80)")
     add(result, "prompt", "TEXT", str, "what the sample continues (the first word)")
     add(result, "temperature", "X", _positive, "of the sample; lower is more cautious")
 
 
-def _run_train(arguments: argparse.Namespace) -> int:
-    from .train import Options, train
+# What a checkpoint was made with and cannot be changed: the text, how it is read, and the model.
+_FIXED = {"text", "level", "vocabulary", "min_count", "reset_on_newline", "validation"} | {
+    *("cell", "hidden", "layers", "embedding", "dropout", "seq_len", "batch", "optimizer", "seed")
+}
 
-    options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-    return INTERRUPTED if train(Options(**options)).interrupted else 0
+
+def _run_train(arguments: argparse.Namespace) -> int:
+    from .train import Options, resume, train
+
+    given = {key: value for key, value in vars(arguments).items() if key in Options.__dataclass_fields__}
+    try:
+        if arguments.resume is None:
+            outcome = train(Options(**given))
+        elif fixed := sorted(_FIXED & given.keys()):
+            names = ", ".join("TEXT" if name == "text" else f"--{name.replace('_', '-')}" for name in fixed)
+            raise UsageError(f"--resume goes on with what the checkpoint was made with: leave out {names}")
+        else:
+            outcome = resume(arguments.resume, **given)
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    return INTERRUPTED if outcome.stopped == "interrupted" else 0
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, metavar: str, kind: Callable[[str], object], default: object, text: str) -> None:
+        parser.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
+
+    parser.add_argument("model", metavar="MODEL", help="what fastrnn train saved")
+    add("prompt", "TEXT", str, "\n", "what the sample continues (a line end)")
+    add("length", "N", _whole(0), 400, "characters or words; 0: until Ctrl-C (%(default)s)")
+    add("temperature", "X", _positive, 0.7, "lower is more cautious (%(default)s)")
+    add("seed", "N", _whole(0), None, "for the same sample again")
+
+
+def _run_sample(arguments: argparse.Namespace) -> int:
+    from itertools import islice
+
+    from .language import LanguageModel
+    from .report import printable
+
+    model = LanguageModel.load(arguments.model)
+    pieces = model.stream(arguments.prompt, temperature=arguments.temperature, rng=arguments.seed)
+    print(printable(arguments.prompt).lstrip("\n"), end="", flush=True)
+    for piece in islice(pieces, arguments.length or None):
+        print(printable(piece), end="", flush=True)
+    print()
+    return 0
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -231,11 +292,18 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(
         "train",
-        "train a character language model",
-        "Train a character language model on a text, show a sample of what it writes, and save it. "
-        "Ctrl-C stops early and keeps what was learned.",
+        "train a language model",
+        "Train a language model on the characters or words of a text, show a sample of what it writes, and save it. "
+        "Ctrl-C stops early and leaves a checkpoint for --resume.",
         _add_train,
         _run_train,
+    ),
+    Command(
+        "sample",
+        "let a language model write",
+        "Continue a prompt with a model that fastrnn train saved, token by token as they are drawn.",
+        _add_sample,
+        _run_sample,
     ),
     Command(
         "bench",

@@ -1,35 +1,33 @@
-"""The main job: train a character language model on a text, watch it learn, save it."""
+"""The main job: train a language model on the characters or words of a text, watch it learn, save it, go on later."""
 
+import itertools
 import math
+import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from . import checkpoint, pictures
 from ._info import info
+from .checkpoint import Progress
+from .language import LanguageModel, check_output
+from .neighbours import table_of_neighbours
 from .optim import SGD, Adam, clip_grad_norm, learning_rate
-from .text import (
-    CharacterModel,
-    Ids,
-    TextError,
-    Vocabulary,
-    builtin_text,
-    check_output,
-    count_windows,
-    read_text,
-    windows,
-)
+from .report import BITS, Report, figure_of, printable
+from .storage import FileError
+from .text import Characters, TextError, Vocabulary, Words, builtin_text, count_windows, read_text, windows
 from .threads import get_num_threads, threads
 
-LEARNING_RATES = {"adam": 5e-3, "sgd": 0.05}
+OPTIMIZERS: dict[str, tuple[type[SGD] | type[Adam], float]] = {"adam": (Adam, 5e-3), "sgd": (SGD, 0.05)}
+LEVELS = (Characters.level, Words.level)
 LAST_RATE = 0.1  # part of the learning rate that is left at the last step; it falls in a straight line
-HELD_OUT = 0.1  # last part of the text, which only the validation figure sees
-REPORT_SECONDS = 5.0
 DIVERGED = "{what} at step {step:,}: the training has diverged, nothing was saved; try a smaller --lr or --clip"
-BITS = 1 / math.log(2)  # in one nat
 
 
 class DivergedError(ArithmeticError):
@@ -41,6 +39,11 @@ class Options:
     """What `train` needs to know: the options of the command, with their defaults."""
 
     text: str | None = None
+    level: str = "char"
+    vocabulary: int = 10_000
+    min_count: int = 2
+    reset_on_newline: bool = False
+    validation: float = 0.1
     cell: str = "lstm"
     hidden: int = 256
     layers: int = 1
@@ -50,181 +53,306 @@ class Options:
     batch: int = 32
     epochs: int = 10
     steps: int | None = None
+    patience: int = 3
     optimizer: str = "adam"
     lr: float | None = None
     clip: float = 20.0
     seed: int = 0
     threads: int | None = None
     output: str = "model.npz"
-    sample: int = 400
+    save_every: float = 120.0
+    plots: bool = False
+    sample: int | None = None
     prompt: str | None = None
     temperature: float = 0.7
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `train` returns."""
+    """What `train` returns.
 
-    model: CharacterModel
-    bits_per_character: float  # on the held-out text
-    steps: int
-    interrupted: bool
+    Attributes
+    ----------
+    model : LanguageModel
+        With the lowest loss on the validation text.
+    loss : float
+        That loss, in nats per token; infinite if the training was stopped before the first validation.
+    progress : Progress
+        The steps' losses and all validations.
+    stopped : str or None
+        What ended the training before its time: "interrupted", "no better".
+    """
+
+    model: LanguageModel
+    loss: float
+    progress: Progress
+    stopped: str | None
 
 
-class _Report:
-    """Lines of progress, each about the steps since the one before; in a terminal with tqdm a bar below them."""
+class _Corpus:
+    """The text as ids, split into what is trained on and what is not."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.begin = self.mark = time.monotonic()
-        self.nats, self.characters = 0.0, 0
-        self._bar: Any = None
-        if sys.stderr.isatty() and find_spec("tqdm") is not None:
-            from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+    def __init__(self, options: Options, vocabulary: Vocabulary | None) -> None:
+        text, self.name = (read_text(options.text), options.text) if options.text is not None else builtin_text()
+        self.characters = len(text)
+        if vocabulary is None:
+            words = options.level == Words.level
+            vocabulary = Words.of(text, options.vocabulary, options.min_count) if words else Characters(text)
+        self.vocabulary = vocabulary
+        ids = vocabulary.encode(text)
+        self.start = (text.split(maxsplit=1) or [text])[0][:20]  # what a sample goes on from
+        size = max(2, int(len(ids) * options.validation))
+        self.training, self.validation = ids[: max(len(ids) - size, 0)], ids[-size:]
+        needed = options.batch * options.seq_len + 1
+        if len(self.training) < needed:
+            raise TextError(
+                f"{self.name} is too short: {len(self.training):,} of its {len(ids):,} {vocabulary.token}s are there "
+                f"to train on, and one window of --batch {options.batch} x --seq-len {options.seq_len} needs "
+                f"{needed:,}; make one of the two smaller"
+            )
 
-            self._bar = tqdm(total=total, unit=" steps", ncols=78, leave=False)
-        self._write(f"{'epoch':>5}  {'step':>15}  {'loss':>7}  {'bits/char':>9}  {'char/s':>9}  {'time':>8}")
+    @property
+    def fingerprint(self) -> str:
+        return checkpoint.fingerprint(self.training, self.validation)
 
-    def add(self, nats: float, characters: int) -> None:
-        self.nats += nats
-        self.characters += characters
-        if self._bar is not None:
-            self._bar.update()
+    def describe(self) -> str:
+        """Return a line about the text."""
+        first = f"{printable(self.name)}: {self.characters:,} characters"
+        if self.vocabulary.unknown is None:
+            return f"{first}, {len(self.vocabulary):,} distinct"
+        ids = np.concatenate([self.training, self.validation])
+        unknown = np.count_nonzero(ids == self.vocabulary.unknown) / len(ids)
+        return f"{first}, {len(ids):,} words, {len(self.vocabulary):,} distinct, {unknown:.1%} unknown"
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
-    def due(self) -> bool:
-        return time.monotonic() - self.mark >= REPORT_SECONDS
+class _Stop:
+    """While it lasts, the first Ctrl-C or SIGTERM asks for a stop between two steps; a second Ctrl-C interrupts."""
 
-    def line(self, epoch: int, step: int) -> None:
-        now = time.monotonic()
-        loss, speed = self.nats / self.characters, self.characters / max(now - self.mark, 1e-9)
-        self._print(epoch, f"{step:,}/{self.total:,}", loss, f"{speed:,.0f}", f"{now - self.begin:,.0f} s")
-        self.nats, self.characters, self.mark = 0.0, 0, now
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
 
-    def held_out(self, epoch: int, bits: float) -> None:
-        self._print(epoch, "held-out text", bits / BITS, "", "")
-        self.mark = time.monotonic()
+    def __enter__(self) -> "_Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and shells in the background want it
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
 
-    def _print(self, epoch: int, step: str, loss: float, speed: str, seconds: str) -> None:
-        figure = ".3f" if loss < 1000 else ".1e"
-        line = f"{epoch:>5}  {step:>15}  {loss:>7{figure}}  {loss * BITS:>9{figure}}  {speed:>9}  {seconds:>8}"
-        self._write(line.rstrip())
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
-    def _write(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line)
-        else:
-            print(line, flush=True)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def train(options: Options) -> Outcome:
     """Train a model as the options say, print the progress and a sample, and save the model.
 
     Everything that can be wrong with the text, the options and the output path is found before the training starts.
-    Ctrl-C ends the training early; what was learned until then is saved.
+    Ctrl-C or SIGTERM ends the training early; a checkpoint beside the model then lets `resume` go on.
 
     Raises
     ------
     TextError, FileError, SizeError
         If the text, the output path or the sizes will not do.
+    ImportError
+        If pictures are wanted and the extra ``plot`` is missing.
     OSError
         If the text cannot be read or the model cannot be written.
     DivergedError
         If the loss is no number any more. Nothing is saved then.
     """
-    text, name = (read_text(options.text), options.text) if options.text is not None else builtin_text()
-    vocabulary = Vocabulary(text)
-    training, held_out = _split(vocabulary.encode(text), options, name)
-    first_word = (text.split(maxsplit=1) or [text])[0][:20]
-    prompt = first_word if options.prompt is None else options.prompt
-    if vocabulary.encode(prompt).size == 0:
-        raise TextError("the prompt is empty; give at least one character to start from")
-    check_output(options.output)
-    model = CharacterModel(
-        vocabulary,
+    _check(options)
+    beside = checkpoint.path_beside(options.output)
+    if os.path.lexists(beside):
+        raise FileError(
+            f"{beside} is of an unfinished training: go on with fastrnn train --resume {beside}, or delete it"
+        )
+    corpus = _Corpus(options, None)
+    prompt = _prompt(options, corpus)
+    model = LanguageModel(
+        corpus.vocabulary,
         options.cell,
         embedding_dim=options.embedding,
         hidden_size=options.hidden,
         num_layers=options.layers,
         dropout=options.dropout,
+        line_by_line=options.reset_on_newline,
         rng=options.seed,
     )
+    optimizer = OPTIMIZERS[options.optimizer][0](model.parameters(), lr=options.first_rate)
+    return _run(options, corpus, prompt, Progress(model, optimizer))
 
+
+def resume(path: str, **changes: Any) -> Outcome:
+    """Go on with a training from its checkpoint: to the same bits, with the same options, as if it had never stopped.
+
+    Parameters
+    ----------
+    path : str
+        The checkpoint.
+    **changes
+        Options that are to be different from now on, such as ``epochs``.
+
+    Raises
+    ------
+    TextError, FileError, SizeError, ImportError, OSError, DivergedError
+        As from `train`; also if the checkpoint is damaged, or its text has changed.
+    """
+    description, arrays = checkpoint.read(path)
+    try:
+        options = Options(**{**description["checkpoint"]["options"], **changes})
+    except TypeError as error:
+        raise FileError(f"{path} is of a training with other options than this version knows: {error}") from error
+    _check(options)
+    vocabulary = LanguageModel.from_description(path, description, arrays).vocabulary
+    corpus = _Corpus(options, vocabulary)
+    optimizer = OPTIMIZERS[options.optimizer][0]
+    progress = checkpoint.restore(path, description, arrays, optimizer, options.first_rate, corpus.fingerprint)
+    return _run(options, corpus, _prompt(options, corpus), progress)
+
+
+def _check(options: Options) -> None:
+    if options.level not in LEVELS or options.optimizer not in OPTIMIZERS:
+        raise ValueError(f"train got level={options.level!r} and optimizer={options.optimizer!r}, and knows no such")
+    check_output(options.output)
+    if options.plots:
+        pictures.require_matplotlib()
+
+
+def _prompt(options: Options, corpus: _Corpus) -> str:
+    prompt = corpus.start if options.prompt is None else options.prompt
+    if corpus.vocabulary.encode(prompt).size == 0:
+        raise TextError(f"the prompt is empty; give at least one {corpus.vocabulary.token} to start from")
+    return prompt
+
+
+def _run(options: Options, corpus: _Corpus, prompt: str, progress: Progress) -> Outcome:
+    model = progress.model
     with threads(options.threads or get_num_threads()):
         size = sum(array.size for part in model.parameters() for array in part.values())
-        print(f"text    {printable(name)}: {len(text):,} characters, {len(vocabulary):,} distinct")
+        print(f"text    {corpus.describe()}")
         print(f"model   {options.cell}, {options.layers} x {options.hidden} units, {size:,} parameters")
         facts = info()
         print(f"runs    fastrnn {facts['version']} on {facts['isa']}, {facts['threads']} threads\n")
-        steps, interrupted = _fit(model, training, held_out, options)
+        stopped = _Training(options, corpus, progress).run()
         if not all(np.isfinite(array).all() for part in model.parameters() for array in part.values()):
-            raise DivergedError(DIVERGED.format(what="a parameter is infinite or NaN", step=steps))
+            what = "a parameter is infinite or NaN"
+            raise DivergedError(DIVERGED.format(what=what, step=progress.steps))
+        if progress.best is not None:
+            model.load_arrays(progress.best)
         model.save(options.output)
-        print(f"\nsaved   {printable(options.output)}" + (f", stopped after {steps:,} steps" if interrupted else ""))
-        bits = _validate(model, held_out, options)
-        print(f"result  {bits:.3f} bits per character on the last {len(held_out):,} characters, not trained on")
-        if options.sample and not interrupted:
-            written = model.sample(options.sample, prompt, temperature=options.temperature, rng=options.seed)
-            print(f"sample  at temperature {options.temperature:g}:\n\n{printable(prompt + written).strip()}")
-    return Outcome(model, bits, steps, interrupted)
-
-
-def _split(ids: Ids, options: Options, name: str) -> tuple[Ids, Ids]:
-    """Return the training and the held-out part, or say that the text is too short."""
-    held_out = max(2, int(len(ids) * HELD_OUT))
-    training = max(len(ids) - held_out, 0)
-    needed = options.batch * options.seq_len + 1
-    if training < needed:
-        raise TextError(
-            f"{name} is too short: {training:,} of its {len(ids):,} characters are there to train on, and one window "
-            f"of --batch {options.batch} x --seq-len {options.seq_len} needs {needed:,}; make one of the two smaller"
+        print(
+            f"\nsaved   {printable(options.output)}" + (f", stopped after {progress.steps:,} steps" if stopped else "")
         )
-    return ids[:training], ids[training:]
+        beside = checkpoint.path_beside(options.output)
+        if stopped == "interrupted":
+            print(f"go on   fastrnn train --resume {beside}")
+        else:
+            if os.path.lexists(beside):
+                os.unlink(beside)
+            _show(options, corpus, prompt, progress)
+    return Outcome(model, progress.lowest, progress, stopped)
 
 
-def _fit(model: CharacterModel, training: Ids, held_out: Ids, options: Options) -> tuple[int, bool]:
-    """Train; return the number of steps taken and whether Ctrl-C ended it."""
-    first_rate = LEARNING_RATES[options.optimizer] if options.lr is None else options.lr
-    optimizer = (Adam if options.optimizer == "adam" else SGD)(model.parameters(), lr=first_rate)
-    per_epoch = count_windows(len(training), options.batch, options.seq_len)
-    total = min(per_epoch * options.epochs, options.steps or sys.maxsize)
-    report, step, epoch = _Report(total), 0, 0
-    try:
-        while step < total:
-            epoch += 1
-            state = None
-            for window in windows(training, options.batch, options.seq_len):
-                loss, state, gradients = model.loss_and_gradients(window, state)
-                step += 1
-                if not math.isfinite(loss):
-                    raise DivergedError(DIVERGED.format(what=f"the loss is {loss}", step=step))
-                clip_grad_norm(gradients, options.clip)
-                optimizer.lr = learning_rate(step - 1, total, first_rate, last=LAST_RATE, shape="linear")
-                optimizer.step(gradients)
-                report.add(loss * window.ids.shape[1], window.ids.size)
-                if step == total:
-                    break
-                if report.due():
-                    report.line(epoch, step)
-            if report.characters:
-                report.line(epoch, step)
-            if step < total:
-                report.held_out(epoch, _validate(model, held_out, options))
-    except KeyboardInterrupt:
-        return step, True
-    finally:
-        report.close()
-    return step, False
+def _show(options: Options, corpus: _Corpus, prompt: str, progress: Progress) -> None:
+    """Print what came of it, and draw it."""
+    model, token = progress.model, corpus.vocabulary.token
+    result = f"{progress.lowest * BITS:.3f} bits per character"
+    if corpus.vocabulary.level == Words.level:
+        result = f"perplexity {figure_of(progress.lowest, Words.level):,.1f} per word"
+    print(f"result  {result} on the last {len(corpus.validation):,} {token}s, not trained on")
+    if options.plots:
+        for kind, path in pictures.draw(progress, corpus.training, options.output).items():
+            print(f"plot    {kind} in {printable(path)}")
+    if corpus.vocabulary.level == Words.level:
+        print("near    words that come in the same places, by the cosine of their output vectors:\n")
+        print(printable(table_of_neighbours(model, corpus.training)) + "\n")
+    length = {"char": 400, "word": 80}[corpus.vocabulary.level] if options.sample is None else options.sample
+    if length:
+        written = model.sample(length, prompt, temperature=options.temperature, rng=options.seed)
+        print(f"sample  at temperature {options.temperature:g}:\n\n{printable(prompt + written).strip()}")
 
 
-def _validate(model: CharacterModel, held_out: Ids, options: Options) -> float:
-    # a stream starts without context, so each gets some hundred characters at least
-    return model.bits_per_character(held_out, batch=max(1, min(options.batch, len(held_out) // 500)))
+class _Training:
+    """Steps, validations and checkpoints."""
 
+    def __init__(self, options: Options, corpus: _Corpus, progress: Progress) -> None:
+        self.options, self.corpus, self.progress = options, corpus, progress
+        self.per_epoch = count_windows(len(corpus.training), options.batch, options.seq_len)
+        self.total = min(self.per_epoch * options.epochs, options.steps or sys.maxsize)
+        self.report = Report(corpus.vocabulary.level, progress.steps, self.total)
+        self.path = checkpoint.path_beside(options.output)
+        self.saved = time.monotonic()
 
-def printable(text: str) -> str:
-    """Return the text without control characters, which the model may have learned and a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    def run(self) -> str | None:
+        """Train to the end; return what stopped it before."""
+        p = self.progress
+        try:
+            with _Stop() as stop:
+                while p.steps < self.total and not self.gives_up():
+                    if not self.epoch(stop):
+                        checkpoint.save(self.path, p, self.options, self.corpus.fingerprint)
+                        return "interrupted"
+        finally:
+            self.report.close()
+        return "no better" if p.steps < self.total else None
+
+    def gives_up(self) -> bool:
+        """Whether the loss on the validation text has not fallen for too long."""
+        return 0 < self.options.patience <= self.progress.validations_since_lowest
+
+    def epoch(self, stop: _Stop) -> bool:
+        """Finish the epoch, and validate; False if asked to stop."""
+        p, o = self.progress, self.options
+        left = windows(self.corpus.training, o.batch, o.seq_len, p.model.newline)
+        for window in itertools.islice(left, p.window, None):
+            if stop.asked:
+                return False
+            self.step(window)
+            if p.steps == self.total:
+                break
+            if self.report.due():
+                self.report.line(p.epoch, p.steps)
+            if time.monotonic() - self.saved > o.save_every:
+                self.save()
+        self.report.line(p.epoch, p.steps)
+        p.validated(self.validate())
+        self.report.validation(p.epoch, p.validations[-1][1])
+        if p.window == self.per_epoch:
+            p.epoch, p.window, p.state = p.epoch + 1, 0, None
+        return True
+
+    def step(self, window: Any) -> None:
+        p, o = self.progress, self.options
+        loss, p.state, gradients = p.model.loss_and_gradients(window, p.state)
+        if not math.isfinite(loss):
+            raise DivergedError(DIVERGED.format(what=f"the loss is {loss}", step=p.steps + 1))
+        clip_grad_norm(gradients, o.clip)
+        p.optimizer.lr = learning_rate(p.steps, self.total, o.first_rate, last=LAST_RATE, shape="linear")
+        p.optimizer.step(gradients)
+        p.losses.append(loss / len(window.ids))
+        p.window += 1
+        self.report.add(loss * window.ids.shape[1], window.ids.size)
+
+    def save(self) -> None:
+        """Write a checkpoint; that it cannot be written does not end the training."""
+        try:
+            checkpoint.save(self.path, self.progress, self.options, self.corpus.fingerprint)
+        except OSError as error:
+            self.report.note(f"note: no checkpoint was written: {error.strerror or error}")
+        self.saved = time.monotonic()
+
+    def validate(self) -> float:
+        # a stream starts without context, so each gets some hundred tokens at least
+        ids, most = self.corpus.validation, self.options.batch
+        return self.progress.model.nats_per_token(ids, batch=max(1, min(most, len(ids) // 500)))
