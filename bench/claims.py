@@ -16,7 +16,7 @@ import numpy as np
 import fastrnn
 from fastrnn import _core
 
-from . import dropin
+from . import dropin, language
 from .memory import MEMORY_POINT, allowed_bytes
 from .peers.base import Job
 from .peers.ours import FastRNN
@@ -268,7 +268,7 @@ def _all() -> Iterator[Claim]:
     )
     note = "peak : x + y + dy + dx + 5*T*B*H floats"
     yield Claim("memory of training, LSTM T=1000 B=64 H=512", _memory, 1.1, True, "x", note)
-    for claim in dropin.claims():
+    for claim in (*dropin.claims(), *language.claims()):
         yield Claim(*claim)
 
 

@@ -127,7 +127,14 @@ py::array activation(const std::string& isa, const std::string& name, py::array 
   return y;
 }
 
-template <class Real> py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads) {
+// The array that a result is to be written to, or a new one.
+template <class Real> py::array result(const char* name, py::handle out, const Shape& shape) {
+  times(times(shape[0], shape[1]), sizeof(Real));
+  return out.is_none() ? py::array(py::array_t<Real>(shape)) : the_array<Real>(name, out, shape, true, true);
+}
+
+template <class Real>
+py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads, py::handle out, bool add) {
   auto extents = [](py::handle h) {
     const auto array = py::reinterpret_borrow<py::array>(h);
     if (array.ndim() != 2) throw py::value_error("a and b must be matrices");
@@ -139,12 +146,32 @@ template <class Real> py::array product(py::handle a, bool a_transposed, py::han
   p.n = sa[a_transposed], p.K = sa[!a_transposed], p.m = sb[!b_transposed];
   p.a = pointer<Real>("a", a, a_transposed ? Shape{p.K, p.n} : Shape{p.n, p.K});
   p.b = pointer<Real>("b", b, b_transposed ? Shape{p.m, p.K} : Shape{p.K, p.m});
-  times(times(p.n, p.m), sizeof(Real));
-  py::array_t<Real> c(Shape{p.n, p.m});
-  p.c = c.mutable_data();
+  if (add && out.is_none()) throw py::value_error("there is nothing to add to");
+  p.add = add;
+  py::array c = result<Real>("out", out, {p.n, p.m});
+  p.c = static_cast<Real*>(c.mutable_data());
   ProductRun<Real> run(choose_isa(nullptr), p, threads);
   run_released(run);
   return c;
+}
+
+template <class Real>
+py::tuple softmax(py::handle logits, py::handle classes, double smoothing, double scale, int threads, py::handle out) {
+  const auto array = py::reinterpret_borrow<py::array>(logits);
+  if (array.ndim() != 2 || array.shape(1) < 1) throw py::value_error("logits must be a matrix of at least one class");
+  Softmax<Real> s{};
+  s.n = array.shape(0), s.m = array.shape(1);
+  s.smoothing = smoothing, s.scale = scale;
+  s.logits = pointer<Real>("logits", logits, {s.n, s.m});
+  s.classes = pointer<int64_t>("classes", classes, {s.n});
+  for (int64_t i = 0; i < s.n; i++)
+    if (s.classes[i] < 0 || s.classes[i] >= s.m) throw py::index_error("classes must lie in 0.." + std::to_string(s.m - 1));
+  py::array_t<double> losses(s.n);
+  py::array gradients = result<Real>("out", out, {s.n, s.m});
+  s.losses = losses.mutable_data(), s.gradients = static_cast<Real*>(gradients.mutable_data());
+  SoftmaxRun<Real> run(choose_isa(nullptr), s, threads);
+  run_released(run);
+  return py::make_tuple(losses, gradients);
 }
 
 }  // namespace
@@ -243,11 +270,19 @@ PYBIND11_MODULE(_core, m) {
   m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));
   m.def(
       "product",
-      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads) {
-        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads)
-                                      : product<float>(a, a_transposed, b, b_transposed, threads);
+      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads, py::object out, bool add) {
+        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads, out, add)
+                                      : product<float>(a, a_transposed, b, b_transposed, threads, out, add);
       },
-      py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"));
+      py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"), py::arg("out") = py::none(),
+      py::arg("add") = false);
+  m.def(
+      "softmax",
+      [](py::array logits, py::array classes, double smoothing, double scale, int threads, py::object out) {
+        return is_array_of<double>(logits) ? softmax<double>(logits, classes, smoothing, scale, threads, out)
+                                           : softmax<float>(logits, classes, smoothing, scale, threads, out);
+      },
+      py::arg("logits"), py::arg("classes"), py::arg("smoothing"), py::arg("scale"), py::arg("threads"), py::arg("out") = py::none());
   m.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
   define_ceilings(m);
 }

@@ -155,15 +155,29 @@ template <class Real> struct Kernel {
   void (*backward)(const Gradients<Real>&, const Team&);
 };
 
+constexpr int64_t product_rows = 192;  // of A that a worker of a product transposes at once
+
 // C (n,m) = A (n,K) B (K,m), plain contiguous matrices; a transposed one is stored the other way round.
 template <class Real> struct Product {
   const Real *a, *b;
   Real* c;
   int64_t n, K, m;
   bool a_transposed, b_transposed;
-  Real* columns;        // (n, K + N) scratch where a is transposed
+  bool add;             // to what C holds
+  Real* columns;        // per worker: (product_rows, K + N) scratch where a is transposed
   Real* panel;          // [blocks(m)][K][N] scratch
   const void** tables;  // (2 * n) scratch
+};
+
+// Softmax and cross entropy of rows of logits: losses, and gradients times 'scale'. The target of a row is 1 - smoothing +
+// smoothing / m for its class and smoothing / m for each other one. The gradients may take the place of the logits.
+template <class Real> struct Softmax {
+  const Real* logits;      // (n,m)
+  const int64_t* classes;  // (n)
+  int64_t n, m;
+  double smoothing, scale;
+  double* losses;   // (n)
+  Real* gradients;  // (n,m)
 };
 
 // What an instruction set offers beside its cells.
@@ -172,6 +186,7 @@ template <class Real> struct Functions {
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
   void (*product)(const Product<Real>&, const Team&);
+  void (*softmax)(const Softmax<Real>&, const Team&);
   // What a core can do at most, for benchmarks to be held against. Both give what they did, in operations and in bytes.
   double (*fma_loop)(int64_t iterations);
   double (*read_loop)(const Real* x, int64_t n, int64_t passes);

@@ -74,26 +74,96 @@ template <class Real, bool is_tanh> void apply(const Real* x, Real* y, int64_t n
 
 constexpr int64_t depth = 512;  // of one pass over K: what a pass reads of A and of a panel stays in the cache
 
+// Rows [rows) of C, from all of A's rows and of the panel.
+template <class V, class Real> FASTRNN_FN bool product_of(const Product<Real>& p, Range rows, const Team& team, Poll& poll) {
+  constexpr int N = Lanes<V>::n;
+  const Real** a = (const Real**)p.tables;
+  Real** c = (Real**)(a + p.n);
+  const int64_t pitch = (p.K + N) / N * N, count = rows.last - rows.first;
+  Real* const columns = p.columns + team.rank * product_rows * (p.K + N);
+  if (p.a_transposed)
+    transpose_rows<V>([&](int64_t k) { return p.a + k * p.n + rows.first; }, p.K, count, pitch, {0, blocks_of<V>(count)}, columns,
+                      (Real*)nullptr);
+  for (int64_t k = 0; k == 0 || k < p.K; k += depth) {
+    for (int64_t i = rows.first; i < rows.last; i++) {
+      a[i] = (p.a_transposed ? columns + (i - rows.first) * pitch : p.a + i * p.K) + k;
+      c[i] = p.c + i * p.m;
+    }
+    const Matrix<Real> w{p.panel + k * N, nullptr, p.K - k < depth ? p.K - k : depth, p.m, p.K * N};
+    if (!product_into(w, a + rows.first, count, {0, blocks_of<V>(p.m)}, c + rows.first, p.add || k > 0, poll)) return false;
+  }
+  return true;
+}
+
 template <class Real> void product(const Product<Real>& p, const Team& team) {
   using V = typename VectorOf<Real>::type;
   constexpr int N = Lanes<V>::n;
   FlushToZero mode;
   Poll poll(team);
   const Range blocks = share_of(blocks_of<V>(p.m), team.rank, team.size), rows = share_of(p.n, team.rank, team.size, wide_rows);
-  const int64_t columns_pitch = (p.K + N) / N * N;
-  const Real** a = (const Real**)p.tables;
-  Real** c = (Real**)(a + p.n);
-  for (int64_t i = rows.first; i < rows.last; i++) c[i] = p.c + i * p.m;
   if (p.b_transposed) pack_panel({nullptr, p.b, p.K, p.m, 0}, 1, blocks, p.panel + blocks.first * p.K * N, poll);
   else pack_rows<V>([&](int64_t k) { return p.b + k * p.m; }, p.K, p.m, p.K, blocks, p.panel, poll);
-  if (p.a_transposed)
-    transpose_rows<V>([&](int64_t k) { return p.a + k * p.n; }, p.K, p.n, columns_pitch, share_of(blocks_of<V>(p.n), team.rank, team.size),
-                      p.columns, (Real*)nullptr);
   if (wait(team)) return;
-  for (int64_t k = 0; k == 0 || k < p.K; k += depth) {
-    for (int64_t i = rows.first; i < rows.last; i++) a[i] = (p.a_transposed ? p.columns + i * columns_pitch : p.a + i * p.K) + k;
-    const Matrix<Real> w{p.panel + k * N, nullptr, p.K - k < depth ? p.K - k : depth, p.m, p.K * N};
-    if (!product_into(w, a + rows.first, rows.last - rows.first, {0, blocks_of<V>(p.m)}, c + rows.first, k > 0, poll)) return;
+  const int64_t at_once = p.a_transposed ? product_rows : rows.last - rows.first;
+  for (int64_t row = rows.first; row < rows.last; row += at_once)
+    if (!product_of<V>(p, {row, row + at_once < rows.last ? row + at_once : rows.last}, team, poll)) return;
+}
+
+// The largest of m >= 1 numbers; a NaN may or may not be passed by.
+template <class V, class Real> FASTRNN_FN Real largest(const Real* x, int64_t m) {
+  constexpr int N = Lanes<V>::n;
+  Real most = x[0];
+  if (m < N) {
+    for (int64_t k = 1; k < m; k++) most = x[k] > most ? x[k] : most;
+    return most;
+  }
+  V found = load<V>(x);
+  for (int64_t k = 0; k < m; k += N) {
+    const V v = load<V>(x + (k + N <= m ? k : m - N));
+    found = v > found ? v : found;
+  }
+  Real lanes[N];
+  store(lanes, found);
+  for (int i = 0; i < N; i++) most = lanes[i] > most ? lanes[i] : most;
+  return most;
+}
+
+// f(k, left) for each vector of m numbers gives what is added up, in double from time to time.
+template <class V, class F> FASTRNN_FN double sum_of(int64_t m, const F& f) {
+  constexpr int N = Lanes<V>::n;
+  double total = 0;
+  for (int64_t first = 0; first < m; first += 64 * N) {
+    V part{};
+    for (int64_t k = first; k < m && k < first + 64 * N; k += N) part = part + f(k, m - k);
+    total += double(sum(part));
+  }
+  return total;
+}
+
+template <class Real> void softmax(const Softmax<Real>& s, const Team& team) {
+  using V = typename VectorOf<Real>::type;
+  constexpr int N = Lanes<V>::n;
+  FlushToZero mode;
+  Poll poll(team);
+  const Range mine = share_of(s.n, team.rank, team.size);
+  for (int64_t row = mine.first; row < mine.last; row++) {
+    const Real* z = s.logits + row * s.m;
+    Real* g = s.gradients + row * s.m;
+    const Real most = largest<V>(z, s.m);
+    double chosen = double(z[s.classes[row]] - most);
+    if (s.smoothing != 0) {
+      const double mean = sum_of<V>(s.m, [&](int64_t k, int64_t left) { return load<V>(z + k, left); }) / double(s.m);
+      chosen = (1 - s.smoothing) * chosen + s.smoothing * (mean - double(most));
+    }
+    const double sum = sum_of<V>(s.m, [&](int64_t k, int64_t left) {
+      store(g + k, exp_of_negative(load<V>(z + k, left) - most), left);
+      return load<V>(g + k, left);  // zero where there is no element
+    });
+    s.losses[row] = __builtin_log(sum) - chosen;
+    const V factor = splat<V>(Real(s.scale / sum)), everywhere = splat<V>(Real(s.scale * s.smoothing / double(s.m)));
+    for (int64_t k = 0; k < s.m; k += N) store(g + k, load<V>(g + k, s.m - k) * factor - everywhere, s.m - k);
+    g[s.classes[row]] -= Real(s.scale * (1 - s.smoothing));
+    if (poll.stop(double(s.m) * 40)) return;
   }
 }
 
@@ -134,7 +204,13 @@ template <class Real> double read_loop(const Real* x, int64_t n, int64_t passes)
 }
 
 template <class Real> constexpr Functions<Real> functions() {
-  return {Lanes<typename VectorOf<Real>::type>::n, apply<Real, false>, apply<Real, true>, product<Real>, fma_loop<Real>, read_loop<Real>};
+  return {Lanes<typename VectorOf<Real>::type>::n,
+          apply<Real, false>,
+          apply<Real, true>,
+          product<Real>,
+          softmax<Real>,
+          fma_loop<Real>,
+          read_loop<Real>};
 }
 
 }  // namespace

@@ -1,25 +1,49 @@
-// The plain matrix product of the read-out layer, over the same panels and threads as the cells.
+// What the read-out layer and its loss need of the core, over the same panels and threads as the cells.
 #pragma once
 #include "gang.hpp"
 #include "memory.hpp"
 
 namespace fastrnn {
 
-// A product made ready, as ForwardRun is a call. The same bits for any number of threads.
-template <class Real> class ProductRun {
+// A piece of work made ready, as ForwardRun is a call. The same bits for any number of threads.
+class TeamRun {
  public:
-  ProductRun(const Isa& isa, const Product<Real>& product, int threads);
   double microseconds() const { return microseconds_; }
   bool run(Interrupt interrupt);
 
+ protected:
+  // work: of a vector lane, in operations.
+  TeamRun(double work, int64_t most_threads);
+  virtual ~TeamRun() = default;
+  virtual void work(const Team& team) = 0;
+  int size() const { return gang_.size(); }
+
  private:
-  const Functions<Real>& functions_;
-  Product<Real> product_;
   double microseconds_;
   Gang gang_;
-  Memory memory_;
   Control control_{};
   Barrier barrier_{};
+};
+
+template <class Real> class ProductRun final : public TeamRun {
+ public:
+  ProductRun(const Isa& isa, const Product<Real>& product, int threads);
+
+ private:
+  void work(const Team& team) override { functions_.product(product_, team); }
+  const Functions<Real>& functions_;
+  Product<Real> product_;
+  Memory memory_;
+};
+
+template <class Real> class SoftmaxRun final : public TeamRun {
+ public:
+  SoftmaxRun(const Isa& isa, const Softmax<Real>& softmax, int threads);
+
+ private:
+  void work(const Team& team) override { functions_.softmax(softmax_, team); }
+  const Functions<Real>& functions_;
+  Softmax<Real> softmax_;
 };
 
 }  // namespace fastrnn

@@ -286,6 +286,14 @@ template <bool tail, class V> FASTRNN_FN void exp_parts(const V& x, typename Lan
   power = power_of_two(shifted);
 }
 
+// e^x for x <= 0; zero below the smallest normal number.
+template <class V> FASTRNN_FN V exp_of_negative(V x) {
+  constexpr auto limit = -Exp2<typename Lanes<V>::Real>::sigmoid_limit;
+  V power, f, q;
+  exp_parts<true>(at_least(x, limit), 1, power, f, q);
+  return x < limit ? V{} : power * fma(f, q, splat<V>(1));
+}
+
 // 1 / (1 + e^-x), within 3 ULP. Beyond +-sigmoid_limit it is that of the limit.
 template <class V> FASTRNN_FN V sigmoid(const V& x) {
   using E = Exp2<typename Lanes<V>::Real>;

@@ -302,3 +302,57 @@ class TestLossesAtTheEdges:
     def test_bad_input(self, call: Callable[[], Any], error: type[Exception], words: str) -> None:
         with pytest.raises(error, match=f"(?s){words}"):
             call()
+
+
+class TestOutputsOfTheCaller:
+    """Memory that the caller gives gets the very bits that new arrays would get."""
+
+    def test_read_out_and_loss(self) -> None:
+        linear, x = Linear(5, 30, rng=0), normal(7, 3, 5, dtype="float32")
+        targets = RNG.integers(0, 30, (7, 3))
+        y, tape = linear.forward(x)
+        _, dlogits = cross_entropy(y, targets, label_smoothing=0.1)
+        grads = linear.backward(tape, dlogits)
+        room = np.full((7, 3, 30), np.nan, "float32")
+        out, tape = linear.forward(x, out=room)
+        assert out is room
+        assert_same_bits(out, y)
+        assert cross_entropy(room, targets, label_smoothing=0.1, out=room)[1] is room
+        assert_same_bits(room, dlogits)
+        sums = {name: np.ones_like(g) for name, g in grads.parameters.items()}
+        found = linear.backward(tape, room, add_to=sums)
+        assert found.parameters is sums
+        for name, g in grads.parameters.items():
+            np.testing.assert_allclose(sums[name], 1 + g, rtol=1e-6)
+
+    def test_what_is_refused(self) -> None:
+        linear, x = Linear(4, 4, rng=0), normal(6, 4, dtype="float32")
+        with pytest.raises(ShapeError, match=r"out with shape \(6, 3\)"):
+            linear.forward(x, out=np.empty((6, 3), "float32"))
+        with pytest.raises(ValueError, match="out that shares memory with x"):
+            linear.forward(x, out=x)
+        with pytest.raises(TypeError, match="out with dtype float64"):
+            cross_entropy(x, [0] * 6, out=np.empty((6, 4)))
+        both = np.zeros((7, 4), "float32")
+        with pytest.raises(ValueError, match="out that shares memory with logits"):
+            cross_entropy(both[1:], [0] * 6, out=both[:-1])
+        _, tape = linear.forward(x)
+        with pytest.raises(ValueError, match=r"add_to with weight\.\n.*weight, bias"):
+            linear.backward(tape, x, add_to={"weight": np.zeros((4, 4), "float32")})
+        with pytest.raises(ValueError, match="shares memory with weight"):
+            linear.backward(tape, x, add_to=dict(linear.parameters()))
+
+    @pytest.mark.parametrize("classes", [1, 3, 16, 17, 5000])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_the_threads_do_not_change_a_bit(self, classes: int, dtype: str) -> None:
+        logits, targets = normal(200, classes, dtype=dtype), RNG.integers(0, classes, 200)
+        found = []
+        for count in (1, 2, 5):
+            with fastrnn.threads(count):
+                found.append(cross_entropy(logits, targets))
+        assert found[0][0] == found[1][0] == found[2][0]
+        assert_same_bits(found[1][1], found[0][1])
+        assert_same_bits(found[2][1], found[0][1])
+        assert found[0][0] == pytest.approx(
+            softmax_loss(logits.astype(float), targets, np.full(200, 1 / 200)), rel=1e-6
+        )

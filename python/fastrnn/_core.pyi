@@ -121,6 +121,16 @@ class Network:
     def memory(self, T: int, B: int, training: bool, dropout: bool) -> tuple[int, int, int]:
         """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
 
+def softmax(
+    logits: Array,  # (n, m)
+    classes: Array,  # (n,) int64, each 0..m-1
+    smoothing: float,
+    scale: float,  # of the gradient
+    threads: int,
+    out: Array | None = None,  # where the gradient goes, which may be logits; None: a new array
+) -> tuple[Array, Array]:
+    """The cross entropy of each row (n,) in float64, and its gradient with respect to the logits (n, m)."""
+
 def isas() -> list[str]:
     """The instruction sets that this wheel holds and this CPU runs, best first; "scalar" is the last."""
 
@@ -130,7 +140,15 @@ def available_threads() -> int:
 def yield_when_crowded(on: bool) -> None:
     """Whether calls run on one thread for a while after others took the team's processors; off for tests."""
 
-def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, threads: int) -> Array:
+def product(
+    a: Array,
+    a_transposed: bool,
+    b: Array,
+    b_transposed: bool,
+    threads: int,
+    out: Array | None = None,  # where the result goes; None: a new array
+    add: bool = False,  # to what out holds
+) -> Array:
     """a b, or with the transpose of either; C-contiguous matrices of one dtype. The same bits for any threads."""
 
 def activation(isa: str, name: str, x: Array) -> Array:

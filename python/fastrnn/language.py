@@ -1,6 +1,7 @@
 """The language model that `fastrnn train` makes: ids to logits of the next one, its loss, its file, what it writes."""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 Seed = np.random.Generator | int | None
 
 CELLS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+LOGITS = 6_000_000  # at once, about
 KINDS = ("LanguageModel", "CharacterModel")  # what files call it; the second until 0.1.0
 
 
@@ -76,6 +78,7 @@ class LanguageModel:
         if line_by_line and not ends.size:
             raise TextError("the text has no line end for the state to start anew behind")
         self.newline = int(ends[0]) if line_by_line else None
+        self._logits = np.empty(0, self.head.dtype)
 
     def _parts(self) -> dict[str, Any]:
         return {"embedding": self.embedding, "network": self.network, "head": self.head}
@@ -97,20 +100,38 @@ class LanguageModel:
         """
         batch = window.ids.shape[1]
         y, state, tape = self.network.forward(window.ids, state, reset=window.reset, embedding=self.table)
-        logits, head_tape = self.head.forward(y)
-        loss, dlogits = cross_entropy(logits, window.targets, reduction="sum")
-        dlogits /= batch
-        head = self.head.backward(head_tape, dlogits)
-        network = self.network.backward(tape, head.x)
+        loss, dy = 0.0, np.empty_like(y)
+        head = {name: np.zeros_like(p) for name, p in self.head.parameters().items()}
+        for part in self._parts_of(window):
+            logits, head_tape = self.head.forward(y[part], out=self._room(y[part].shape[:-1]))
+            lost, dlogits = cross_entropy(logits, window.targets[part], reduction="sum", out=logits)
+            loss, dy[part] = loss + lost, self.head.backward(head_tape, dlogits, add_to=head).x
+        for gradient in (dy, *head.values()):
+            gradient /= batch
+        network = self.network.backward(tape, dy)
         assert network.embedding is not None, "a call with ids gives the gradient of its embedding"
-        return loss / batch, state, [{"weight": network.embedding}, network.parameters, head.parameters]
+        return loss / batch, state, [{"weight": network.embedding}, network.parameters, head]
+
+    def _room(self, shape: tuple[int, ...]) -> Array:
+        """Return room for the logits of a part, the same each time: pages that are new to a process cost time."""
+        size = math.prod(shape) * len(self.vocabulary)
+        if self._logits.size < size:
+            self._logits = np.empty(size, self.head.dtype)
+        return self._logits[:size].reshape(*shape, -1)
+
+    def _parts_of(self, window: Window) -> Iterator[slice]:
+        """Cut a window in time so that the logits of a part are not many."""
+        time, batch = window.ids.shape
+        steps = max(1, LOGITS // (batch * len(self.vocabulary)))
+        return (slice(start, start + steps) for start in range(0, time, steps))
 
     def nats_per_token(self, ids: Ids, batch: int = 1, seq_len: int = 256) -> float:
         """Return the mean of -log p(token | those before it) over a text of ids (n,), read as `batch` streams."""
         total, count, state = 0.0, 0, None
         for window in windows(ids, batch, seq_len, self.newline):
             y, state = self.network(window.ids, state, reset=window.reset, embedding=self.table)
-            total += cross_entropy(self.head(y), window.targets, reduction="sum")[0]
+            for part in self._parts_of(window):
+                total += cross_entropy(self.head(y[part]), window.targets[part], reduction="sum")[0]
             count += window.targets.size
         return total / count
 

@@ -1,12 +1,14 @@
-"""The losses: softmax and sigmoid with cross entropy, from logits, with their gradients. Plain NumPy."""
+"""The losses: softmax and sigmoid with cross entropy, from logits, with their gradients."""
 
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import Problems
+from . import _core
+from .checks import Problems, output_array, overlaps
 from .inputs import integers
+from .threads import get_num_threads
 
 __all__ = ["binary_cross_entropy", "cross_entropy"]
 
@@ -35,11 +37,16 @@ def _mask(problems: Problems, value: ArrayLike | None, shape: tuple[int, ...]) -
     return None
 
 
+def _select(losses: Array, dlogits: Array, mask: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Leave out what does not count; a select, not a product: a NaN that does not count reaches nothing."""
+    dlogits[~mask] = 0.0
+    return losses[mask], dlogits
+
+
 def _reduce(losses: Array, dlogits: Array, mask: NDArray[np.bool_] | None, reduction: Reduction) -> tuple[float, Array]:
     """Sum what counts, in float64; a mean divides loss and gradient by how many count."""
     if mask is not None:
-        losses = losses[mask]
-        dlogits[~mask] = 0.0  # a select, not a product: a NaN that does not count reaches nothing
+        losses, dlogits = _select(losses, dlogits, mask)
     total = float(losses.sum(dtype=np.float64))
     if reduction == "mean" and losses.size:
         total /= losses.size
@@ -59,6 +66,7 @@ def cross_entropy(
     mask: ArrayLike | None = None,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
+    out: Array | None = None,
 ) -> tuple[float, Array]:
     """Softmax and cross entropy in one: the loss ``-log softmax(logits)[target]`` and its gradient.
 
@@ -75,6 +83,8 @@ def cross_entropy(
     label_smoothing : float
         e in [0, 1): the target is 1 - e + e/V for the right class and e/V for each other one, instead of 1 and 0
         (Szegedy et al. 2016).
+    out : array (...,V), optional
+        Where dlogits is written; it may be the logits themselves.
 
     Returns
     -------
@@ -109,23 +119,19 @@ def cross_entropy(
     _check_reduction(problems, reduction)
     if not 0 <= label_smoothing < 1:
         problems.value(f"label_smoothing={label_smoothing!r}", "It must be at least 0 and below 1.")
+    if out is not None and output_array(problems, "out", out, logits.shape, logits.dtype) and out is not logits:
+        overlaps(problems, {"out": out}, {"logits": logits})
     problems.refuse()
 
-    rows = logits.reshape(-1, classes)
-    right = np.arange(len(rows)), cast("Array", targets).reshape(-1)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller sees
-        dlogits = rows - rows.max(axis=1, keepdims=True)
-    chosen = dlogits[right]
-    if label_smoothing:
-        chosen = (1 - label_smoothing) * chosen + label_smoothing * dlogits.mean(axis=1)
-    np.exp(dlogits, out=dlogits)
-    sums = dlogits.sum(axis=1)
-    losses = np.log(sums) - chosen
-    dlogits /= sums[:, None]
-    dlogits[right] -= 1.0 - label_smoothing
-    if label_smoothing:
-        dlogits -= label_smoothing / classes
-    return _reduce(losses.reshape(shape), dlogits.reshape(logits.shape), counts, reduction)
+    rows = np.require(logits.reshape(-1, classes), requirements=["C", "A"])
+    right = np.ascontiguousarray(cast("Array", targets).reshape(-1))
+    count = len(rows) if counts is None else np.count_nonzero(counts)
+    scale = 1 / count if reduction == "mean" and count else 1.0
+    flat = None if out is None else out.reshape(-1, classes)
+    losses, dlogits = _core.softmax(rows, right, label_smoothing, scale, get_num_threads(), flat)
+    if counts is not None:
+        losses, dlogits = _select(losses, dlogits, counts.reshape(-1))
+    return float(losses.sum()) * scale, dlogits.reshape(logits.shape) if out is None else out
 
 
 def binary_cross_entropy(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
-from .checks import Problems, parameter_sizes, same_shape, seed_error, swap_hint
+from .checks import Problems, output_array, overlaps, parameter_sizes, same_shape, seed_error, swap_hint
 from .initialise import Seed
 from .inputs import as_real, integers
 from .parameters import Parameters, Parametrised
@@ -19,10 +19,12 @@ __all__ = ["Embedding", "Linear"]
 Array = NDArray[Any]
 
 
-def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool) -> Array:
+def product(
+    a: Array, a_transposed: bool, b: Array, b_transposed: bool, out: Array | None = None, add: bool = False
+) -> Array:
     """Return a b, or with the transpose of either, by the core: NumPy's would bring a second team of threads."""
     rows, columns = (np.require(m, requirements=["C", "A"]) for m in (a, b))
-    return _core.product(rows, a_transposed, columns, b_transposed, get_num_threads())
+    return _core.product(rows, a_transposed, columns, b_transposed, get_num_threads(), out, add)
 
 
 class PartGradients(NamedTuple):
@@ -213,29 +215,49 @@ class Linear(_Part):
         """
         return self.forward(x)[0]
 
-    def forward(self, x: ArrayLike) -> tuple[Array, PartTape]:
-        """Return y (...,O) of x (...,I), and the tape for `backward`, which holds x by reference."""
+    def forward(self, x: ArrayLike, out: Array | None = None) -> tuple[Array, PartTape]:
+        """Return y (...,O) of x (...,I), in `out` if it is given, and the tape for `backward`.
+
+        The tape holds x by reference.
+        """
         problems = Problems(lambda: repr(self))
         array = as_real(problems, "x", x, self.dtype)
         if array is not None and array.shape[-1:] != (self.in_features,):
             why = f"The last axis must be {self.in_features}.{swap_hint('x', array.shape, self.in_features)}"
             problems.shape(f"x with shape {array.shape}", why)
+        elif array is not None and out is not None:
+            output_array(problems, "out", out, (*array.shape[:-1], self.out_features), self.dtype)
+            overlaps(problems, {"out": out}, {"x": array, **self._parameters})
         problems.refuse()
         array = cast("Array", array)
-        y = product(array.reshape(-1, self.in_features), False, self._parameters["weight"], True)
+        flat = None if out is None else out.reshape(-1, self.out_features)
+        y = product(array.reshape(-1, self.in_features), False, self._parameters["weight"], True, flat)
         if self.bias:
             y += self._parameters["bias"]
-        return y.reshape(*array.shape[:-1], self.out_features), self._tape(array)
+        return y.reshape(*array.shape[:-1], self.out_features) if out is None else out, self._tape(array)
 
-    def backward(self, tape: PartTape, dy: ArrayLike) -> PartGradients:
+    def backward(self, tape: PartTape, dy: ArrayLike, add_to: dict[str, Array] | None = None) -> PartGradients:
         """Return the gradients of x and of the parameters, given dy (...,O).
 
-        ``dx = dy W``, ``dW = dy^T x`` and ``db = dy`` summed over all rows.
+        ``dx = dy W``, ``dW = dy^T x`` and ``db = dy`` summed over all rows. Gradients given as `add_to`, shaped like
+        the parameters, are added to in place and returned.
         """
         self._check_tape(tape)
         dy = self._check_dy(dy, (*tape.x.shape[:-1], self.out_features))
         rows, x = dy.reshape(-1, self.out_features), tape.x.reshape(-1, self.in_features)
-        gradients = {"weight": product(rows, True, x, False)}
+        gradients = add_to if add_to is not None else {n: np.zeros_like(p) for n, p in self._parameters.items()}
+        if add_to is not None:
+            self._check_sums(add_to)
+        product(rows, True, x, False, gradients["weight"], add=True)
         if self.bias:
-            gradients["bias"] = rows.sum(axis=0)
+            gradients["bias"] += rows.sum(axis=0)
         return PartGradients(product(rows, False, self._parameters["weight"], False).reshape(tape.x.shape), gradients)
+
+    def _check_sums(self, sums: dict[str, Array]) -> None:
+        problems = Problems(lambda: f"{self!r}.backward")
+        if sums.keys() != self._parameters.keys():
+            problems.value(f"add_to with {', '.join(sums)}", f"It must hold {', '.join(self._parameters)}.")
+        for name in sums.keys() & self._parameters.keys():
+            output_array(problems, f"add_to[{name!r}]", sums[name], self._parameters[name].shape, self.dtype)
+        overlaps(problems, {f"add_to[{name!r}]": a for name, a in sums.items()}, self._parameters)
+        problems.refuse()
