@@ -163,9 +163,12 @@ py::tuple softmax(py::handle logits, py::handle classes, double smoothing, doubl
   s.n = array.shape(0), s.m = array.shape(1);
   s.smoothing = smoothing, s.scale = scale;
   s.logits = pointer<Real>("logits", logits, {s.n, s.m});
-  s.classes = pointer<int64_t>("classes", classes, {s.n});
-  for (int64_t i = 0; i < s.n; i++)
-    if (s.classes[i] < 0 || s.classes[i] >= s.m) throw py::index_error("classes must lie in 0.." + std::to_string(s.m - 1));
+  // a copy: nobody may change what was checked
+  const int64_t* given = pointer<int64_t>("classes", classes, {s.n});
+  const std::vector<int64_t> checked(given, given + s.n);
+  for (const int64_t one : checked)
+    if (one < 0 || one >= s.m) throw py::index_error("classes must lie in 0.." + std::to_string(s.m - 1));
+  s.classes = checked.data();
   py::array_t<double> losses(s.n);
   py::array gradients = result<Real>("out", out, {s.n, s.m});
   s.losses = losses.mutable_data(), s.gradients = static_cast<Real*>(gradients.mutable_data());
@@ -255,10 +258,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("parameters"))
       .def(
           "memory",
-          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout) {
-            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout); });
+          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids) {
+            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout, ids); });
           },
-          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"));
+          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"), py::arg("ids") = py::none());
 
   m.def("isas", [] {
     std::vector<std::string> names;

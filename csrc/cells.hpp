@@ -1,8 +1,8 @@
 // The equations: every cell once, forward and, mirrored below it, backward.
 //
 // V is a scalar, a vector of units side by side or a bundle of such vectors. A cell is a list of phases; each is a product with the
-// recurrent weights and the pointwise epilogue that consumes it. sequence.hpp and gradients.hpp run the phases over time. To add a cell:
-// one struct here, one line in FASTRNN_CELLS (fastrnn.hpp), its twin in tests/reference.py.
+// recurrent weights and the pointwise epilogue that consumes it. sequence.hpp and gradients.hpp run the phases over time. The operators
+// are in vec.hpp; infinities and NaN have to come out as in the textbook. CONTRIBUTING.md tells how to add a cell.
 #pragma once
 #include "vec.hpp"
 
@@ -35,12 +35,16 @@ template <class V> struct UnitGradient {
   V dz[4];                     // result: dL/dz by slot
 };
 
-// Common to all: gates in PyTorch's order. 'slots' are the gate gradients kept per unit; slot (g + rotate) % gates of the
-// hidden side belongs to gate g; the input side uses the slots input_slot .. input_slot+gates-1 for gates 0, 1, ...
+// Common to all: gates in PyTorch's order, at most four. 'slots' are the gate gradients kept per unit; slot (g + rotate) % gates
+// of the hidden side belongs to gate g; the input side uses the slots input_slot .. input_slot+gates-1 for gates 0, 1, ...
 struct CellDefaults {
-  static constexpr int phases = 1, tape = 0, rotate = 0, input_slot = 0;
-  static constexpr bool has_c = false, has_carry = false, projected = false;
-  static constexpr bool uses_h = false, uses_h_prev = false, hidden_apart = false;
+  static constexpr int phases = 1, rotate = 0, input_slot = 0;  // the last two: for a gate that keeps its hidden side apart
+  static constexpr int tape = 0;                                // vectors of Unit::tape that are kept for backward
+  static constexpr bool has_c = false;                          // a second state
+  static constexpr bool has_carry = false;    // backward leaves a part of dL/dh_prev in 'carry'; else it is dropped
+  static constexpr bool projected = false;    // the second phase multiplies by weight_hr
+  static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
+  static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
 };
 
 // h = f(z),  z = W_ih x + b_ih + W_hh h_prev + b_hh,  f = tanh or relu

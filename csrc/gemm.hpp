@@ -223,8 +223,8 @@ constexpr int blocks_at_once(int G) { return G == 1 ? 4 : G == 2 ? 2 : 1; }
 // a[r] is the row's operand. Who multiplies by the same matrix again and again does so there and 'back': what was read
 // last is still in the cache. False: interrupted.
 template <class V, int G, class Real, class Start, class Finish>
-FASTRNN_FN bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, bool back, const Start& start,
-                        const Finish& finish, Poll& poll) {
+__attribute__((noinline)) bool product(const Matrix<Real>& w, const Real* const* a, int64_t n, Range blocks, bool back, const Start& start,
+                                       const Finish& finish, Poll& poll) {
   constexpr int U = blocks_at_once(G), single = G <= 2 ? single_vectors / G : single_vectors / 4;
   if (n == 1) return sweep<V, 1, single, G>(w, a, {0, 1}, blocks, back, start, finish, poll);
   constexpr int64_t band = 384;  // rows of A that stay in the second-level cache while the panels pass by

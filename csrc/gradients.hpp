@@ -233,20 +233,26 @@ template <class Cell, class V, class Real> struct Backward {
     return k;
   }
 
+  // This worker's part of transposing or packing one row for each token.
+  __attribute__((noinline)) void transpose_tokens(const Real* const* rows, int64_t tokens, int64_t n, Real* columns, Real* sums) {
+    transpose_rows<V>([=](int64_t k) { return rows[k]; }, tokens, n, q.chunk_pitch, share_of(blocks_of<V>(n), team.rank, team.size),
+                      columns, sums);
+  }
+  __attribute__((noinline)) void pack_tokens(const Real* const* rows, int64_t tokens, int64_t n, Real* panel) {
+    pack_rows<V>([=](int64_t k) { return rows[k]; }, tokens, n, q.chunk_pitch, share_of(blocks_of<V>(n), team.rank, team.size), panel,
+                 poll);
+  }
   FASTRNN_FN void pack_chunk(int64_t tokens) {
-    auto mine = [&](int64_t n) { return share_of(blocks_of<V>(n), team.rank, team.size); };
-    transpose_rows<V>([&](int64_t k) { return token_dgates[k]; }, tokens, S * H, q.chunk_pitch, mine(S * H), q.columns, q.column_sums);
-    if (!d.tokens) pack_rows<V>([&](int64_t k) { return token_x[k]; }, tokens, I, q.chunk_pitch, mine(I), q.x_panel, poll);
-    pack_rows<V>([&](int64_t k) { return token_h_prev[k]; }, tokens, P, q.chunk_pitch, mine(P), q.h_panel, poll);
-    if constexpr (Cell::phases == 2)
-      pack_rows<V>([&](int64_t k) { return token_inner[k]; }, tokens, H, q.chunk_pitch, mine(H), q.inner_panel, poll);
-    if constexpr (Cell::projected)
-      transpose_rows<V>([&](int64_t k) { return token_dproj[k]; }, tokens, P, q.chunk_pitch, mine(P), q.columns + S * H * q.chunk_pitch,
-                        (Real*)nullptr);
+    transpose_tokens(token_dgates, tokens, S * H, q.columns, q.column_sums);
+    if (!d.tokens) pack_tokens(token_x, tokens, I, q.x_panel);
+    pack_tokens(token_h_prev, tokens, P, q.h_panel);
+    if constexpr (Cell::phases == 2) pack_tokens(token_inner, tokens, H, q.inner_panel);
+    if constexpr (Cell::projected) transpose_tokens(token_dproj, tokens, P, q.columns + S * H * q.chunk_pitch, nullptr);
   }
 
   // Rows of a weight gradient: columns [first, first+height) of the chunk's gate gradients times the panel's rows.
-  FASTRNN_FN bool weight_gradient(int64_t first, int64_t height, Real** out, const Real* panel, int64_t width, int64_t tokens, bool add) {
+  __attribute__((noinline)) bool weight_gradient(int64_t first, int64_t height, Real** out, const Real* panel, int64_t width,
+                                                 int64_t tokens, bool add) {
     const Range mine = share_of(height, team.rank, team.size, wide_rows);
     return product_into({panel, nullptr, tokens, width, q.chunk_pitch * N}, column + first + mine.first, mine.last - mine.first,
                         {0, blocks_of<V>(width)}, out + mine.first, add, poll);
@@ -260,7 +266,7 @@ template <class Cell, class V, class Real> struct Backward {
                                      tokens, add);
     return done;
   }
-  FASTRNN_FN bool input_gradient(int64_t tokens) {
+  __attribute__((noinline)) bool input_gradient(int64_t tokens) {
     if (!q.panel_ih) return input_gradient_once(tokens);
     const Range mine = share_of(tokens, team.rank, team.size, wide_rows);
     return product_into({q.panel_ih, nullptr, G * H, I, G * H * N}, token_dinput + mine.first, mine.last - mine.first, {0, blocks_of<V>(I)},
@@ -304,9 +310,8 @@ template <class Cell, class V, class Real> struct Backward {
         token_x[k] = d.x.at(first + k, 0);
         token_dx[k] = q.dx.at(first + k, 0);
       }
-      const Range gates = share_of(blocks_of<V>(G * H), team.rank, team.size), inputs = share_of(blocks_of<V>(I), team.rank, team.size);
-      transpose_rows<V>([&](int64_t k) { return token_dinput[k]; }, n, G * H, q.chunk_pitch, gates, q.columns, (Real*)nullptr);
-      pack_rows<V>([&](int64_t k) { return token_x[k]; }, n, I, q.chunk_pitch, inputs, q.x_panel, poll);
+      transpose_tokens(token_dinput, n, G * H, q.columns, nullptr);
+      pack_tokens(token_x, n, I, q.x_panel);
       if (!meet()) return;
       if (weight_gradient(0, G * H, dweight_ih, q.x_panel, I, n, first > 0)) input_gradient(n);
       if (!meet()) return;

@@ -11,6 +11,7 @@ namespace {
 using Real = FASTRNN_REAL;
 using V = VectorOf<Real>::type;
 using C = FASTRNN_CELL;
+static_assert(C::gates <= 4 && C::slots <= 4 && C::tape <= 4, "Unit and UnitGradient in cells.hpp have room for four");
 
 void pack(const Direction<Real>& d, const Team& team) { pack_forward<C, V>(d, team); }
 

@@ -333,9 +333,10 @@ struct CoreNetwork {
     return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
   }
 
-  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training, bool dropout) const {
+  // ids: rows of the embedding, 0 where there is none, or nothing where x holds features.
+  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids) const {
     if (T < 0 || B < 0) throw py::value_error("T and B must not be negative");
-    const int64_t x = times(times(T, B), n.I), y = times(times(T, B), n.D * n.P),
+    const int64_t x = times(ids ? *ids : times(T, B), n.I), y = times(times(T, B), n.D * n.P),
                   states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
     const Batch batch(T, B);
     int64_t parameters = 0;

@@ -151,7 +151,7 @@ template <class Cell, class V, class Real> struct Forward {
   }
 
   // The projection of n rows of x.
-  FASTRNN_FN bool project(int64_t n, Range share) {
+  __attribute__((noinline)) bool project(int64_t n, Range share) {
     auto start = [&](V(&z)[G], int64_t, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);

@@ -97,8 +97,9 @@ class TestTrain:
         assert process.returncode == 130
         assert b"stopped after" in out
         assert err == b""
-        assert LanguageModel.load("model.npz").config["hidden_size"] == 8
-        assert b"go on   fastrnn train --resume model.checkpoint.npz" in out
+        assert LanguageModel.load("model.checkpoint.npz").config["hidden_size"] == 8
+        assert b"go on with fastrnn train --resume model.checkpoint.npz" in out
+        assert not Path("model.npz").exists()
         resumed = [sys.executable, "-m", "fastrnn", "train", "--resume", "model.checkpoint.npz", "--epochs", "1"]
         done = subprocess.run([*resumed, "--sample", "0"], capture_output=True, check=True)
         assert b"bits per character" in done.stdout
@@ -140,6 +141,9 @@ class TestSample:
         says = functools.partial(complaint, capsys, "sample")
         assert "2 of the characters are not among the 12 known: 'O', 'k'" in says(model, "--prompt", "Ok")
         assert "the prompt is empty; give at least one character" in says(model, "--prompt", "")
+        LanguageModel(Characters("abc"), embedding_dim=4, hidden_size=6).save("abc.npz")
+        assert main(["sample", "abc.npz", "--length", "5"]) == 0
+        assert len(capsys.readouterr().out) == 6
         assert "expected a number above 0" in says(model, "--temperature", "0")
         assert "no.npz: No such file" in says("no.npz")
         assert "text.txt is not a file that a fastrnn layer was saved to" in says("text.txt")
@@ -177,6 +181,8 @@ class TestBadInput:
         [
             (["--hidden", "0"], "argument --hidden: got '0', expected a whole number of at least 1"),
             (["--hidden", "many"], "argument --hidden: got 'many'"),
+            (["--layers", "2000"], "argument --layers: got '2000', expected a whole number from 1 to 1024"),
+            (["--output", "m.npz/"], "names no file; choose another --output"),
             (["--hidden", "1" + "0" * 12], "the parameters would take"),
             (["--threads", "5000"], "expected a whole number from 1 to 1024"),
             (["--lr", "nan"], "argument --lr: got 'nan', expected a number above 0"),

@@ -339,6 +339,20 @@ class TestOutputsOfTheCaller:
         _, tape = linear.forward(x)
         with pytest.raises(ValueError, match=r"add_to with weight\.\n.*weight, bias"):
             linear.backward(tape, x, add_to={"weight": np.zeros((4, 4), "float32")})
+        targets = np.zeros(3000, np.int64)
+        out = targets.view(np.float32)[:6000].reshape(1000, 6)
+        with pytest.raises(ValueError, match="out that shares memory with targets"):
+            cross_entropy(np.zeros((1000, 6), "float32"), targets[:1000], out=out)
+        with pytest.raises(ValueError, match="out that shares memory with targets"):
+            cross_entropy(out, targets[:1000], out=out)
+        with pytest.raises(ValueError, match="shares memory with dy"):
+            linear.backward(tape, x, add_to={"weight": x[:4], "bias": np.zeros(4, "float32")})
+        with pytest.raises(TypeError, match="add_to of type list"):
+            linear.backward(tape, x, add_to=[1])
+        with pytest.raises(ValueError, match="label_smoothing='a'"):
+            cross_entropy(x, [0] * 6, label_smoothing="a")
+        with pytest.raises(ValueError, match="logits of type list"):
+            cross_entropy([[1.0], [1.0, 2.0]], [0, 0])
         with pytest.raises(ValueError, match="shares memory with weight"):
             linear.backward(tape, x, add_to=dict(linear.parameters()))
 

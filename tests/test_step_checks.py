@@ -43,7 +43,7 @@ def test_step_outputs(name: str) -> None:
     shapes = state_shapes(layer, B)
     P = shapes[0][2]
     for out, kind, text in (
-        (np.zeros((B, P)), TypeError, "out with dtype float64.\n  It is written to and must have the layer's dtype"),
+        (np.zeros((B, P)), TypeError, "out with dtype float64.\n  It is written to and must have dtype float32"),
         (zeros(B, P + 1), ShapeError, f"It is written to and must have shape (3, {P})."),
         (zeros(B, 2 * P)[:, ::2], ValueError, "must be writeable, aligned and C-contiguous"),
         ([0.0], TypeError, f"must be a NumPy array: use np.empty((3, {P}), np.float32)."),

@@ -232,6 +232,14 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(FileError, match="is damaged: Bad CRC-32"):
         fastrnn.load(path)
+    content[len(content) // 2] ^= 0xFF
+    entry = content.rfind(b"PK\x01\x02")
+    for offset, bit, words in ((8, 1, "encrypted"), (10, 64, "compression")):
+        wrong = bytearray(content)
+        wrong[entry + offset] ^= bit
+        path.write_bytes(wrong)
+        with pytest.raises(FileError, match=f"is damaged: .*{words}"):
+            fastrnn.load(path)
 
 
 # Copies

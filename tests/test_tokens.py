@@ -154,7 +154,8 @@ def test_what_is_refused() -> None:
     says(r"got ids\[1, 0\] = 4 and 1 more out of range.\n.*0..3", ValueError, [[0, 1], [4, -1]])
     says(r"got ids\[1\] = -1.\n", ValueError, [0, -1])
     says(r"got ids\[0, 0\] = 3.\n.*0..2", ValueError, [[3]], "one-hot")
-    says("ids with dtype float64", TypeError, [[0.0, 1.0]])
+    says("ids with dtype float64.\n  They are rows of the embedding and must be", TypeError, [[0.0, 1.0]])
+    assert layer([], embedding=table)[0].shape == (0, 8)
     says(r"ids with shape \(1, 1, 1\).*\n.*\(time, batch\)", fastrnn.ShapeError, [[[1]]])
     says(r"ids with shape \(\)", fastrnn.ShapeError, 1)
     says(r'embedding=.one_hot.\.\n.*"one-hot"', ValueError, [[1]], "one_hot")
@@ -164,6 +165,12 @@ def test_what_is_refused() -> None:
     says("got lengths", ValueError, [[1]], lengths=[2])
     with pytest.raises(TypeError, match=r"x with dtype int64.\n.*; token ids go with embedding=\."):
         layer([[1, 2, 3]])
+
+
+def test_the_size_of_one_hot_vectors_is_not_counted() -> None:
+    layer = fastrnn.LSTM(200_000, 2)
+    _, _, tape = layer.forward(np.zeros((200, 200), int), embedding="one-hot")
+    assert tape.nbytes < 11_000_000
 
 
 def test_the_core_checks_ids_once_more() -> None:

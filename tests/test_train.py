@@ -14,6 +14,7 @@ import pytest
 import fastrnn
 from fastrnn import FileError, checkpoint, storage
 from fastrnn.language import LanguageModel
+from fastrnn.report import Report
 from fastrnn.text import TextError, Window
 from fastrnn.train import DivergedError, Options, resume, train
 from support import CHINESE, ENGLISH, same_models
@@ -74,7 +75,7 @@ class TestTraining:
 
     def test_divergence_saves_nothing(self, options: Options) -> None:
         with (
-            pytest.raises(DivergedError, match=r"(the loss is (nan|inf)|a parameter is infinite or NaN) at step"),
+            pytest.raises(DivergedError, match=r"(the loss is (nan|inf)|the validation loss is no number) at step"),
             np.errstate(all="ignore"),
         ):
             train(dataclasses.replace(options, optimizer="sgd", lr=1e38, clip=1e38))
@@ -120,7 +121,11 @@ class TestTraining:
         ("changes", "error", "words"),
         [
             ({"batch": 1000}, TextError, "too short: 1,728 of its 1,920 characters.*needs 16,001; make"),
-            ({"prompt": "Zebra!"}, TextError, r"4 of the characters are not among the 15 known: '!', 'Z', 'b', 'r'"),
+            (
+                {"prompt": "Zebra!"},
+                TextError,
+                r"the prompt cannot be read: 4 of .*: '!', 'Z', 'b', 'r'",
+            ),
             ({"prompt": ""}, TextError, "prompt is empty"),
             ({"hidden": 10**12}, fastrnn.SizeError, "the parameters would take"),
         ],
@@ -169,7 +174,7 @@ class TestResuming:
         beside = checkpoint.path_beside(options.output)
         assert cut.stopped == "interrupted"
         assert cut.progress.steps == step
-        assert os.path.exists(options.output)
+        assert not os.path.exists(options.output)
         resumed = resume(beside)
         same_models(resumed.model, whole.model)
         assert resumed.progress.losses == whole.progress.losses
@@ -215,6 +220,55 @@ class TestResuming:
         assert train(dataclasses.replace(options, save_every=1e-9)).stopped is None
         assert "note: no checkpoint was written: No space left on device" in capsys.readouterr().out
 
+    def test_a_model_that_was_there_stays_until_there_is_another(
+        self, options: Options, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train(options)
+        before = Path(options.output).read_bytes()
+        stop_at(monkeypatch, 3)
+        train(dataclasses.replace(options, seed=1))
+        assert Path(options.output).read_bytes() == before
+
+    def test_nothing_but_the_own_checkpoint_is_replaced(
+        self, options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        other = dataclasses.replace(options, output=str(tmp_path / "other.npz"))
+        for one in (options, other):
+            with monkeypatch.context() as patch:
+                stop_at(patch, 3)
+                train(one)
+        with pytest.raises(FileError, match=r"other\.checkpoint\.npz is of an unfinished training"):
+            resume(checkpoint.path_beside(options.output), output=other.output)
+        (tmp_path / "a.checkpoint.txt").write_text(ENGLISH)
+        with pytest.raises(FileError, match=r"a\.checkpoint\.txt exists and is no checkpoint; choose another --output"):
+            train(dataclasses.replace(options, output=str(tmp_path / "a.txt")))
+
+    def test_output_that_nobody_reads_leaves_a_checkpoint(
+        self, options: Options, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = train(options)
+
+        def broken(*_: Any) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Report, "validation", broken)
+            with pytest.raises(BrokenPipeError):
+                train(options)
+        same_models(resume(checkpoint.path_beside(options.output)).model, whole.model)
+
+    def test_divergence_keeps_the_best_before(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+        learn, count = LanguageModel.loss_and_gradients, itertools.count(1)
+
+        def infinite(self: LanguageModel, window: Window, state: Any = None) -> Any:
+            loss, *rest = learn(self, window, state)
+            return math.inf if next(count) == 40 else loss, *rest
+
+        monkeypatch.setattr(LanguageModel, "loss_and_gradients", infinite)
+        with pytest.raises(DivergedError, match="the loss is inf at step 40"):
+            train(options)
+        assert os.path.exists(options.output)
+
     def test_what_is_refused(self, options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with monkeypatch.context() as patch:
             stop_at(patch, 3)
@@ -222,14 +276,17 @@ class TestResuming:
         beside = checkpoint.path_beside(options.output)
         with pytest.raises(FileError, match=r"unfinished training: go on with fastrnn train --resume .*, or delete it"):
             train(options)
-        with pytest.raises(FileError, match="checkpoint of an unfinished training"):
-            LanguageModel.load(beside)
+        same_models(LanguageModel.load(beside), LanguageModel.load(beside))  # it holds the model as it was
+        with pytest.raises(FileError, match="is the checkpoint of an unfinished training; choose another --output"):
+            train(dataclasses.replace(options, output=beside))
+        LanguageModel.load(beside).save(tmp_path / "finished.npz")
         with pytest.raises(FileError, match="is no checkpoint"):
-            resume(options.output)
+            resume(str(tmp_path / "finished.npz"))
         with pytest.raises(FileNotFoundError):
             resume(str(tmp_path / "none.npz"))
 
         description, arrays = storage.read(beside)
+        whole = Path(beside).read_bytes()
 
         def rewritten(change: Any) -> str:
             copy = {key: value for key, value in description.items() if key != "format"}
@@ -237,8 +294,8 @@ class TestResuming:
             copy["checkpoint"]["options"] = {**description["checkpoint"]["options"]}
             kept = dict(arrays)
             change(copy["checkpoint"], kept)
-            storage.write(tmp_path / "other.npz", copy, kept)
-            return str(tmp_path / "other.npz")
+            storage.write(beside, copy, kept)
+            return beside
 
         def says(words: str, change: Any) -> None:
             with pytest.raises(FileError, match=words):
@@ -250,7 +307,11 @@ class TestResuming:
         says("does not fit together: the state has shape", lambda c, a: a.update({"state/0": a["state/0"][:, 1:]}))
         says("does not fit together", lambda c, a: a.pop("history/losses"))
         says("does not fit together", lambda c, a: c.update(generator={"bit_generator": "none"}))
-        whole = Path(beside).read_bytes()
+        says("does not fit together: there are 1 states", lambda c, a: a.pop("state/1"))
+        says("does not fit together: window 1,000", lambda c, a: c.update(window=1000))
+        for name, value in (("level", "foo"), ("batch", "x"), ("text", 5), ("seq_len", 0), ("dropout", -1)):
+            says(f"options that cannot be: {name}=", lambda c, a, n=name, v=value: c["options"].update({n: v}))
+        says("no checkpoint of a training", lambda c, a: c.update(options=[1]))
         Path(beside).write_bytes(whole[:-300])
         with pytest.raises(FileError, match=r"checkpoint\.npz"):
             resume(beside)

@@ -118,7 +118,14 @@ class Network:
         is dL/dembedding, or None where they are one-hot.
         """
     def freeze(self, parameters: Sequence[Array]) -> Frozen: ...
-    def memory(self, T: int, B: int, training: bool, dropout: bool) -> tuple[int, int, int]:
+    def memory(
+        self,
+        T: int,
+        B: int,
+        training: bool,
+        dropout: bool,
+        ids: int | None = None,  # rows of the embedding (0: one-hot); None: x holds features
+    ) -> tuple[int, int, int]:
         """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
 
 def softmax(

@@ -132,7 +132,8 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Array]]:
         If it cannot be read.
     """
     description, arrays = storage.read(path)
-    if not isinstance(description.get("checkpoint"), dict) or "options" not in description["checkpoint"]:
+    kept = description.get("checkpoint")
+    if not isinstance(kept, dict) or not isinstance(kept.get("options"), dict):
         raise FileError(f"{os.fspath(path)} is no checkpoint of a training")
     return description, arrays
 
@@ -172,6 +173,8 @@ def restore(
         shapes = {key: array.shape for key, array in model.arrays().items()}
         if best is not None and {key: array.shape for key, array in best.items()} != shapes:
             raise ValueError("the best parameters have other names or shapes than the last")
+        if len(members) not in (0, 1 + model.network._has_cell_state):
+            raise ValueError(f"there are {len(members)} states")
         wanted = (model.network.num_layers, kept["options"]["batch"], model.network.hidden_size)
         if any(member.shape != wanted for member in members):
             raise ValueError(f"the state has shape {members[0].shape}, not {wanted}")

@@ -245,7 +245,7 @@ def output_array(problems: Problems, name: str, value: object, wanted: Shape, dt
         why = f"It is written to and must be a NumPy array: use np.empty({wanted}, np.{dtype})."
         problems.type(f"{name} of type {type(value).__name__}", why)
     elif value.dtype != dtype:
-        problems.type(f"{name} with dtype {value.dtype}", f"It is written to and must have the layer's dtype, {dtype}.")
+        problems.type(f"{name} with dtype {value.dtype}", f"It is written to and must have dtype {dtype}.")
     elif value.shape != wanted:
         problems.shape(f"{name} with shape {value.shape}", f"It is written to and must have shape {wanted}.")
     elif not (value.flags.c_contiguous and value.flags.aligned and value.flags.writeable):
@@ -259,6 +259,7 @@ def output_array(problems: Problems, name: str, value: object, wanted: Shape, dt
 def overlaps(problems: Problems, outputs: Mapping[str, Array | None], inputs: Mapping[str, Array | None]) -> None:
     """Refuse outputs that share memory with an input or another output; state_out may be the state itself."""
     in_use = dict(inputs)
+    hint = " (state_out may be the very arrays of state.)" if "state_out" in outputs else ""
     for name, array in outputs.items():
         for other, taken in in_use.items():
             if array is None or taken is None or not np.may_share_memory(array, taken):
@@ -267,8 +268,7 @@ def overlaps(problems: Problems, outputs: Mapping[str, Array | None], inputs: Ma
                 continue
             problems.value(
                 f"{name} that shares memory with {other}",
-                f"It would be overwritten while in use: give {name} memory of its own. "
-                "(state_out may be the very arrays of state.)",
+                f"It would be overwritten while in use: give {name} memory of its own.{hint}",
             )
         in_use[name] = array
 
@@ -365,13 +365,25 @@ def parameter_sizes(who: str, shapes: Sequence[Shape], dtype: np.dtype[Any]) -> 
 
 
 def call_size(
-    who: Callable[[], str], network: "Network", time: int, batch: int, training: bool, dropout: bool = False
+    who: Callable[[], str],
+    network: "Network",
+    time: int,
+    batch: int,
+    training: bool,
+    dropout: bool = False,
+    ids: int | None = None,
 ) -> tuple[int, int, int]:
-    """Return the bytes of outputs, tape and scratch of one call, or refuse them by size."""
+    """Return the bytes of outputs, tape and scratch of one call, or refuse them by size.
+
+    Parameters
+    ----------
+    ids
+        Rows of the embedding, 0 for one-hot ids, None for features.
+    """
     try:
         if max(time, batch) > INT64_MAX:
             raise OverflowError
-        sizes = network.memory(time, batch, training, dropout)
+        sizes = network.memory(time, batch, training, dropout, ids)
     except OverflowError as error:
         text = f"{who()}: a call with T = {time} and B = {batch} needs more bytes than 64 bits can count."
         raise SizeError(text) from error
@@ -380,9 +392,11 @@ def call_size(
     return sizes
 
 
-def out_of_memory(who: str, network: "Network", time: int, batch: int, training: bool) -> SizeError:
+def out_of_memory(
+    who: str, network: "Network", time: int, batch: int, training: bool, ids: int | None = None
+) -> SizeError:
     """Return the error for a call that found no memory, with the size it needed."""
-    need = readable(sum(network.memory(time, batch, training, False)))
+    need = readable(sum(network.memory(time, batch, training, False, ids)))
     return SizeError(
         f"{who}: no memory for a call with T = {time} and B = {batch}, which needs about {need}. "
         "Take a smaller batch, or shorter sequences with the state carried on."

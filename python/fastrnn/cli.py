@@ -1,6 +1,7 @@
 """The command ``fastrnn``: one function that adds the options and one that runs, per subcommand."""
 
 import argparse
+import errno
 import io
 import json
 import math
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from . import FileError, SizeError, __version__
+from .checks import MAX_LAYERS
 from .text import TextError
 from .threads import MOST, get_num_threads
 
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO}  # not the caller's mistake
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,7 +90,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     choose(model, "cell", ("rnn", "gru", "lstm"))
     add(model, "hidden", "H", _whole(1), "hidden units of a layer")
-    add(model, "layers", "L", _whole(1), "stacked layers")
+    add(model, "layers", "L", _whole(1, MAX_LAYERS), "stacked layers")
     add(model, "embedding", "E", _whole(1), "size of a character's or word's vector")
     add(model, "dropout", "P", _real(0, 1, "a number from 0 to below 1"), "dropout between stacked layers")
 
@@ -143,7 +146,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
 
     parser.add_argument("model", metavar="MODEL", help="what fastrnn train saved")
-    add("prompt", "TEXT", str, "\n", "what the sample continues (a line end)")
+    add("prompt", "TEXT", str, None, "what the sample continues (a line end)")
     add("length", "N", _whole(0), 400, "characters or words; 0: until Ctrl-C (%(default)s)")
     add("temperature", "X", _positive, 0.7, "lower is more cautious (%(default)s)")
     add("seed", "N", _whole(0), None, "for the same sample again")
@@ -157,7 +160,7 @@ def _run_sample(arguments: argparse.Namespace) -> int:
 
     model = LanguageModel.load(arguments.model)
     pieces = model.stream(arguments.prompt, temperature=arguments.temperature, rng=arguments.seed)
-    print(printable(arguments.prompt).lstrip("\n"), end="", flush=True)
+    print(printable(arguments.prompt or "").lstrip("\n"), end="", flush=True)
     for piece in islice(pieces, arguments.length or None):
         print(printable(piece), end="", flush=True)
     print()
@@ -369,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except OSError as error:
         complain(f"{error.filename}: {error.strerror}" if error.filename is not None else error)
-        return BAD_INPUT
+        return FAILED if error.errno in FULL else BAD_INPUT
     except (TextError, FileError, SizeError, UsageError) as error:
         complain(error)
         return BAD_INPUT

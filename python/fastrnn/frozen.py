@@ -48,7 +48,7 @@ class Frozen(Generic[S]):
         """Run over a sequence; arguments, results and errors are those of calling the layer."""
         layer = self._layer
         given = inputs.read(layer, layer._brief, x, state, lengths, reset, embedding)
-        checks.call_size(layer._brief, layer._network, given.time, given.batch, False)
+        checks.call_size(layer._brief, layer._network, given.time, given.batch, False, ids=given.ids)
         try:
             y, hn, cn = self._core.forward(
                 given.x,

@@ -31,6 +31,7 @@ class Inputs(NamedTuple):
     time: int
     batch: int
     embedding: Array | None  # (V, I); None beside token ids: they are one-hot
+    ids: int | None  # rows of the embedding, 0 for one-hot ids, None where x holds features
 
 
 class StepInputs(NamedTuple):
@@ -216,6 +217,8 @@ def read(
     problems = Problems(who)
     features = embedding is None  # x holds them, or ids
     array = as_real(problems, "x", x, layer.dtype) if features else as_array(problems, "ids", x)
+    if array is not None and not features and not array.size and not isinstance(x, np.ndarray):
+        array = array.astype(np.int64)  # of an empty list NumPy makes float64
     if array is not None and features:
         checks.input_shape(problems, array.shape, layer.input_size, layer.batch_first)
     elif array is not None:
@@ -236,19 +239,25 @@ def read(
     if reset is not None:
         wanted = (T,) if unbatched else (B, T) if batch_first else (T, B)
         reset = read_reset(problems, reset, wanted, batch_first)
-    rows = None
+    rows, ids = None, None
     if embedding is not None:
         rows = read_embedding(problems, layer, embedding)
         problems.refuse()
-        array = _read_ids(
-            problems, array, layer.input_size if rows is None else len(rows), lengths, batch_first, unbatched
-        )
+        ids = 0 if rows is None else len(rows)
+        what = "rows of the embedding" if ids else "places of the 1 in a one-hot vector"
+        array = _read_ids(problems, array, what, ids or layer.input_size, lengths, batch_first, unbatched)
     problems.refuse()
-    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B, rows)
+    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B, rows, ids)
 
 
 def _read_ids(
-    problems: Problems, ids: Array, count: int, lengths: Array | None, batch_first: bool, unbatched: bool
+    problems: Problems,
+    ids: Array,
+    what: str,
+    count: int,
+    lengths: Array | None,
+    batch_first: bool,
+    unbatched: bool,
 ) -> NDArray[np.int64]:
     """Return ids (T,B) as int64; those past a length need not be in range."""
     runs = None if lengths is None else np.arange(len(ids))[:, None] < lengths
@@ -256,7 +265,6 @@ def _read_ids(
     def as_given(a: Array) -> Array:
         return a[:, 0] if unbatched else a.T if batch_first else a
 
-    what = "rows of the embedding, or places of the one"
     integers(problems, "ids", as_given(ids), what, count, None if runs is None else as_given(runs))
     problems.refuse()
     return np.ascontiguousarray(ids, dtype=np.int64)

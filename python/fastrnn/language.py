@@ -76,7 +76,7 @@ class LanguageModel:
         self.head = Linear(hidden_size, len(vocabulary), rng=self.rng)
         ends = np.flatnonzero([token == "\n" for token in vocabulary.tokens]) if line_by_line else np.empty(0)
         if line_by_line and not ends.size:
-            raise TextError("the text has no line end for the state to start anew behind")
+            raise TextError("the vocabulary has no line end for the state to start anew behind")
         self.newline = int(ends[0]) if line_by_line else None
         self._logits = np.empty(0, self.head.dtype)
 
@@ -135,21 +135,24 @@ class LanguageModel:
             count += window.targets.size
         return total / count
 
-    def stream(self, prompt: str, *, temperature: float = 1.0, rng: Seed = None) -> Iterator[str]:
+    def stream(self, prompt: str | None = None, *, temperature: float = 1.0, rng: Seed = None) -> Iterator[str]:
         """Return an endless iterator over what continues the prompt, drawn token by token through ``freeze().step``.
 
         Parameters
         ----------
-        prompt : str
-            What to read first. Its characters must be in the vocabulary; unknown words are read as the unknown one.
+        prompt : str, optional
+            What to read first; by default a line end, or the first token where there is none. Its characters must be in
+            the vocabulary; unknown words are read as the unknown one.
         temperature : float
             Divides the logits: below 1 the likely tokens become likelier. The unknown word is never drawn.
         rng : Generator, int or None
             Source of the draws.
         """
-        ids = self.vocabulary.encode(prompt).tolist()
-        if not ids:
-            raise TextError(f"the prompt is empty; give at least one {self.vocabulary.token} to start from")
+        if prompt is None:
+            tokens = self.vocabulary.tokens
+            ids = [tokens.index("\n") if "\n" in tokens else 0]
+        else:
+            ids = self.vocabulary.encode_prompt(prompt).tolist()
         if not temperature > 0:
             raise ValueError(f"sample got temperature={temperature}; expected a number above 0")
         return self._stream(ids, temperature, np.random.default_rng(rng))
@@ -165,7 +168,8 @@ class LanguageModel:
         for last in ids:
             y, state = read(last, state)
         while True:
-            logits = self.head(y)[0].astype(np.float64) / temperature
+            with np.errstate(over="ignore"):
+                logits = self.head(y)[0].astype(np.float64) / temperature
             if self.vocabulary.unknown is not None:
                 logits[self.vocabulary.unknown] = -np.inf
             # adding Gumbel noise and taking the largest draws from softmax(logits)
@@ -174,7 +178,7 @@ class LanguageModel:
             y, state = read(drawn, state)
             last = drawn
 
-    def sample(self, length: int, prompt: str = "\n", *, temperature: float = 1.0, rng: Seed = None) -> str:
+    def sample(self, length: int, prompt: str | None = None, *, temperature: float = 1.0, rng: Seed = None) -> str:
         """Return the first `length` tokens of `stream`, which continue the prompt."""
         return "".join(itertools.islice(self.stream(prompt, temperature=temperature, rng=rng), length))
 
@@ -231,7 +235,7 @@ class LanguageModel:
 
     @classmethod
     def load(cls, path: StrPath) -> "LanguageModel":
-        """Read a model that `save` wrote.
+        """Read a model that `save` wrote, or that a checkpoint of its training holds.
 
         Raises
         ------
@@ -241,11 +245,6 @@ class LanguageModel:
             If it cannot be read.
         """
         description, arrays = storage.read(path)
-        if "checkpoint" in description:
-            raise FileError(
-                f"{os.fspath(path)} is the checkpoint of an unfinished training: "
-                f"finish it with fastrnn train --resume {os.fspath(path)}"
-            )
         model: LanguageModel = cls.from_description(path, description, arrays)
         return model
 
@@ -261,13 +260,18 @@ def check_output(path: StrPath) -> None:
         If the folder or the file cannot be written to.
     """
     name, target = os.fspath(path), os.path.realpath(path)
+    if not os.path.basename(name):
+        raise FileError(f"{name!r} names no file; choose another --output")
     if os.path.lexists(target):
         if not os.path.isfile(target):
             raise FileError(f"{name} exists and is not a regular file; choose another --output")
         try:
+            finished = "checkpoint" not in storage.read(target)[0]
             LanguageModel.load(target)
         except FileError as error:
             raise FileError(f"{name} exists and is no saved language model; choose another --output") from error
+        if not finished:
+            raise FileError(f"{name} is the checkpoint of an unfinished training; choose another --output")
         if not os.access(target, os.W_OK):
             raise PermissionError(f"{name} is write-protected")
     storage.try_folder(path)

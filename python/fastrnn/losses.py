@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .checks import Problems, output_array, overlaps
-from .inputs import integers
+from .inputs import as_array, integers
 from .threads import get_num_threads
 
 __all__ = ["binary_cross_entropy", "cross_entropy"]
@@ -17,7 +17,10 @@ Reduction = Literal["mean", "sum"]
 
 
 def _logits(problems: Problems, value: ArrayLike) -> Array:
-    array = np.asarray(value)
+    array = as_array(problems, "logits", value)
+    if array is None:
+        problems.refuse()
+    assert array is not None
     if array.dtype not in (np.float32, np.float64):
         fix = "logits.astype(np.float32)" if isinstance(value, np.ndarray) else "np.asarray(logits, dtype=np.float32)"
         problems.type(f"logits with dtype {array.dtype}", f"They must be float32 or float64: use {fix}.")
@@ -117,10 +120,10 @@ def cross_entropy(
             targets = np.where(counts, got, 0)  # those that do not count are not looked at
         targets = integers(problems, "targets", targets, "class numbers", classes)
     _check_reduction(problems, reduction)
-    if not 0 <= label_smoothing < 1:
+    if not isinstance(label_smoothing, (int, float, np.number)) or not 0 <= label_smoothing < 1:
         problems.value(f"label_smoothing={label_smoothing!r}", "It must be at least 0 and below 1.")
-    if out is not None and output_array(problems, "out", out, logits.shape, logits.dtype) and out is not logits:
-        overlaps(problems, {"out": out}, {"logits": logits})
+    if out is not None and output_array(problems, "out", out, logits.shape, logits.dtype):
+        overlaps(problems, {"out": out}, {"logits": None if out is logits else logits, "targets": got, "mask": counts})
     problems.refuse()
 
     rows = np.require(logits.reshape(-1, classes), requirements=["C", "A"])
@@ -131,7 +134,7 @@ def cross_entropy(
     losses, dlogits = _core.softmax(rows, right, label_smoothing, scale, get_num_threads(), flat)
     if counts is not None:
         losses, dlogits = _select(losses, dlogits, counts.reshape(-1))
-    return float(losses.sum()) * scale, dlogits.reshape(logits.shape) if out is None else out
+    return float(losses.sum() * scale), dlogits.reshape(logits.shape) if out is None else out
 
 
 def binary_cross_entropy(

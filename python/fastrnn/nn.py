@@ -247,17 +247,20 @@ class Linear(_Part):
         rows, x = dy.reshape(-1, self.out_features), tape.x.reshape(-1, self.in_features)
         gradients = add_to if add_to is not None else {n: np.zeros_like(p) for n, p in self._parameters.items()}
         if add_to is not None:
-            self._check_sums(add_to)
+            self._check_sums(add_to, {"dy": dy, "x of the forward call": tape.x})
         product(rows, True, x, False, gradients["weight"], add=True)
         if self.bias:
             gradients["bias"] += rows.sum(axis=0)
         return PartGradients(product(rows, False, self._parameters["weight"], False).reshape(tape.x.shape), gradients)
 
-    def _check_sums(self, sums: dict[str, Array]) -> None:
+    def _check_sums(self, sums: dict[str, Array], inputs: Mapping[str, Array]) -> None:
         problems = Problems(lambda: f"{self!r}.backward")
+        if not isinstance(sums, dict):
+            problems.type(f"add_to of type {type(sums).__name__}", "It must be a dict of arrays by name.")
+            problems.refuse()
         if sums.keys() != self._parameters.keys():
             problems.value(f"add_to with {', '.join(sums)}", f"It must hold {', '.join(self._parameters)}.")
         for name in sums.keys() & self._parameters.keys():
             output_array(problems, f"add_to[{name!r}]", sums[name], self._parameters[name].shape, self.dtype)
-        overlaps(problems, {f"add_to[{name!r}]": a for name, a in sums.items()}, self._parameters)
+        overlaps(problems, {f"add_to[{name!r}]": a for name, a in sums.items()}, {**inputs, **self._parameters})
         problems.refuse()

@@ -29,11 +29,16 @@ def require_matplotlib() -> None:
 
 def draw(progress: Progress, ids: Ids, output: str) -> dict[str, str]:
     """Write the pictures beside a model's file: what they show, and where they are."""
-    stem = os.path.splitext(output)[0]
-    paths = {"loss": f"{stem}.loss.png", "embedding": f"{stem}.embedding.png"}
-    for (_, path), make in zip(paths.items(), _MAKERS, strict=True):
+    paths = paths_beside(output)
+    for path, make in zip(paths.values(), _MAKERS, strict=True):
         make(progress, ids).savefig(path, dpi=110)
     return paths
+
+
+def paths_beside(output: str) -> dict[str, str]:
+    """Return where `draw` puts the pictures."""
+    stem = os.path.splitext(output)[0]
+    return {kind: f"{stem}.{kind}.png" for kind in ("loss", "embedding")}
 
 
 def loss_curve(progress: Progress, ids: Ids) -> "Figure":

@@ -179,7 +179,7 @@ class Recurrent(Parametrised, ABC, Generic[S]):
         """
         given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
         if training and self._drops:
-            checks.call_size(self._brief, self._network, given.time, given.batch, True, self._drops)
+            checks.call_size(self._brief, self._network, given.time, given.batch, True, self._drops, given.ids)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             masks, scale = self._draw_masks(given, generator)
         else:
@@ -189,9 +189,8 @@ class Recurrent(Parametrised, ABC, Generic[S]):
         y.setflags(write=False)
         y, end = self._finish(y, hn, cn, given.unbatched)
         version = self._parameters.version
-        of_ids = embedding is not None
         tape = Tape(
-            self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched, of_ids
+            self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched, given.ids
         )
         return y, end, tape
 
@@ -231,9 +230,9 @@ class Recurrent(Parametrised, ABC, Generic[S]):
                 self._arrays(), tape.core, dy, dhn, dcn, hidden, get_num_threads()
             )
         except MemoryError as error:
-            raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True) from error
+            raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True, tape.ids) from error
         dembedding = None
-        if tape.of_ids:
+        if tape.ids is not None:
             dx, dembedding = None, dx
         dx, dh = (a[:, 0] if a is not None and tape.unbatched else a for a in (dx, dh))
         dstate0 = self._finish_state(dh0, dc0, tape.unbatched)
@@ -343,7 +342,8 @@ class Recurrent(Parametrised, ABC, Generic[S]):
     def _run(
         self, given: Inputs, masks: Array | None, scale: float, training: bool
     ) -> tuple[Array, Array, Array | None, CoreTape | None]:
-        checks.call_size(self._brief, self._network, given.time, given.batch, training)
+        size = self._network, given.time, given.batch, training
+        checks.call_size(self._brief, *size, ids=given.ids)
         try:
             return self._network.forward(
                 self._arrays(),
@@ -361,7 +361,7 @@ class Recurrent(Parametrised, ABC, Generic[S]):
                 given.embedding,
             )
         except MemoryError as error:
-            raise checks.out_of_memory(self._brief(), self._network, given.time, given.batch, training) from error
+            raise checks.out_of_memory(self._brief(), *size, given.ids) from error
 
     def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
         """Take the batch axis off where x had none, and make h and c the state that the user sees."""

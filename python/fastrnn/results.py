@@ -67,7 +67,7 @@ class Tape:
     batch: int
     batch_first: bool
     unbatched: bool
-    of_ids: bool
+    ids: int | None  # rows of the embedding, 0 for one-hot ids, None for features
 
     @property
     def nbytes(self) -> int:

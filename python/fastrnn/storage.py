@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Array
     entries: dict[str, Any] = {HEADER: np.array(json.dumps({"format": FORMAT, **description})), **arrays}
     # beside the target, as only within one file system a rename is atomic
     temporary = f"{target}.{os.urandom(4).hex()}.tmp"
-    with open(temporary, "xb") as file:
+    with open(temporary, "xb") as file, naming(target):
         try:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
@@ -52,6 +53,17 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Array
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let errors of writing, such as that of a full disk, name the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def try_folder(path: Path) -> None:
@@ -108,7 +120,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 entries = {key: archive[key] for key in archive.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            # RuntimeError: what a damaged directory says of encryption, compression and versions
             raise FileError(f"{name} is damaged: {error}") from error
         except ValueError as error:  # an entry that is no array, or one of Python objects
             raise FileError(f"{foreign}: {error}") from error

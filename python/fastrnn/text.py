@@ -85,6 +85,16 @@ class Vocabulary(ABC):
     def encode(self, text: str) -> Ids:
         """Return the ids (n,) of a text."""
 
+    def encode_prompt(self, prompt: str) -> Ids:
+        """Return the ids (n,) of what a text is to begin with; TextError if there are none, or unknown characters."""
+        try:
+            ids = self.encode(prompt)
+        except TextError as error:
+            raise TextError(f"the prompt cannot be read: {error}") from error
+        if ids.size == 0:
+            raise TextError(f"the prompt is empty; give at least one {self.token} to start from")
+        return ids
+
     @abstractmethod
     def between(self, first: str, second: str) -> str:
         """Return what stands between two tokens in a text."""

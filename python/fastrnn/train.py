@@ -1,5 +1,7 @@
 """The main job: train a language model on the characters or words of a text, watch it learn, save it, go on later."""
 
+import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -7,16 +9,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint, pictures
+from . import checkpoint, pictures, storage
 from ._info import info
 from .checkpoint import Progress
-from .language import LanguageModel, check_output
+from .language import CELLS, LanguageModel, check_output
 from .neighbours import table_of_neighbours
 from .optim import SGD, Adam, clip_grad_norm, learning_rate
 from .report import BITS, Report, figure_of, printable
@@ -25,13 +28,36 @@ from .text import Characters, TextError, Vocabulary, Words, builtin_text, count_
 from .threads import get_num_threads, threads
 
 OPTIMIZERS: dict[str, tuple[type[SGD] | type[Adam], float]] = {"adam": (Adam, 5e-3), "sgd": (SGD, 0.05)}
-LEVELS = (Characters.level, Words.level)
 LAST_RATE = 0.1  # part of the learning rate that is left at the last step; it falls in a straight line
-DIVERGED = "{what} at step {step:,}: the training has diverged, nothing was saved; try a smaller --lr or --clip"
+DIVERGED = "{what} at step {step:,}: the training has diverged; try a smaller --lr or --clip"
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no number any more; nothing was saved."""
+    """The loss is no number any more; saved is at most the model of an epoch before."""
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and value >= least
+
+
+def _between(above: float, below: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (int, float)) and above < value < below
+
+
+# What the options may be; the command words its own errors, but a checkpoint may hold anything.
+_KNOWN: dict[str, Callable[[Any], bool]] = {
+    **{name: _whole(1) for name in ("vocabulary", "min_count", "hidden", "layers", "embedding", "seq_len", "batch")},
+    **{name: _whole(1) for name in ("epochs", "steps", "threads")},
+    **{name: _whole(0) for name in ("patience", "seed", "sample")},
+    **{name: _between(0, math.inf) for name in ("lr", "clip", "save_every", "temperature")},
+    "validation": _between(0, 1),
+    "dropout": lambda value: _between(-1, 1)(value) and value >= 0,
+    **{name: (lambda value: isinstance(value, str)) for name in ("text", "prompt", "output")},
+    "level": (Characters.level, Words.level).__contains__,
+    "cell": lambda value: value in tuple(CELLS),
+    "optimizer": lambda value: value in tuple(OPTIMIZERS),
+}
+_OPTIONAL = {"text", "prompt", "steps", "threads", "sample", "lr"}  # may be None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +91,15 @@ class Options:
     sample: int | None = None
     prompt: str | None = None
     temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if name in _KNOWN and not (value is None and name in _OPTIONAL) and not _KNOWN[name](value)
+        ]
+        if wrong:
+            raise ValueError(f"options that cannot be: {', '.join(wrong)}")
 
     @property
     def first_rate(self) -> float:
@@ -158,7 +193,8 @@ def train(options: Options) -> Outcome:
     """Train a model as the options say, print the progress and a sample, and save the model.
 
     Everything that can be wrong with the text, the options and the output path is found before the training starts.
-    Ctrl-C or SIGTERM ends the training early; a checkpoint beside the model then lets `resume` go on.
+    Ctrl-C or SIGTERM ends the training early; a checkpoint beside the model, which may also be loaded as one, then
+    lets `resume` go on. A model that was there before is replaced only by a finished one.
 
     Raises
     ------
@@ -169,14 +205,9 @@ def train(options: Options) -> Outcome:
     OSError
         If the text cannot be read or the model cannot be written.
     DivergedError
-        If the loss is no number any more. Nothing is saved then.
+        If the loss is no number any more. The model of the lowest validation loss before, if any, is saved then.
     """
-    _check(options)
-    beside = checkpoint.path_beside(options.output)
-    if os.path.lexists(beside):
-        raise FileError(
-            f"{beside} is of an unfinished training: go on with fastrnn train --resume {beside}, or delete it"
-        )
+    _check(options, None)
     corpus = _Corpus(options, None)
     prompt = _prompt(options, corpus)
     model = LanguageModel(
@@ -210,29 +241,46 @@ def resume(path: str, **changes: Any) -> Outcome:
     """
     description, arrays = checkpoint.read(path)
     try:
-        options = Options(**{**description["checkpoint"]["options"], **changes})
-    except TypeError as error:
+        kept = Options(**description["checkpoint"]["options"])
+    except (TypeError, ValueError) as error:
         raise FileError(f"{path} is of a training with other options than this version knows: {error}") from error
-    _check(options)
+    options = dataclasses.replace(kept, **changes)
+    _check(options, path)
     vocabulary = LanguageModel.from_description(path, description, arrays).vocabulary
-    corpus = _Corpus(options, vocabulary)
+    try:
+        corpus = _Corpus(options, vocabulary)
+    except TextError as error:
+        raise FileError(f"{path} was made with another text: {error}") from error
     optimizer = OPTIMIZERS[options.optimizer][0]
     progress = checkpoint.restore(path, description, arrays, optimizer, options.first_rate, corpus.fingerprint)
+    if not 0 <= progress.window <= count_windows(len(corpus.training), options.batch, options.seq_len):
+        raise FileError(f"{path} does not fit together: window {progress.window:,} is not in the text")
     return _run(options, corpus, _prompt(options, corpus), progress)
 
 
-def _check(options: Options) -> None:
-    if options.level not in LEVELS or options.optimizer not in OPTIMIZERS:
-        raise ValueError(f"train got level={options.level!r} and optimizer={options.optimizer!r}, and knows no such")
+def _check(options: Options, resumed: str | None) -> None:
+    """Find out whether what is to be written can be, and replaces nothing but a model and the checkpoint resumed."""
     check_output(options.output)
+    beside = checkpoint.path_beside(options.output)
+    if os.path.lexists(beside) and not (resumed is not None and os.path.samefile(beside, resumed)):
+        try:
+            checkpoint.read(beside)
+        except FileError as error:
+            raise FileError(f"{beside} exists and is no checkpoint; choose another --output") from error
+        raise FileError(
+            f"{beside} is of an unfinished training: go on with fastrnn train --resume {beside}, or delete it"
+        )
+    storage.try_folder(beside)
     if options.plots:
         pictures.require_matplotlib()
+        for picture in pictures.paths_beside(options.output).values():
+            if os.path.lexists(picture) and not os.path.isfile(picture):
+                raise FileError(f"{picture} exists and is not a regular file; choose another --output")
 
 
 def _prompt(options: Options, corpus: _Corpus) -> str:
     prompt = corpus.start if options.prompt is None else options.prompt
-    if corpus.vocabulary.encode(prompt).size == 0:
-        raise TextError(f"the prompt is empty; give at least one {corpus.vocabulary.token} to start from")
+    corpus.vocabulary.encode_prompt(prompt)
     return prompt
 
 
@@ -244,24 +292,29 @@ def _run(options: Options, corpus: _Corpus, prompt: str, progress: Progress) -> 
         print(f"model   {options.cell}, {options.layers} x {options.hidden} units, {size:,} parameters")
         facts = info()
         print(f"runs    fastrnn {facts['version']} on {facts['isa']}, {facts['threads']} threads\n")
-        stopped = _Training(options, corpus, progress).run()
-        if not all(np.isfinite(array).all() for part in model.parameters() for array in part.values()):
-            what = "a parameter is infinite or NaN"
-            raise DivergedError(DIVERGED.format(what=what, step=progress.steps))
-        if progress.best is not None:
-            model.load_arrays(progress.best)
-        model.save(options.output)
-        print(
-            f"\nsaved   {printable(options.output)}" + (f", stopped after {progress.steps:,} steps" if stopped else "")
-        )
         beside = checkpoint.path_beside(options.output)
+        try:
+            stopped = _Training(options, corpus, progress).run()
+        except DivergedError:
+            if progress.best is not None:
+                _save_best(options, progress, ", the model of the lowest validation loss before")
+            raise
         if stopped == "interrupted":
-            print(f"go on   fastrnn train --resume {beside}")
+            print(f"\nstopped after {progress.steps:,} steps; go on with fastrnn train --resume {printable(beside)}")
         else:
+            early = f", stopped after {progress.steps:,} steps" if stopped else ""
+            _save_best(options, progress, early)
             if os.path.lexists(beside):
                 os.unlink(beside)
             _show(options, corpus, prompt, progress)
     return Outcome(model, progress.lowest, progress, stopped)
+
+
+def _save_best(options: Options, progress: Progress, note: str) -> None:
+    assert progress.best is not None, "nothing was validated"
+    progress.model.load_arrays(progress.best)
+    progress.model.save(options.output)
+    print(f"\nsaved   {printable(options.output)}{note}")
 
 
 def _show(options: Options, corpus: _Corpus, prompt: str, progress: Progress) -> None:
@@ -298,11 +351,16 @@ class _Training:
         """Train to the end; return what stopped it before."""
         p = self.progress
         try:
-            with _Stop() as stop:
+            with _Stop() as stop, np.errstate(over="ignore", invalid="ignore"):
                 while p.steps < self.total and not self.gives_up():
                     if not self.epoch(stop):
                         checkpoint.save(self.path, p, self.options, self.corpus.fingerprint)
                         return "interrupted"
+                if not p.validations:  # resumed with fewer steps than were done
+                    p.validated(self.validate())
+        except OSError:  # nobody reads what is printed, between two steps
+            self.save()
+            raise
         finally:
             self.report.close()
         return "no better" if p.steps < self.total else None
@@ -327,6 +385,8 @@ class _Training:
                 self.save()
         self.report.line(p.epoch, p.steps)
         p.validated(self.validate())
+        if not math.isfinite(p.validations[-1][1]):
+            raise DivergedError(DIVERGED.format(what="the validation loss is no number", step=p.steps))
         self.report.validation(p.epoch, p.validations[-1][1])
         if p.window == self.per_epoch:
             p.epoch, p.window, p.state = p.epoch + 1, 0, None
@@ -349,7 +409,8 @@ class _Training:
         try:
             checkpoint.save(self.path, self.progress, self.options, self.corpus.fingerprint)
         except OSError as error:
-            self.report.note(f"note: no checkpoint was written: {error.strerror or error}")
+            with contextlib.suppress(OSError):
+                self.report.note(f"note: no checkpoint was written: {error.strerror or error}")
         self.saved = time.monotonic()
 
     def validate(self) -> float:
