@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
+#include "batch.hpp"
 #include "gang.hpp"
-#include "memory.hpp"
 
 namespace fastrnn {
 
@@ -21,32 +21,6 @@ struct Network {
 // One layer, one direction; PyTorch's arrays.
 template <class Real> struct Parameters {
   const Real *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;
-};
-
-// Schedule with its arrays.
-class Batch {
- public:
-  Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> reset);
-  // Sizes only, for laying out: all rows run to the end.
-  Batch(int64_t T, int64_t B) : schedule_{T, B, nullptr, nullptr, nullptr, nullptr, {}}, tokens_(times(T, B)) {}
-  const Schedule& schedule() const { return schedule_; }
-  int64_t tokens() const { return tokens_; }
-
- private:
-  std::vector<int64_t> data_;
-  Schedule schedule_;
-  int64_t tokens_ = 0;
-};
-
-// Tokens with its arrays.
-class TokenIds {
- public:
-  // ids (T,B,1) of the tokens that run, each in [0, vocabulary): throws std::out_of_range.
-  TokenIds(const Schedule& schedule, Rows<const int64_t> ids, int64_t vocabulary);
-  Tokens tokens() const { return {int64_t(id_.size()), id_.data(), row_.data()}; }
-
- private:
-  std::vector<int64_t> id_, row_;
 };
 
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.

@@ -1,5 +1,6 @@
 """The live parameters of a layer, by PyTorch's names in PyTorch's order, and how they are copied in."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -90,14 +91,14 @@ class Parameters(dict[str, Array]):
     update = _fixed
 
 
-class Parametrised:
+class Parametrised(ABC):
     """What has live arrays by name and hands out and takes in copies of them."""
 
     _parameters: Parameters
 
+    @abstractmethod
     def _brief(self) -> str:
         """Return the subject of an error message."""
-        raise NotImplementedError
 
     def parameters(self) -> Parameters:
         """Return the live arrays, a layer's by PyTorch's names; edited in place, they are seen by the next call.

@@ -7,7 +7,7 @@ Every call reads the parameters as they are at that moment. `inputs` turns what 
 import copy
 import math
 import operator
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, ClassVar, Generic, Self, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from .threads import get_num_threads
 Array = NDArray[Any]
 
 
-class Recurrent(Parametrised, ABC, Generic[S]):
+class Recurrent(Parametrised, Generic[S]):
     """What RNN, GRU and LSTM share; T time, B batch, I input, H hidden, P projection (else H), L layers, D directions.
 
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
