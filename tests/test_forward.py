@@ -288,3 +288,12 @@ def test_results_do_not_depend_on_what_memory_held_before() -> None:
         assert_same_bits(again, y)
         assert_same_bits(state_again, state)
         assert_same_bits(e.gradients(), gradients)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_frozen_layer_computes_a_row_alike_whatever_stands_beside_it(name: str, isa: str) -> None:
+    layer = CELLS[name].build(33, 41, isa=isa).freeze()
+    x = np.random.default_rng(0).standard_normal((9, 13, 33), dtype=np.float32)
+    y, _ = layer(x)
+    for rows in (slice(0, 1), slice(2, 4), slice(5, 12)):
+        assert_same_bits(layer(x[:, rows])[0], y[:, rows])
