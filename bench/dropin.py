@@ -2,17 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 import fastrnn
 
+from .language import Kind, Measure, TorchLanguageModel, same_losses
 from .peers.base import Job
 from .timing import compare
 
-Measure = Callable[[float], float]
-Kind = Literal["LSTM", "GRU"]
 VOCABULARY, EMBEDDING, HIDDEN, LAYERS, BATCH, TIME = 1000, 128, 512, 2, 32, 64
 
 
@@ -116,41 +113,23 @@ def _resets(H: int, seconds: float) -> float:
         return _ratio(masked, loop, seconds, False)
 
 
-class _LanguageModel:
-    """Embedding, two recurrent layers, a read-out and Adam; `step` trains on one batch and returns the loss."""
-
-    def __init__(self, kind: Kind, fast: bool) -> None:
-        torch, drop_in = _alone()
-        nn = torch.nn
-        self.torch = torch
-        self.losses: list[float] = []
-        self.embedding = nn.Embedding(VOCABULARY, EMBEDDING)
-        self.layers = getattr(nn, kind)(EMBEDDING, HIDDEN, num_layers=LAYERS)
-        self.readout = nn.Linear(HIDDEN, VOCABULARY)
-        parts: Any = nn.ModuleList([self.embedding, self.layers, self.readout])
-        if fast:
-            drop_in.accelerate(parts)
-        self.optimizer = torch.optim.Adam(parts.parameters(), lr=1e-3)
-        self.words = torch.randint(0, VOCABULARY, (TIME + 1, BATCH))
-
-    def step(self) -> None:
-        self.optimizer.zero_grad()
-        y, _ = self.layers(self.embedding(self.words[:-1]))
-        logits = self.readout(y).flatten(0, 1)
-        loss = self.torch.nn.functional.cross_entropy(logits, self.words[1:].flatten())
-        loss.backward()
-        self.optimizer.step()
-        self.losses.append(loss.item())
-
-
 def _language_model(kind: Kind, seconds: float) -> float:
     """A training step's time with torch.nn over that with fastrnn, if they learn the same."""
-    fast, plain = _LanguageModel(kind, True), _LanguageModel(kind, False)
+    torch, drop_in = _alone()
+
+    def model(fast: bool) -> TorchLanguageModel:
+        torch.manual_seed(0)
+        nn = torch.nn
+        layers = getattr(nn, kind)(EMBEDDING, HIDDEN, num_layers=LAYERS)
+        parts: Any = nn.ModuleList([nn.Embedding(VOCABULARY, EMBEDDING), layers, nn.Linear(HIDDEN, VOCABULARY)])
+        if fast:
+            drop_in.accelerate(parts)
+        return TorchLanguageModel(parts, [torch.randint(0, VOCABULARY, (TIME + 1, BATCH))])
+
+    fast, plain = model(True), model(False)
     with fastrnn.threads(1):
         ratio = _ratio(fast.step, plain.step, seconds, False)
-    shared = min(len(fast.losses), len(plain.losses))
-    if not np.allclose(fast.losses[:shared], plain.losses[:shared], rtol=0, atol=1e-3):
-        raise ValueError(f"the losses differ: {fast.losses[:shared]} and {plain.losses[:shared]}")
+    same_losses(fast.losses, plain.losses, 1e-3)
     return ratio
 
 

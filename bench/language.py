@@ -1,7 +1,7 @@
 """Training a language model without a framework, against the same model in PyTorch: time of a step, and the losses."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +10,11 @@ import fastrnn
 from fastrnn.language import LanguageModel
 from fastrnn.text import Characters, Window, Words
 
-from .dropin import Measure
 from .peers.base import Job
 from .timing import compare
 
 Kind = Literal["LSTM", "GRU"]
+Measure = Callable[[float], float]
 EMBEDDING, HIDDEN, BATCH, TIME = 128, 512, 32, 64
 RATE = 1e-3
 SAME_LOSS = 1e-4
@@ -26,6 +26,10 @@ def _tokens(vocabulary: int) -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, vocabulary + 1)
     return [rng.choice(vocabulary, (TIME + 1, BATCH), p=frequency / frequency.sum()) for _ in range(4)]
+
+
+def _alphabet(size: int) -> str:
+    return "".join(chr(0x100 + i) for i in range(size))
 
 
 class _Ours:
@@ -48,29 +52,20 @@ class _Ours:
         self.losses.append(loss / TIME)
 
 
-def _alphabet(size: int) -> str:
-    return "".join(chr(0x100 + i) for i in range(size))
+class TorchLanguageModel:
+    """Modules that embed, recur and read out, and Adam; `step` trains on one batch (T+1,B) after the other."""
 
-
-class _Theirs:
-    def __init__(self, kind: Kind, vocabulary: int, ours: LanguageModel) -> None:
+    def __init__(self, parts: Any, batches: list[Any]) -> None:
         import torch
 
         self.torch = torch
-        nn = torch.nn
-        self.embedding = nn.Embedding(vocabulary, EMBEDDING)
-        self.layers = getattr(nn, kind)(EMBEDDING, HIDDEN)
-        self.head = nn.Linear(HIDDEN, vocabulary)
-        pairs = (self.embedding, ours.embedding), (self.layers, ours.network), (self.head, ours.head)
-        for theirs, part in pairs:
-            theirs.load_state_dict({name: torch.from_numpy(a) for name, a in part.state_dict().items()})
-        parameters = [p for theirs, _ in pairs for p in theirs.parameters()]
-        self.adam = torch.optim.Adam(parameters, lr=RATE)
-        self.tokens = [torch.from_numpy(ids) for ids in _tokens(vocabulary)]
+        self.embedding, self.layers, self.head = parts
+        self.adam = torch.optim.Adam(parts.parameters(), lr=RATE)
+        self.batches = batches
         self.losses: list[float] = []
 
     def step(self) -> None:
-        ids = self.tokens[len(self.losses) % 4]
+        ids = self.batches[len(self.losses) % len(self.batches)]
         self.adam.zero_grad()
         y, _ = self.layers(self.embedding(ids[:-1]))
         loss = self.torch.nn.functional.cross_entropy(self.head(y).flatten(0, 1), ids[1:].flatten())
@@ -79,18 +74,35 @@ class _Theirs:
         self.losses.append(loss.item())
 
 
+def same_losses(ours: list[float], theirs: list[float], most: float) -> None:
+    """Refuse a comparison of two that did not learn the same."""
+    shared = min(len(ours), len(theirs))
+    if not np.allclose(ours[:shared], theirs[:shared], rtol=0, atol=most):
+        raise ValueError(f"the losses differ: {ours[:shared]} and {theirs[:shared]}")
+
+
+def _twin(kind: Kind, ours: LanguageModel, batches: list[np.ndarray[Any, Any]]) -> TorchLanguageModel:
+    """The same model in PyTorch, with the same parameters."""
+    import torch
+
+    nn, vocabulary = torch.nn, len(ours.vocabulary)
+    layers = getattr(nn, kind)(EMBEDDING, HIDDEN)
+    parts: Any = nn.ModuleList([nn.Embedding(vocabulary, EMBEDDING), layers, nn.Linear(HIDDEN, vocabulary)])
+    for module, part in zip(parts, (ours.embedding, ours.network, ours.head), strict=True):
+        module.load_state_dict({name: torch.from_numpy(a) for name, a in part.state_dict().items()})
+    return TorchLanguageModel(parts, [torch.from_numpy(ids) for ids in batches])
+
+
 def _ratio(kind: Kind, vocabulary: int, threads: int, seconds: float) -> float:
     """PyTorch's time for a step over ours, if both learn the same from the same start."""
     import torch
 
     torch.set_num_threads(threads)
     ours = _Ours(kind, vocabulary)
-    theirs = _Theirs(kind, vocabulary, ours.model)
+    theirs = _twin(kind, ours.model, ours.tokens)
     jobs = [Job(model.step, lambda done: {}, lambda: fastrnn.threads(threads)) for model in (ours, theirs)]
     ratio = compare(jobs[0], jobs[1], seconds, threads == 1, lambda: None).ratio
-    shared = min(len(ours.losses), len(theirs.losses))
-    if not np.allclose(ours.losses[:shared], theirs.losses[:shared], rtol=0, atol=SAME_LOSS):
-        raise ValueError(f"the losses differ: {ours.losses[:shared]} and {theirs.losses[:shared]}")
+    same_losses(ours.losses, theirs.losses, SAME_LOSS)
     return ratio
 
 

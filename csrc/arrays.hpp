@@ -32,7 +32,7 @@ template <class T> bool is_array_of(py::handle h) {
   if (!(array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) return false;
   const bool usual = type->kind == (std::is_floating_point_v<T> ? 'f' : 0) && type->byteorder == '=';
   if (usual) return type->type_num == (sizeof(T) == 4 ? py::detail::npy_api::NPY_FLOAT_ : py::detail::npy_api::NPY_DOUBLE_);
-  if (!std::is_floating_point_v<T> && type->kind == 'f') return false;
+  if (!std::is_floating_point_v<T> && type->kind == 'f') return false;  // asked of every x, and check_ is slow
   return py::array_t<T>::check_(h);
 }
 

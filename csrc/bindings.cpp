@@ -12,7 +12,7 @@
 #include "arrays.hpp"
 #include "ceilings.hpp"
 #include "network.hpp"
-#include "product.hpp"
+#include "readout.hpp"
 
 namespace py = pybind11;
 using namespace fastrnn;

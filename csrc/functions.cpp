@@ -80,7 +80,7 @@ template <class V, class Real> FASTRNN_FN bool product_of(const Product<Real>& p
   const Real** a = (const Real**)p.tables;
   Real** c = (Real**)(a + p.n);
   const int64_t pitch = (p.K + N) / N * N, count = rows.last - rows.first;
-  Real* const columns = p.columns + team.rank * product_rows * (p.K + N);
+  Real* const columns = p.a_transposed ? p.columns + team.rank * product_rows * (p.K + N) : nullptr;
   if (p.a_transposed)
     transpose_rows<V>([&](int64_t k) { return p.a + k * p.n + rows.first; }, p.K, count, pitch, {0, blocks_of<V>(count)}, columns,
                       (Real*)nullptr);

@@ -342,7 +342,10 @@ struct CoreNetwork {
     int64_t parameters = 0;
     if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
     const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
-    return py::make_tuple(outputs, training ? tape_bytes(batch, dropout) : 0, scratch_bytes<Real>(n, batch, training));
+    // rows for the distinct ids, at most: of the table, which pays from two tokens each, and of its gradient
+    const int64_t tokens = times(T, B), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);
+    const int64_t rows = times(times(distinct, facts(n).gates * n.H), sizeof(Real));
+    return py::make_tuple(outputs, training ? tape_bytes(batch, dropout) : 0, plus(scratch_bytes<Real>(n, batch, training), rows));
   }
 };
 

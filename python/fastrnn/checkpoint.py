@@ -142,11 +142,11 @@ def restore(
     path: StrPath,
     description: Mapping[str, Any],
     arrays: Mapping[str, Array],
-    optimizer: type[SGD] | type[Adam],
-    lr: float,
+    model: LanguageModel,
+    optimizer: SGD | Adam,
     text: str,
 ) -> Progress:
-    """Return the progress that a checkpoint holds.
+    """Return the progress that a checkpoint holds, of the model that it describes and a new optimizer of it.
 
     Raises
     ------
@@ -160,10 +160,8 @@ def restore(
     def group(wanted: str) -> dict[str, Array]:
         return {key.removeprefix(f"{wanted}/"): array for key, array in arrays.items() if key.startswith(f"{wanted}/")}
 
-    model = LanguageModel.from_description(path, description, arrays)
     try:
-        learner = optimizer(model.parameters(), lr=lr)
-        learner.load_state_dict({"steps": kept["optimizer_steps"], **group("optimizer")})
+        optimizer.load_state_dict({"steps": kept["optimizer_steps"], **group("optimizer")})
         model.rng.bit_generator.state = kept["generator"]
         members = [array for _, array in sorted(group("state").items())]
         state = None if not members else members[0] if len(members) == 1 else LSTMState(*members)
@@ -179,6 +177,7 @@ def restore(
         if any(member.shape != wanted for member in members):
             raise ValueError(f"the state has shape {members[0].shape}, not {wanted}")
         epoch, window = int(kept["epoch"]), int(kept["window"])
-        return Progress(model, learner, epoch, window, state, losses, list(zip(steps, validations, strict=True)), best)
+        validated = list(zip(steps, validations, strict=True))
+        return Progress(model, optimizer, epoch, window, state, losses, validated, best)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{name} does not fit together: {error}") from error

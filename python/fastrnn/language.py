@@ -1,10 +1,9 @@
 """The language model that `fastrnn train` makes: ids to logits of the next one, its loss, its file, what it writes."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from . import storage
 from .layers import GRU, LSTM, RNN
 from .losses import cross_entropy
-from .nn import Embedding, Linear
+from .nn import Embedding, Linear, PartTape
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .storage import FileError
@@ -78,7 +77,7 @@ class LanguageModel:
         if line_by_line and not ends.size:
             raise TextError("the vocabulary has no line end for the state to start anew behind")
         self.newline = int(ends[0]) if line_by_line else None
-        self._logits = np.empty(0, self.head.dtype)
+        self._logits = np.empty((0, 0, 0), self.head.dtype)
 
     def _parts(self) -> dict[str, Any]:
         return {"embedding": self.embedding, "network": self.network, "head": self.head}
@@ -102,36 +101,36 @@ class LanguageModel:
         y, state, tape = self.network.forward(window.ids, state, reset=window.reset, embedding=self.table)
         loss, dy = 0.0, np.empty_like(y)
         head = {name: np.zeros_like(p) for name, p in self.head.parameters().items()}
-        for part in self._parts_of(window):
-            logits, head_tape = self.head.forward(y[part], out=self._room(y[part].shape[:-1]))
-            lost, dlogits = cross_entropy(logits, window.targets[part], reduction="sum", out=logits)
-            loss, dy[part] = loss + lost, self.head.backward(head_tape, dlogits, add_to=head).x
+        for piece, lost, dlogits, head_tape in self._losses(y, window):
+            loss, dy[piece] = loss + lost, self.head.backward(head_tape, dlogits, add_to=head).x
         for gradient in (dy, *head.values()):
             gradient /= batch
         network = self.network.backward(tape, dy)
         assert network.embedding is not None, "a call with ids gives the gradient of its embedding"
         return loss / batch, state, [{"weight": network.embedding}, network.parameters, head]
 
-    def _room(self, shape: tuple[int, ...]) -> Array:
-        """Return room for the logits of a part, the same each time: pages that are new to a process cost time."""
-        size = math.prod(shape) * len(self.vocabulary)
-        if self._logits.size < size:
-            self._logits = np.empty(size, self.head.dtype)
-        return self._logits[:size].reshape(*shape, -1)
+    def _losses(self, y: Array, window: Window) -> Iterator[tuple[slice, float, Array, PartTape]]:
+        """Yield pieces of a window in time, the loss of each, its gradient by the logits, and the read-out's tape.
 
-    def _parts_of(self, window: Window) -> Iterator[slice]:
-        """Cut a window in time so that the logits of a part are not many."""
+        The logits of a piece are not many, and stand where those of the last one stood: pages that are new to a process
+        cost time.
+        """
         time, batch = window.ids.shape
-        steps = max(1, LOGITS // (batch * len(self.vocabulary)))
-        return (slice(start, start + steps) for start in range(0, time, steps))
+        steps = min(time, max(1, LOGITS // (batch * len(self.vocabulary))))
+        if self._logits.shape[1:] != (batch, len(self.vocabulary)) or len(self._logits) < steps:
+            self._logits = np.empty((steps, batch, len(self.vocabulary)), self.head.dtype)
+        for start in range(0, time, steps):
+            piece = slice(start, min(start + steps, time))
+            logits, tape = self.head.forward(y[piece], out=self._logits[: piece.stop - start])
+            loss, dlogits = cross_entropy(logits, window.targets[piece], reduction="sum", out=logits)
+            yield piece, loss, dlogits, tape
 
     def nats_per_token(self, ids: Ids, batch: int = 1, seq_len: int = 256) -> float:
         """Return the mean of -log p(token | those before it) over a text of ids (n,), read as `batch` streams."""
         total, count, state = 0.0, 0, None
         for window in windows(ids, batch, seq_len, self.newline):
             y, state = self.network(window.ids, state, reset=window.reset, embedding=self.table)
-            for part in self._parts_of(window):
-                total += cross_entropy(self.head(y[part]), window.targets[part], reduction="sum")[0]
+            total += sum(loss for _, loss, _, _ in self._losses(y, window))
             count += window.targets.size
         return total / count
 
@@ -209,7 +208,7 @@ class LanguageModel:
         return description, {"vocabulary": code_points(separator.join(tokens))}
 
     @classmethod
-    def from_description(cls, name: StrPath, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Any:
+    def from_description(cls, name: StrPath, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
         """Return the model that a file describes, with its arrays.
 
         Raises
@@ -234,7 +233,7 @@ class LanguageModel:
         storage.write(path, description, {**arrays, **self.arrays()})
 
     @classmethod
-    def load(cls, path: StrPath) -> "LanguageModel":
+    def load(cls, path: StrPath) -> Self:
         """Read a model that `save` wrote, or that a checkpoint of its training holds.
 
         Raises
@@ -244,9 +243,7 @@ class LanguageModel:
         OSError
             If it cannot be read.
         """
-        description, arrays = storage.read(path)
-        model: LanguageModel = cls.from_description(path, description, arrays)
-        return model
+        return cls.from_description(path, *storage.read(path))
 
 
 def check_output(path: StrPath) -> None:
@@ -266,11 +263,11 @@ def check_output(path: StrPath) -> None:
         if not os.path.isfile(target):
             raise FileError(f"{name} exists and is not a regular file; choose another --output")
         try:
-            finished = "checkpoint" not in storage.read(target)[0]
-            LanguageModel.load(target)
+            description, arrays = storage.read(target)
+            LanguageModel.from_description(target, description, arrays)
         except FileError as error:
             raise FileError(f"{name} exists and is no saved language model; choose another --output") from error
-        if not finished:
+        if "checkpoint" in description:
             raise FileError(f"{name} is the checkpoint of an unfinished training; choose another --output")
         if not os.access(target, os.W_OK):
             raise PermissionError(f"{name} is write-protected")

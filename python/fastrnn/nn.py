@@ -245,12 +245,16 @@ class Linear(_Part):
         self._check_tape(tape)
         dy = self._check_dy(dy, (*tape.x.shape[:-1], self.out_features))
         rows, x = dy.reshape(-1, self.out_features), tape.x.reshape(-1, self.in_features)
-        gradients = add_to if add_to is not None else {n: np.zeros_like(p) for n, p in self._parameters.items()}
-        if add_to is not None:
+        if add_to is None:
+            gradients = {"weight": product(rows, True, x, False)}
+            if self.bias:
+                gradients["bias"] = rows.sum(axis=0)
+        else:
             self._check_sums(add_to, {"dy": dy, "x of the forward call": tape.x})
-        product(rows, True, x, False, gradients["weight"], add=True)
-        if self.bias:
-            gradients["bias"] += rows.sum(axis=0)
+            gradients = add_to
+            product(rows, True, x, False, gradients["weight"], add=True)
+            if self.bias:
+                gradients["bias"] += rows.sum(axis=0)
         return PartGradients(product(rows, False, self._parameters["weight"], False).reshape(tape.x.shape), gradients)
 
     def _check_sums(self, sums: dict[str, Array], inputs: Mapping[str, Array]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoint import Progress
+from .language import LanguageModel
 from .neighbours import directions, frequent, plane
 from .report import figure_of
 from .text import Ids, Words
@@ -29,9 +30,10 @@ def require_matplotlib() -> None:
 
 def draw(progress: Progress, ids: Ids, output: str) -> dict[str, str]:
     """Write the pictures beside a model's file: what they show, and where they are."""
+    figures = {"loss": loss_curve(progress), "embedding": embedding_map(progress.model, ids)}
     paths = paths_beside(output)
-    for path, make in zip(paths.values(), _MAKERS, strict=True):
-        make(progress, ids).savefig(path, dpi=110)
+    for kind, figure in figures.items():
+        figure.savefig(paths[kind], dpi=110)
     return paths
 
 
@@ -41,11 +43,10 @@ def paths_beside(output: str) -> dict[str, str]:
     return {kind: f"{stem}.{kind}.png" for kind in ("loss", "embedding")}
 
 
-def loss_curve(progress: Progress, ids: Ids) -> "Figure":
+def loss_curve(progress: Progress) -> "Figure":
     """Return the loss of the steps, smoothed, and on the validation text, as bits per character or perplexity."""
     from matplotlib.figure import Figure
 
-    del ids
     level = progress.model.vocabulary.level
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -63,11 +64,10 @@ def loss_curve(progress: Progress, ids: Ids) -> "Figure":
     return figure
 
 
-def embedding_map(progress: Progress, ids: Ids) -> "Figure":
-    """Return the most frequent tokens at the first two principal components of their output vectors."""
+def embedding_map(model: LanguageModel, ids: Ids) -> "Figure":
+    """Return the most frequent tokens of a text at the first two principal components of their output vectors."""
     from matplotlib.figure import Figure
 
-    model = progress.model
     known = frequent(model, ids, SHOWN)
     tokens = model.vocabulary.tokens
     font, has = _font_for("".join(tokens[i] for i in known))
@@ -85,9 +85,6 @@ def embedding_map(progress: Progress, ids: Ids) -> "Figure":
         xticks=[], yticks=[], title=f"The {len(known)} most frequent {kind}s in the plane of most variance{missing}"
     )
     return figure
-
-
-_MAKERS: tuple[Callable[[Progress, Ids], Any], ...] = (loss_curve, embedding_map)
 
 
 def _font_for(text: str) -> "tuple[FontProperties, Callable[[str], bool]]":

@@ -22,7 +22,7 @@ from .checkpoint import Progress
 from .language import CELLS, LanguageModel, check_output
 from .neighbours import table_of_neighbours
 from .optim import SGD, Adam, clip_grad_norm, learning_rate
-from .report import BITS, Report, figure_of, printable
+from .report import Report, figure_of, printable
 from .storage import FileError
 from .text import Characters, TextError, Vocabulary, Words, builtin_text, count_windows, read_text, windows
 from .threads import get_num_threads, threads
@@ -220,8 +220,7 @@ def train(options: Options) -> Outcome:
         line_by_line=options.reset_on_newline,
         rng=options.seed,
     )
-    optimizer = OPTIMIZERS[options.optimizer][0](model.parameters(), lr=options.first_rate)
-    return _run(options, corpus, prompt, Progress(model, optimizer))
+    return _run(options, corpus, prompt, Progress(model, _optimizer(options, model)))
 
 
 def resume(path: str, **changes: Any) -> Outcome:
@@ -246,16 +245,19 @@ def resume(path: str, **changes: Any) -> Outcome:
         raise FileError(f"{path} is of a training with other options than this version knows: {error}") from error
     options = dataclasses.replace(kept, **changes)
     _check(options, path)
-    vocabulary = LanguageModel.from_description(path, description, arrays).vocabulary
+    model = LanguageModel.from_description(path, description, arrays)
     try:
-        corpus = _Corpus(options, vocabulary)
+        corpus = _Corpus(options, model.vocabulary)
     except TextError as error:
         raise FileError(f"{path} was made with another text: {error}") from error
-    optimizer = OPTIMIZERS[options.optimizer][0]
-    progress = checkpoint.restore(path, description, arrays, optimizer, options.first_rate, corpus.fingerprint)
+    progress = checkpoint.restore(path, description, arrays, model, _optimizer(options, model), corpus.fingerprint)
     if not 0 <= progress.window <= count_windows(len(corpus.training), options.batch, options.seq_len):
         raise FileError(f"{path} does not fit together: window {progress.window:,} is not in the text")
     return _run(options, corpus, _prompt(options, corpus), progress)
+
+
+def _optimizer(options: Options, model: LanguageModel) -> SGD | Adam:
+    return OPTIMIZERS[options.optimizer][0](model.parameters(), lr=options.first_rate)
 
 
 def _check(options: Options, resumed: str | None) -> None:
@@ -320,17 +322,17 @@ def _save_best(options: Options, progress: Progress, note: str) -> None:
 def _show(options: Options, corpus: _Corpus, prompt: str, progress: Progress) -> None:
     """Print what came of it, and draw it."""
     model, token = progress.model, corpus.vocabulary.token
-    result = f"{progress.lowest * BITS:.3f} bits per character"
-    if corpus.vocabulary.level == Words.level:
-        result = f"perplexity {figure_of(progress.lowest, Words.level):,.1f} per word"
+    words = corpus.vocabulary.level == Words.level
+    figure = figure_of(progress.lowest, corpus.vocabulary.level)
+    result = f"perplexity {figure:,.1f} per word" if words else f"{figure:.3f} bits per character"
     print(f"result  {result} on the last {len(corpus.validation):,} {token}s, not trained on")
     if options.plots:
         for kind, path in pictures.draw(progress, corpus.training, options.output).items():
             print(f"plot    {kind} in {printable(path)}")
-    if corpus.vocabulary.level == Words.level:
+    if words:
         print("near    words that come in the same places, by the cosine of their output vectors:\n")
         print(printable(table_of_neighbours(model, corpus.training)) + "\n")
-    length = {"char": 400, "word": 80}[corpus.vocabulary.level] if options.sample is None else options.sample
+    length = (80 if words else 400) if options.sample is None else options.sample
     if length:
         written = model.sample(length, prompt, temperature=options.temperature, rng=options.seed)
         print(f"sample  at temperature {options.temperature:g}:\n\n{printable(prompt + written).strip()}")

@@ -1,4 +1,4 @@
-#include "product.hpp"
+#include "readout.hpp"
 
 #include <algorithm>
 
