@@ -5,8 +5,8 @@
 
 #include <string>
 #include <type_traits>
-#include <vector>
 
+#include "dlpack.hpp"
 #include "fastrnn.hpp"
 #include "memory.hpp"
 
@@ -14,14 +14,6 @@ namespace fastrnn {
 namespace {
 
 namespace py = pybind11;
-
-using Shape = std::vector<int64_t>;
-
-std::string text_of(const Shape& shape) {
-  std::string s = "(";
-  for (size_t i = 0; i < shape.size(); i++) s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + ")";
-}
 
 // An aligned array of T in the machine's byte order.
 template <class T> bool is_array_of(py::handle h) {
@@ -36,26 +28,12 @@ template <class T> bool is_array_of(py::handle h) {
   return py::array_t<T>::check_(h);
 }
 
-// What DLPack (version 0) says of memory that another library owns.
-struct Dlpack {
-  void* data;
-  struct {
-    int32_t kind, id;
-  } device;
-  int32_t dimensions;
-  struct {
-    uint8_t kind, bits;
-    uint16_t lanes;
-  } type;
-  const int64_t *shape, *strides;
-  uint64_t offset;
-};
-
 // The object itself; of a DLPack capsule of memory on the CPU an array over it, which keeps the capsule.
 py::object as_array(py::handle h) {
   if (!PyCapsule_CheckExact(h.ptr())) return py::reinterpret_borrow<py::object>(h);
-  const auto* d = static_cast<const Dlpack*>(PyCapsule_GetPointer(h.ptr(), "dltensor"));
-  if (!d) throw py::error_already_set();
+  const auto* m = static_cast<const DlpackManaged*>(PyCapsule_GetPointer(h.ptr(), "dltensor"));
+  if (!m) throw py::error_already_set();
+  const Dlpack* const d = &m->tensor;
   constexpr const char* kinds = "iuf   b";
   if (d->device.kind != 1 || d->type.lanes != 1 || d->type.kind > 6 || kinds[d->type.kind] == ' ')
     throw py::type_error("a DLPack capsule must hold real numbers that NumPy has, in the CPU's memory");

@@ -7,7 +7,11 @@
 
 // Members and functions that kernel units share with others are always inlined: an out-of-line copy compiled for a
 // newer instruction set must never be the one that the linker keeps.
+#ifdef __CUDACC__
+#define FASTRNN_INLINE __host__ __device__ __forceinline__
+#else
 #define FASTRNN_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace fastrnn {
 

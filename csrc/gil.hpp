@@ -27,13 +27,25 @@ void take_gil(PyThreadState* state) {
   }
 }
 
+// f() without the GIL.
+template <class F> void released(const F& f) {
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    f();
+  } catch (...) {
+    take_gil(state);
+    throw;
+  }
+  take_gil(state);
+}
+
 struct Asking {
   PyThreadState* state;
   std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
 };
 
 // Taking the GIL back from a busy thread costs 5 ms: not more often than every tenth of a second.
-bool signals_pending(void* asking) {
+[[maybe_unused]] bool signals_pending(void* asking) {
   auto& [state, last] = *static_cast<Asking*>(asking);
   const auto now = std::chrono::steady_clock::now();
   if (now - last < std::chrono::milliseconds(100)) return false;

@@ -39,6 +39,7 @@ class Arena {
     if (used_ > most_) most_ = used_;
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
+  bool deals() const { return base_ != nullptr; }
   int64_t mark() const { return used_; }
   void back_to(int64_t mark) { used_ = mark; }
   int64_t most() const { return most_; }

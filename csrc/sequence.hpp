@@ -2,6 +2,7 @@
 #pragma once
 #include "cells.hpp"
 #include "gemm.hpp"
+#include "timeline.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -13,22 +14,15 @@ struct Deal {
   FASTRNN_FN int64_t count(int64_t n) const { return n > first ? (n - first + stride - 1) / stride : 0; }
 };
 
-// Who comes before whom. 'step' counts in the order in which the direction runs, t is time.
-template <class Real> struct Order {
+// Where the rows of a step stand: s is a row in the schedule's order, b the same one in the caller's.
+template <class Real> struct Order : Timeline<Order<Real>> {
   const Direction<Real>& d;
 
-  FASTRNN_FN int64_t time(int64_t step) const { return d.reverse ? d.schedule.T - 1 - step : step; }
-  FASTRNN_FN int64_t before(int64_t t) const { return d.reverse ? t + 1 : t - 1; }
-  FASTRNN_FN bool is_first(int64_t t, int64_t s) const { return t == (d.reverse ? d.schedule.length[s] - 1 : 0); }
-  FASTRNN_FN bool is_last(int64_t t, int64_t s) const { return t == (d.reverse ? 0 : d.schedule.length[s] - 1); }
+  FASTRNN_FN explicit Order(const Direction<Real>& direction) : d(direction) {}
+  FASTRNN_FN int64_t steps() const { return d.schedule.T; }
+  FASTRNN_FN bool reverse() const { return d.reverse; }
+  FASTRNN_FN int64_t length(int64_t s) const { return d.schedule.length[s]; }
   FASTRNN_FN bool reset(int64_t t, int64_t s) const { return d.schedule.reset.base && *d.schedule.reset.at(t, d.schedule.order[s]); }
-  // Is the state that enters step t cut off? A cut lies between t-1 and t, so in reverse the one at t+1 counts.
-  FASTRNN_FN bool cut_before(int64_t t, int64_t s) const {
-    return d.reverse ? t + 1 < d.schedule.length[s] && reset(t + 1, s) : reset(t, s);
-  }
-  FASTRNN_FN bool cut_after(int64_t t, int64_t s) const {
-    return d.reverse ? reset(t, s) : t + 1 < d.schedule.length[s] && reset(t + 1, s);
-  }
   FASTRNN_FN int64_t token(int64_t t, int64_t s) const { return d.schedule.offset[t] + s; }
 
   FASTRNN_FN const Real* x(int64_t t, int64_t s) const {
@@ -37,16 +31,16 @@ template <class Real> struct Order {
   }
   FASTRNN_FN const Real* h_prev(int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
-    if (cut_before(t, s)) return d.zeros;
-    if (is_first(t, s)) return d.h0 ? d.h0 + b * d.P : d.zeros;
-    return d.y.at(before(t), b);
+    if (this->cut_before(t, s)) return d.zeros;
+    if (this->is_first(t, s)) return d.h0 ? d.h0 + b * d.P : d.zeros;
+    return d.y.at(this->before(t), b);
   }
   // c of the step before: on the tape, or in cn as it runs.
   FASTRNN_FN const Real* c_prev(int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
-    if (cut_before(t, s)) return d.zeros;
-    if (is_first(t, s)) return d.c0 ? d.c0 + b * d.H : d.zeros;
-    return d.c ? d.c + token(before(t), s) * d.H : d.cn + b * d.H;
+    if (this->cut_before(t, s)) return d.zeros;
+    if (this->is_first(t, s)) return d.c0 ? d.c0 + b * d.H : d.zeros;
+    return d.c ? d.c + token(this->before(t), s) * d.H : d.cn + b * d.H;
   }
 };
 

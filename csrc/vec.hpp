@@ -122,7 +122,7 @@ template <class V> FASTRNN_FN V splat(typename Lanes<V>::Real x) { return x - V{
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 // a * b + c, rounded once where the instruction set can; never left to the compiler's choice (-ffp-contract=off).
-#if defined(__FMA__) || defined(__aarch64__)
+#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__)
 #define FASTRNN_EXACT_FMA
 FASTRNN_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FASTRNN_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -206,8 +206,12 @@ template <class V> FASTRNN_FN typename Lanes<V>::Real sum(V v) {
 // 2^f - 1 = f q(f) on |f| <= 1/2; q interpolates at Chebyshev nodes, relative error below.
 template <class Real> struct Exp2;
 template <> struct Exp2<float> {  // 1.3e-8
-  static constexpr float q[] = {0.69314718802622878106f,   0.24022650760568126945f,   0.055503571142190778186f,
+  static constexpr int terms = 6;
+  static FASTRNN_FN constexpr float q(int i) {
+    constexpr float values[] = {0.69314718802622878106f,   0.24022650760568126945f,   0.055503571142190778186f,
                                 0.0096180825572778514913f, 0.0013390863364671234381f, 0.00015453162945120690177f};
+    return values[i];
+  }
   static constexpr float log2e = 1.4426950216293335f, log2e_low = 1.925963033500011e-08f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // n * ln2_high is exact
   static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
@@ -215,9 +219,13 @@ template <> struct Exp2<float> {  // 1.3e-8
   static constexpr float sigmoid_limit = 87.f, tanh_limit = 9.25f;
 };
 template <> struct Exp2<double> {  // 2.1e-17
-  static constexpr double q[] = {0.69314718055994530942,   0.2402265069591009822,     0.055504108664821594339,    0.0096181291076068885273,
+  static constexpr int terms = 11;
+  static FASTRNN_FN constexpr double q(int i) {
+    constexpr double values[] = {0.69314718055994530942,   0.2402265069591009822,     0.055504108664821594339,    0.0096181291076068885273,
                                  0.001333355814641693531,  0.00015403530441736050155, 0.000015252733829836118394, 1.3215442587921689653e-6,
                                  1.0178062445845773521e-7, 7.0725859492692236999e-9,  4.4549605981865183938e-10};
+    return values[i];
+  }
   static constexpr double log2e = 1.4426950408889634, log2e_low = 2.0355273740931033e-17;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
@@ -269,8 +277,7 @@ template <class V, int M> FASTRNN_FN Bundle<V, M> pass_positive(const Bundle<V, 
 // e^(factor * x) = 2^n (1 + f q) with n an integer and |f| <= 1/2: gives 2^n, f and q. factor is a power of two or its
 // negative. Without the tail of log2 e the power is off by |x| / 2^24 of itself (2^53 in double), which tanh does not feel.
 template <bool tail, class V> FASTRNN_FN void exp_parts(const V& x, typename Lanes<V>::Real factor, V& power, V& f, V& q) {
-  using Real = typename Lanes<V>::Real;
-  using E = Exp2<Real>;
+  using E = Exp2<typename Lanes<V>::Real>;
   const V shifted = fma(x, splat<V>(factor * E::log2e), splat<V>(E::round));
   const V n = shifted - E::round;
 #ifdef FASTRNN_EXACT_FMA
@@ -279,10 +286,9 @@ template <bool tail, class V> FASTRNN_FN void exp_parts(const V& x, typename Lan
 #else
   f = (factor * x - n * E::ln2_high - n * E::ln2_low) * E::log2e;
 #endif
-  constexpr int terms = sizeof(E::q) / sizeof(Real);
-  q = splat<V>(E::q[terms - 1]);
+  q = splat<V>(E::q(E::terms - 1));
 #pragma GCC unroll 16
-  for (int i = terms - 2; i >= 0; i--) q = fma(q, f, splat<V>(E::q[i]));
+  for (int i = E::terms - 2; i >= 0; i--) q = fma(q, f, splat<V>(E::q(i)));
   power = power_of_two(shifted);
 }
 
@@ -310,6 +316,8 @@ template <class V> FASTRNN_FN V tanh(const V& x) {
   const V em1 = fma(power, f * q, power - 1);
   return divide(em1, em1 + 2);
 }
+
+#ifndef __CUDACC__  // what follows only processors use
 
 // ---- transpose -----------------------------------------------------------------------------------------------------
 
@@ -354,6 +362,8 @@ struct FlushToZero {
   FlushToZero(const FlushToZero&) = delete;
   FlushToZero& operator=(const FlushToZero&) = delete;
 };
+
+#endif
 
 }  // namespace
 }  // namespace fastrnn::FASTRNN_ISA
