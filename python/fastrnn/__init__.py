@@ -1,4 +1,6 @@
-"""Fast recurrent layers on the CPU: RNN, GRU and LSTM, for inference and training, over NumPy arrays."""
+"""Fast recurrent layers: RNN, GRU and LSTM, for inference and training, over NumPy arrays; on GPUs too."""
+
+from typing import Any as _Any
 
 from . import convert
 from ._core import __version__
@@ -46,3 +48,11 @@ __all__ = [
     "set_num_threads",
     "threads",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "cuda":  # loaded when it is first asked for
+        import importlib
+
+        return importlib.import_module(".cuda", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

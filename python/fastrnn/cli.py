@@ -171,6 +171,10 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _described(item: Any) -> str:
+    return f"{item['name']} (compute capability {item['compute_capability']})" if isinstance(item, dict) else str(item)
+
+
 def _run_info(arguments: argparse.Namespace) -> int:
     from ._info import info
 
@@ -179,7 +183,8 @@ def _run_info(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<18} {', '.join(value) if isinstance(value, list) else value}")
+        listed = ", ".join(map(_described, value)) if isinstance(value, list) else value
+        print(f"{name.replace('_', ' '):<18} {listed}")
     return 0
 
 

@@ -257,6 +257,36 @@ class Recurrent(Parametrised, Generic[S]):
         kind: type[Frozen[Any]] = FrozenLSTM if self._has_cell_state else Frozen
         return cast(Frozen[S], kind(copy.deepcopy(self), packed))
 
+    def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:
+        """Return this layer on another device, with copies of its parameters.
+
+        Parameters
+        ----------
+        device : str or int
+            "cuda", "cuda:1" or a number for a `fastrnn.cuda.Layer` on that NVIDIA GPU; "cpu" for a copy of this layer.
+        dtype : str, optional
+            Of the parameters there: "float32", "float64" and, on a GPU, "bfloat16" or "float16".
+        fp32_precision : {"ieee", "tf32"}
+            Whether a GPU may round the factors of float32 products to 11 bits, as its matrix units do.
+
+        Raises
+        ------
+        RuntimeError
+            If no GPU can be used; `fastrnn.cuda.why_not` says why.
+        TypeError, ValueError
+            For an unknown device, dtype or precision.
+        """
+        if device != "cpu":
+            from .cuda.layers import Layer
+
+            return Layer(self, device, dtype, fp32_precision)
+        copied = copy.deepcopy(self)
+        if dtype is None or np.dtype(dtype) == self.dtype:
+            return copied
+        other = type(self)(**{**self._options, "dtype": dtype}, rng=copied._rng)
+        other.load_state_dict(copied.parameters())
+        return other
+
     def estimate_memory(self, T: int, B: int, training: bool = True) -> MemoryEstimate:
         """Estimate the bytes that a call with T steps and B sequences takes, beside x.
 

@@ -1,0 +1,308 @@
+// A GPU of one core, for tests on machines that have none: it runs the kernels' own source on the CPU, block by block, each thread of a
+// block on a stack of its own. What a real GPU leaves open is drawn: the order of blocks, and of threads between two barriers. Shared
+// memory begins as NaN, copies in the background are made when they are waited for, and the matrix instructions follow the fragments that
+// the PTX manual shows. It finds wrong indices, missing barriers and reads of what nothing wrote; it does not model the memory of a GPU.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <tuple>
+#include <vector>
+
+#define __global__
+#define __launch_bounds__(...)
+#define FASTRNN_DEVICE inline
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline dim3 threadIdx, blockIdx, gridDim;
+
+namespace fastrnn::emulator {
+
+// ---- blocks and threads ----
+
+struct Copy {
+  void* to;
+  char bytes[16];
+};
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done;
+  int barriers, meetings;             // how many of the block's and of the warp's it has reached
+  std::vector<std::vector<Copy>> groups;  // copies under way, the last group still open
+};
+
+constexpr int warp_size = 32, stack_bytes = 128 * 1024, shared_capacity = 99 * 1024;
+
+struct Machine {
+  std::vector<std::unique_ptr<Thread>> threads;
+  alignas(128) char shared[shared_capacity];
+  std::function<void()> body;
+  ucontext_t scheduler;
+  int current = 0, count = 0;
+  std::mt19937 draw{20261123};
+  // of each warp: what its threads brought to the matrix instruction at hand
+  struct Fragments {
+    float* c;
+    uint32_t a[4], b[2];
+  } fragments[32][warp_size];
+};
+inline Machine& machine() {
+  static Machine m;
+  return m;
+}
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "emulated GPU: %s\n", why);
+  std::abort();
+}
+inline void yield() {
+  Machine& m = machine();
+  Thread& self = *m.threads[m.current];
+  if (swapcontext(&self.context, &m.scheduler)) fail("swapcontext");
+}
+inline void enter() {
+  Machine& m = machine();
+  m.body();
+  m.threads[m.current]->done = true;
+  yield();
+}
+
+// Waits until every thread from 'first' to 'last' has reached its barrier of that kind as often as this one.
+inline void meet(int first, int last, int Thread::* count) {
+  Machine& m = machine();
+  const int mine = ++(m.threads[m.current].get()->*count);
+  for (;;) {
+    bool all = true;
+    for (int i = first; i < last && all; i++) {
+      all = m.threads[i].get()->*count >= mine;
+      if (!all && m.threads[i]->done) fail("a thread ended while others wait for it at a barrier");
+    }
+    if (all) return;
+    yield();
+  }
+}
+
+inline void run_block(int threads) {
+  Machine& m = machine();
+  std::memset(m.shared, 0xff, sizeof m.shared);
+  m.count = threads;
+  while (int(m.threads.size()) < threads) {
+    m.threads.push_back(std::make_unique<Thread>());
+    m.threads.back()->stack.reset(new char[stack_bytes]);
+  }
+  for (int i = 0; i < threads; i++) {
+    Thread& t = *m.threads[i];
+    t.done = false, t.barriers = t.meetings = 0;
+    t.groups.assign(1, {});
+    getcontext(&t.context);
+    t.context.uc_stack.ss_sp = t.stack.get();
+    t.context.uc_stack.ss_size = stack_bytes;
+    t.context.uc_link = nullptr;
+    makecontext(&t.context, enter, 0);
+  }
+  std::vector<int> order(threads);
+  for (int i = 0; i < threads; i++) order[i] = i;
+  for (bool left = true; left;) {
+    left = false;
+    std::shuffle(order.begin(), order.end(), m.draw);
+    for (int i : order) {
+      if (m.threads[i]->done) continue;
+      left = true;
+      m.current = i;
+      threadIdx = dim3(unsigned(i), 0, 0);
+      if (swapcontext(&m.scheduler, &m.threads[i]->context)) fail("swapcontext");
+    }
+  }
+}
+
+inline void run_grid(dim3 grid, dim3 block, int shared_bytes, std::function<void()> body) {
+  Machine& m = machine();
+  if (shared_bytes > shared_capacity) fail("more shared memory than the smallest GPU has");
+  m.body = std::move(body), gridDim = grid;
+  std::vector<unsigned> order(size_t(grid.x) * grid.z);
+  for (size_t i = 0; i < order.size(); i++) order[i] = unsigned(i);
+  std::shuffle(order.begin(), order.end(), m.draw);
+  for (unsigned i : order) {
+    blockIdx = dim3(i % grid.x, 0, i / grid.x);
+    run_block(int(block.x));
+  }
+}
+
+}  // namespace fastrnn::emulator
+
+inline void __syncthreads() {
+  using namespace fastrnn::emulator;
+  meet(0, machine().count, &Thread::barriers);
+}
+
+// ---- the runtime ----
+
+using cudaError_t = int;
+using cudaStream_t = struct EmulatedStream*;
+using cudaEvent_t = int;
+constexpr int cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+              cudaLaunchAttributeProgrammaticStreamSerialization = 6, cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2,
+              cudaMemcpyDeviceToDevice = 3, cudaEventDisableTiming = 2;
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor, multiProcessorCount;
+  size_t totalGlobalMem, sharedMemPerBlockOptin;
+};
+inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : "unknown error"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
+inline cudaError_t cudaSetDevice(int) { return 0; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, 0; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  *p = {"an emulated GPU on the CPU", 8, 0, 2, size_t(1) << 32, fastrnn::emulator::shared_capacity};
+  return 0;
+}
+struct cudaPointerAttributes {
+  int type, device;
+};
+constexpr int cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3;
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) { return *a = {cudaMemoryTypeDevice, 0}, 0; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0; }
+inline cudaError_t cudaGetLastError() { return 0; }
+inline cudaError_t cudaFuncSetAttribute(const void*, int, int) { return 0; }
+inline cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
+  *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (*p) std::memset(*p, 0xff, bytes);  // NaN
+  return *p ? 0 : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return std::free(p), 0; }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, cudaStream_t) {
+  return bytes ? (std::memcpy(to, from, bytes), 0) : 0;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) { return std::memset(p, value, bytes), 0; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = 0; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return 0; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return 0; }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return 0; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
+template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A... arguments) {
+  std::tuple<P...> given{static_cast<P>(arguments)...};
+  fastrnn::emulator::run_grid(c->gridDim, c->blockDim, int(c->dynamicSmemBytes), [&] { std::apply(kernel, given); });
+  return 0;
+}
+
+// ---- as device.hpp has it ----
+
+namespace fastrnn::device {
+namespace {
+
+inline char* shared_memory() { return emulator::machine().shared; }
+inline emulator::Thread& this_thread() { return *emulator::machine().threads[emulator::machine().current]; }
+
+inline void copy_later(void* to, const void* from) {
+  if ((uintptr_t(to) | uintptr_t(from)) % 16) emulator::fail("a copy of 16 bytes is not aligned");
+  emulator::Copy copy{to, {}};
+  if (from) std::memcpy(copy.bytes, from, 16);
+  this_thread().groups.back().push_back(copy);
+}
+inline void end_group() { this_thread().groups.emplace_back(); }
+template <int groups> void wait_for_all_but() {
+  auto& all = this_thread().groups;
+  while (int(all.size()) - 1 > groups) {
+    for (const emulator::Copy& copy : all.front()) std::memcpy(copy.to, copy.bytes, 16);
+    all.erase(all.begin());
+  }
+}
+inline void wait_for_last_kernel() {}
+inline void let_next_kernel_start() {}
+
+inline float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = as_bits(x);
+  if (x != x) return 0x7fff;
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline uint16_t to_float16(float x) {
+  const _Float16 half = _Float16(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float from_float16(uint16_t bits) {
+  _Float16 half;
+  std::memcpy(&half, &bits, 2);
+  return float(half);
+}
+
+// One matrix instruction of a warp; element(register, i) is the i-th number in a register, 'each' how many there are.
+template <int each, class Element> void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element) {
+  emulator::Machine& m = emulator::machine();
+  const int warp = m.current / emulator::warp_size, first = warp * emulator::warp_size;
+  auto& all = m.fragments[warp];
+  auto& mine = all[m.current - first];
+  mine = {c, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  emulator::meet(first, first + emulator::warp_size, &emulator::Thread::meetings);
+  const int lane = m.current - first;
+  float sums[4] = {c[0], c[1], c[2], c[3]};
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + (i / 2) * 8, column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 8 * each; k++) {
+      // element k of a row lies with lane (row % 8) * 4 + k / each % 4, in the first or second half of the registers
+      const int quad = k / each % 4, half = k / (4 * each);
+      const float left = element(all[row % 8 * 4 + quad].a[2 * half + row / 8], k % each);
+      const float right = element(all[column * 4 + quad].b[half], k % each);
+      sums[i] += left * right;
+    }
+  }
+  emulator::meet(first, first + emulator::warp_size, &emulator::Thread::meetings);
+  std::memcpy(c, sums, sizeof sums);
+}
+struct MultiplyBfloat16 {
+  static void run(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    multiply_fragments<2>(c, {a0, a1, a2, a3}, {b0, b1}, [](uint32_t r, int i) { return as_float(i ? r & 0xffff0000u : r << 16); });
+  }
+};
+struct MultiplyFloat16 {
+  static void run(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    multiply_fragments<2>(c, {a0, a1, a2, a3}, {b0, b1}, [](uint32_t r, int i) { return from_float16(uint16_t(i ? r >> 16 : r)); });
+  }
+};
+struct MultiplyTf32 {
+  static void run(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    multiply_fragments<1>(c, {a0, a1, a2, a3}, {b0, b1}, [](uint32_t r, int) {
+      const float x = as_float(r);
+      return x - x == 0 ? as_float((r + 0x1000u) & ~0x1fffu) : x;
+    });
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn::device

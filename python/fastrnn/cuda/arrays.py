@@ -1,0 +1,202 @@
+"""Whose arrays they are: NumPy's are copied to the GPU and back, those on the GPU are used where they lie.
+
+A `Memory` belongs to one call: it sees the caller's arrays as the core's `Array`, makes new ones of the caller's kind,
+and knows the device and the stream. Bfloat16 is unknown to NumPy: there it travels as float32.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from .devices import core
+
+Shape = tuple[int, ...]
+
+_DLPACK_CUDA = (2, 13)
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Tell whether an object says that its numbers are in a GPU's memory."""
+    where = getattr(value, "__dlpack_device__", None)
+    if where is not None:
+        return int(where()[0]) in _DLPACK_CUDA
+    return hasattr(value, "__cuda_array_interface__")
+
+
+class Memory(ABC):
+    """How one kind of arrays is seen and made, for one call."""
+
+    def __init__(self, device: int, stream: int) -> None:
+        self.device = device
+        self.stream = stream
+
+    @abstractmethod
+    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+        """Return a new array as the caller sees it in the end, or what `give` makes that of; and as the core does."""
+
+    def give(self, made: Any, array: Any) -> Any:
+        """Return what the caller gets of an array that `make` made, or of a view of it."""
+        return made
+
+    def swapped(self, made: Any) -> Any:
+        """Return what `make` made with its first two axes exchanged, for `give`."""
+        return made.swapaxes(0, 1)
+
+    def scratch(self, nbytes: int) -> Any:
+        """Return bytes for the time of the call."""
+        return self.make((nbytes,), "uint8")[1]
+
+    def see(self, value: Any, dtype: str) -> Any:
+        """Return an array as the core sees it, copied to the GPU where it is not there; the dtype must fit."""
+        if not is_on_gpu(value):
+            return upload(np.asarray(value), dtype, self.device, self.stream)
+        return borrow(value, self.device, self.stream)
+
+
+class HostMemory(Memory):
+    """NumPy's: copied to the GPU and back."""
+
+    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+        array = core().Array.empty(shape, dtype, self.device, self.stream)
+        return array, array
+
+    def give(self, made: Any, array: Any) -> Any:
+        return download(array, self.stream)
+
+    def swapped(self, made: Any) -> Any:
+        return made
+
+
+class OwnMemory(Memory):
+    """The core's own arrays, also for whoever has no other way than ``__cuda_array_interface__``."""
+
+    make = HostMemory.make
+    swapped = HostMemory.swapped
+
+    def give(self, made: Any, array: Any) -> Any:
+        return array
+
+
+class TorchMemory(Memory):
+    """PyTorch's tensors, from its own allocator."""
+
+    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+        torch = sys.modules["torch"]
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=f"cuda:{self.device}")
+        return tensor, core().Array.from_dlpack(torch.utils.dlpack.to_dlpack(tensor))
+
+
+class CupyMemory(Memory):
+    """CuPy's arrays, from its own pool; it has no bfloat16."""
+
+    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+        cupy = sys.modules["cupy"]
+        if dtype == "bfloat16":
+            raise TypeError("CuPy has no bfloat16: use PyTorch's or JAX's arrays, or NumPy's float32")
+        with cupy.cuda.Device(self.device):
+            array = cupy.empty(shape, dtype)
+        return array, core().Array.from_interface(array.__cuda_array_interface__, self.device, array)
+
+
+class JaxMemory(OwnMemory):
+    """JAX's arrays, which nobody else may write to: made by the core and handed over."""
+
+    def give(self, made: Any, array: Any) -> Any:
+        from jax import dlpack
+
+        return dlpack.from_dlpack(array)
+
+
+def memory_for(value: Any, device: int, stream: Any) -> Memory:
+    """Return the memory of the kind of an array, in the caller's stream or in the one that is given.
+
+    Parameters
+    ----------
+    value
+        x of the call.
+    stream : None, int or object
+        A stream's address, or an object of PyTorch, CuPy or another with ``__cuda_stream__``; None is the caller's: the
+        current one of PyTorch or CuPy, else the default stream.
+    """
+    package = type(value).__module__.partition(".")[0] if is_on_gpu(value) else ""
+    current = 0
+    kind: type[Memory] = OwnMemory if is_on_gpu(value) else HostMemory
+    if package == "torch":
+        kind, current = TorchMemory, sys.modules["torch"].cuda.current_stream(device).cuda_stream
+    elif package == "cupy":
+        kind, current = CupyMemory, sys.modules["cupy"].cuda.get_current_stream().ptr
+    elif package in ("jax", "jaxlib"):
+        kind = JaxMemory
+    return kind(device, current if stream is None else as_stream(stream))
+
+
+def as_stream(stream: Any) -> int:
+    """Return a stream's address.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr"):
+        if hasattr(stream, name):
+            return int(getattr(stream, name))
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    raise TypeError(f"a stream is an address or an object with __cuda_stream__, cuda_stream or ptr, got {stream!r}")
+
+
+def borrow(value: Any, device: int, stream: int) -> Any:
+    """Return an array on the GPU as the core sees it, ready in that stream."""
+    Array = core().Array
+    if isinstance(value, Array):
+        if value.stream != stream:
+            core().wait_for(value.device, value.stream, stream)
+        return value
+    if getattr(value, "requires_grad", False):
+        value = value.detach()
+    if hasattr(value, "__dlpack__"):
+        return Array.from_dlpack(value.__dlpack__(stream=stream or 1))
+    interface = value.__cuda_array_interface__
+    theirs = interface.get("stream")
+    if theirs is not None and theirs != (stream or 1):
+        core().wait_for(device, 0 if theirs == 1 else theirs, stream)
+    where = core().device_of(interface["data"][0]) if interface["data"][0] else device
+    return Array.from_interface(interface, where, value)
+
+
+def upload(value: Any, dtype: str, device: int, stream: int) -> Any:
+    """Return a copy of a NumPy array on the GPU."""
+    array = np.ascontiguousarray(value)
+    array = as_bfloat16(array) if dtype == "bfloat16" else array.astype(dtype, copy=False)
+    made = core().Array.empty(value.shape, dtype, device, stream)
+    core().copy_in(made, array, stream)
+    return made
+
+
+def download(array: Any, stream: int) -> Any:
+    """Return a copy in NumPy's memory, complete."""
+    bfloat16 = array.dtype == "bfloat16"
+    turned = not array.contiguous  # of an array of ours that is batch first
+    shape = (array.shape[1], array.shape[0], *array.shape[2:]) if turned else array.shape
+    copy = np.empty(shape, np.uint16 if bfloat16 else array.dtype)
+    core().copy_out(array.swapped() if turned else array, copy, stream)
+    result = from_bfloat16(copy) if bfloat16 else copy
+    return result.swapaxes(0, 1) if turned else result
+
+
+def as_bfloat16(array: Any) -> Any:
+    """Return the bits of real numbers rounded to bfloat16, to even; a NaN stays one."""
+    wide = np.ascontiguousarray(array, np.float32)
+    bits = wide.view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(wide), np.uint16(0x7FFF), rounded)
+
+
+def from_bfloat16(bits: Any) -> Any:
+    """Return the float32 that bits of bfloat16 mean."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

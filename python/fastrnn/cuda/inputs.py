@@ -1,0 +1,197 @@
+"""From what a user hands over to arrays on the GPU, or one clear error: `fastrnn.inputs`' twin, with its sentences."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import checks, inputs
+from ..checks import Problems
+from .arrays import Memory, is_on_gpu
+
+if TYPE_CHECKING:
+    from .layers import Layer, Tape
+
+Shape = tuple[int, ...]
+
+
+class Given(NamedTuple):
+    """The arguments of one call, on the GPU, time first and with a batch."""
+
+    x: Any  # (T, B, I)
+    h0: Any  # (L*D, B, P) or None
+    c0: Any  # (L*D, B, H) or None
+    lengths: Any  # (B,) int64 or None
+    reset: Any  # (T, B) bool or None
+    time: int
+    batch: int
+    batch_first: bool
+    unbatched: bool
+
+    @property
+    def leading(self) -> Shape:
+        """The axes of x before its features, as the caller has them."""
+        if self.unbatched:
+            return (self.time,)
+        return (self.batch, self.time) if self.batch_first else (self.time, self.batch)
+
+
+def real(problems: Problems, memory: Memory, name: str, value: Any, dtype: str) -> Any:
+    """Return an array as it came, of numbers that can be made ones of that dtype; None after a problem."""
+    if is_on_gpu(value):
+        array = memory.see(value, dtype)
+        if array.dtype != dtype:
+            problems.type(
+                f"{name} with dtype {array.dtype} on the GPU",
+                f"It must have dtype {dtype} there: it is converted only where that is asked for.",
+            )
+            return None
+        if array.device != memory.device:
+            problems.value(f"{name} on GPU {array.device}", f"The layer is on GPU {memory.device}.")
+            return None
+        return array
+    if dtype in ("float32", "float64"):
+        host = inputs.as_real(problems, name, value, np.dtype(dtype))
+        return host if host is not None and host.dtype == np.dtype(dtype) else None
+    host = inputs.as_array(problems, name, value)
+    if host is None:
+        return None
+    if host.dtype != np.float64 and (host.dtype.kind in "biuf" or str(host.dtype) == "bfloat16"):
+        return host
+    why = f"A layer in {dtype} rounds float32 and shorter; use np.asarray({name}, dtype=np.float32)."
+    problems.type(f"{name} with dtype {host.dtype}", why)
+    return None
+
+
+def upload(memory: Memory, value: Any, dtype: str) -> Any:
+    """Return a checked array on the GPU."""
+    return memory.see(value, dtype) if isinstance(value, np.ndarray) else value
+
+
+def in_rows(array: Any) -> bool:
+    """Tell whether the last axis of an array on the GPU has unit stride."""
+    return bool(array.shape[-1] <= 1 or array.strides[-1] == 1 or 0 in array.shape)
+
+
+def read(layer: "Layer[Any]", memory: Memory, x: Any, state: Any, lengths: Any, reset: Any) -> Given:
+    """Check the arguments of a call over a sequence and bring them to the GPU.
+
+    Raises
+    ------
+    TypeError, ValueError, ShapeError
+        With every argument that does not fit.
+    """
+    problems = Problems(layer._brief)
+    array = real(problems, memory, "x", x, layer.dtype)
+    if array is None:
+        problems.refuse()
+    assert array is not None
+    checks.input_shape(problems, tuple(array.shape), layer.input_size, layer.batch_first)
+    if len(array.shape) not in (2, 3):
+        problems.refuse()
+    unbatched = len(array.shape) == 2
+    batch_first = layer.batch_first and not unbatched
+    first, second = (array.shape[0], 1) if unbatched else array.shape[:2]
+    T, B = (second, first) if batch_first else (first, second)
+    if is_on_gpu(array) and not in_rows(array):
+        problems.value("x whose last axis is not contiguous", "On the GPU it is used as it lies: make it contiguous.")
+
+    h0, c0 = read_state(problems, layer, memory, "state", state, None if unbatched else B, T if T != B else None)
+    lengths = read_lengths(problems, memory, lengths, B, T, unbatched)
+    wanted = (T,) if unbatched else (B, T) if batch_first else (T, B)
+    reset = read_reset(problems, memory, reset, wanted, batch_first)
+    problems.refuse()
+    array = upload(memory, array, layer.dtype)
+    array = array.with_batch() if unbatched else array.swapped() if batch_first else array
+    states = (None if s is None else upload(memory, s, layer.state_dtype) for s in (h0, c0))
+    h0, c0 = (s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and unbatched else s for s in states)
+    return Given(array, h0, c0, lengths, reset, T, B, batch_first, unbatched)
+
+
+def read_state(
+    problems: Problems, layer: "Layer[Any]", memory: Memory, name: str, state: Any, batch: int | None, time: int | None
+) -> tuple[Any, Any]:
+    """Return h and, of an LSTM, c, as they came; None, for zeros, stays None."""
+    if state is None:
+        return None, None
+    host = layer._host
+    if not host._has_cell_state:
+        if isinstance(state, tuple):
+            checks.one_state(problems, name, state)
+            return None, None
+        return _read_member(problems, layer, memory, name, state, inputs._h_shape(host, batch), time), None
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        checks.two_states(problems, name, state)
+        return None, None
+    h, c = state
+    return (
+        _read_member(problems, layer, memory, f"{name}.h", h, inputs._h_shape(host, batch), time),
+        _read_member(problems, layer, memory, f"{name}.c", c, inputs._c_shape(host, batch), time),
+    )
+
+
+def _read_member(
+    problems: Problems, layer: "Layer[Any]", memory: Memory, name: str, value: Any, wanted: Shape, time: int | None
+) -> Any:
+    if value is None:
+        return None
+    array = real(problems, memory, name, value, layer.state_dtype)
+    if array is None:
+        return None
+    last_axis = "hidden_size" if wanted[-1] == layer.hidden_size else "proj_size"
+    checks.state_shape(problems, name, tuple(array.shape), wanted, last_axis, time)
+    if is_on_gpu(array) and not array.contiguous:
+        problems.value(f"{name} that is not contiguous", "On the GPU it is used as it lies: make it contiguous.")
+    return array
+
+
+def read_lengths(problems: Problems, memory: Memory, lengths: Any, batch: int, time: int, unbatched: bool) -> Any:
+    """Return lengths (B,) int64 on the GPU; of those that came from there the values are not looked at."""
+    if lengths is None:
+        return None
+    if not is_on_gpu(lengths):
+        host = inputs.read_lengths(problems, lengths, batch, time, unbatched)
+        return None if host is None or host.shape != (batch,) else memory.see(host, "int64")
+    array = memory.see(lengths, "int64")
+    if array.dtype != "int64":
+        problems.type(f"lengths with dtype {array.dtype} on the GPU", "They must have dtype int64 there.")
+    checks.length_shape(problems, tuple(array.shape), batch, time)
+    if not array.contiguous:
+        problems.value("lengths that are not contiguous", "On the GPU they are used as they lie: make them contiguous.")
+    return array
+
+
+def read_reset(problems: Problems, memory: Memory, reset: Any, wanted: Shape, batch_first: bool) -> Any:
+    """Return reset (T,B) on the GPU."""
+    if reset is None:
+        return None
+    if not is_on_gpu(reset):
+        host = inputs.read_reset(problems, reset, wanted, batch_first)
+        return None if host is None else memory.see(host, "bool")
+    array = memory.see(reset, "bool")
+    if array.dtype != "bool":
+        checks.boolean_reset(problems, True, np.dtype(array.dtype) if array.dtype != "bfloat16" else np.dtype("V2"))
+    checks.reset_shape(problems, tuple(array.shape), wanted, batch_first)
+    if tuple(array.shape) != wanted:
+        return None
+    return array.with_batch() if len(wanted) == 1 else array.swapped() if batch_first else array
+
+
+def read_gradients(tape: "Tape", memory: Memory, dy: Any, dstate: Any) -> tuple[Any, Any, Any]:
+    """Check what backward starts from and bring it to the GPU: dy as (T,B,D*P), dhn and dcn; None stays None."""
+    layer, given = tape.layer, tape.given
+    problems = Problems(lambda: f"{layer._brief()}.backward")
+    array = None if dy is None else real(problems, memory, "dy", dy, layer.dtype)
+    if array is not None:
+        checks.same_shape(problems, "dy", tuple(array.shape), tape.y_shape, "y of the forward call")
+        if is_on_gpu(array) and not in_rows(array):
+            problems.value(
+                "dy whose last axis is not contiguous", "On the GPU it is used as it lies: make it contiguous."
+            )
+    dhn, dcn = read_state(problems, layer, memory, "dstate", dstate, None if given.unbatched else given.batch, None)
+    problems.refuse()
+    if array is not None:
+        array = upload(memory, array, layer.dtype)
+        array = array.with_batch() if given.unbatched else array.swapped() if given.batch_first else array
+    states = (None if s is None else upload(memory, s, layer.state_dtype) for s in (dhn, dcn))
+    dhn, dcn = (s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and given.unbatched else s for s in states)
+    return array, dhn, dcn
