@@ -206,7 +206,7 @@ class TestRestore:
 
 
 class TestDevices:
-    def test_another_device_is_named(self) -> None:
+    def test_another_device_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         layer = ft.LSTM(3, 4)
         cell = ft.GRUCell(3, 4)
 
@@ -215,10 +215,14 @@ class TestDevices:
 
             device = torch.device("cuda", 1)
 
-        from fastrnn.torch.guards import check_devices
+        from fastrnn.torch import guards
 
-        with pytest.raises(RuntimeError, match=r"LSTM computes on the CPU and got a tensor on cuda:1: .*fallback=True"):
-            check_devices("lstm", Elsewhere())  # type: ignore[arg-type]
+        monkeypatch.setattr(guards, "_without_gpu", lambda: "the cat sat on it")
+        text = r"LSTM cannot compute with a tensor on cuda:1: the cat sat on it\. .*fallback=True"
+        with pytest.raises(RuntimeError, match=text):
+            guards.check_devices("lstm", Elsewhere())  # type: ignore[arg-type]
+        monkeypatch.setattr(guards, "_without_gpu", lambda: None)
+        guards.check_devices("lstm", Elsewhere())  # type: ignore[arg-type]
         assert layer(torch.zeros(2, 1, 3))[0].device == cell(torch.zeros(1, 3)).device == torch.device("cpu")
 
     @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

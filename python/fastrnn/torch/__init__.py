@@ -1,4 +1,5 @@
-"""Drop-in replacements for torch.nn's recurrent modules, computed by fastrnn on the CPU.
+"""Drop-in replacements for torch.nn's recurrent modules, computed by fastrnn, on the CPU and on
+NVIDIA GPUs.
 
 One line for a model that exists: ``fastrnn.torch.accelerate(model)``. Or build with `LSTM`, `GRU`, `RNN`, `LSTMCell`,
 `GRUCell` and `RNNCell` of this module as with those of torch.nn. Needs the extra ``torch``.

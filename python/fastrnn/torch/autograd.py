@@ -132,11 +132,16 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nobody but the core has to see a call: no subclass, transform, mode or profiler."""
+    gpu = None
     for tensor in tensors:
         if tensor is None:
             continue
-        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg() or tensor._is_zerotensor():
+        if type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor():
             return False
+        if not tensor.is_cpu:
+            gpu = tensor.device
+    if gpu is not None and (gpu.type != "cuda" or any(t is not None and t.device != gpu for t in tensors)):
+        return False
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -233,13 +238,13 @@ def run(
     Raises
     ------
     RuntimeError
-        If a tensor is not in the CPU's memory, or not all are at one place.
+        If a tensor is where fastrnn cannot compute, or not all are at one place.
     """
     call = (x, list(hx), list(weights), lengths, reset, masks, scale, *options)
     tensors = (*hx, *weights)
     compiling = torch.compiler.is_compiling()
     plain = not compiling and _is_plain((x, *tensors))
-    if not plain:
+    if not plain or not x.is_cpu:
         check_devices(options.cell, x, *tensors)
     mapped = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (mapped and torch._C._functorch.maybe_current_level() > 1):

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .autograd import run
-from .guards import refuse_torchscript
+from .guards import as_autocast, computes_on, in_autocast, refuse_torchscript
 from .ops import Options
 
 
@@ -33,11 +32,8 @@ class _Cell(nn.RNNCellBase):
         if not batched:
             input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)
         weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
-        if torch.is_autocast_enabled("cpu"):
-            input, *rest = (
-                t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (input, *states, *weights)
-            )
-            states, weights = tuple(rest[: len(states)]), rest[len(states) :]
+        if in_autocast(input.device):
+            input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)
         options = Options(self._cell(), self.hidden_size, 0, 1, False, False)
         _, *ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options)
@@ -60,7 +56,7 @@ class _Cell(nn.RNNCellBase):
                 raise RuntimeError(f"expected input and states of dtype {weights[0].dtype}, got {tensor.dtype}")
 
     def _elsewhere(self, input: Tensor) -> bool:
-        return self._fallback and input.device.type not in ("cpu", "meta")
+        return self._fallback and not computes_on(input.device)
 
 
 class LSTMCell(_Cell):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import run
-from .guards import refuse_torchscript
+from .guards import as_autocast, computes_on, in_autocast, refuse_torchscript
 from .ops import Options
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -19,15 +19,15 @@ class _Layer(nn.RNNBase):
     """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
 
     _original: type[nn.RNNBase]
-    _fallback = False  # whether tensors elsewhere than on the CPU go to torch.nn's own forward
+    _fallback = False  # whether tensors where fastrnn cannot compute go to torch.nn's own forward
 
     def _run(
         self, input: Tensor | PackedSequence, states: Sequence[Tensor], lengths: Any, reset: Tensor | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
         refuse_torchscript()
         weights = self._weights()
-        if torch.is_autocast_enabled("cpu"):
-            input, states, weights = _in_float32(input), [*map(_in_float32, states)], [*map(_in_float32, weights)]
+        if in_autocast(input.data.device if isinstance(input, PackedSequence) else input.device):
+            input, states, weights = _cast(input), [*map(_cast, states)], [*map(_cast, weights)]
         if isinstance(input, PackedSequence):
             return self._run_packed(input, states, weights, lengths, reset)
         name = self._original.__name__
@@ -44,7 +44,7 @@ class _Layer(nn.RNNBase):
         if not T:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
-            lengths = _read_lengths(name, lengths, B, T)
+            lengths = _read_lengths(name, lengths, B, T, input.device)
         if reset is not None:
             reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
         masks, scale = self._masks((T, B))
@@ -155,17 +155,17 @@ class _Layer(nn.RNNBase):
         return masks, self._scale()
 
     def _elsewhere(self, input: Any) -> bool:
-        """Whether torch.nn's own forward is to run: the tensor is not on the CPU, and it was asked to."""
+        """Whether torch.nn's own forward is to run: fastrnn cannot compute where the tensor is, and it was asked to."""
         data = input.data if isinstance(input, PackedSequence) else input
-        return self._fallback and data.device.type not in ("cpu", "meta")
+        return self._fallback and not computes_on(data.device)
 
 
-def _in_float32(value: Any) -> Any:
-    """Return what autocast makes of a tensor: the kernels compute in float32."""
-    data = value.data if isinstance(value, PackedSequence) else value
-    if data.dtype not in (torch.bfloat16, torch.float16):
-        return value
-    return value._replace(data=data.float()) if isinstance(value, PackedSequence) else value.float()
+def _cast(value: Any) -> Any:
+    """Return what autocast makes of a tensor or a packed sequence."""
+    if not isinstance(value, PackedSequence):
+        return as_autocast(value)
+    data = as_autocast(value.data)
+    return value if data is value.data else value._replace(data=data)
 
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
@@ -174,8 +174,10 @@ def _lengths_of(batch_sizes: Tensor) -> Tensor:
     return (batch_sizes[None, :] > rows[:, None]).sum(1)
 
 
-def _read_lengths(name: str, lengths: Any, B: int, T: int) -> Tensor:
-    tensor = lengths.cpu() if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")  # the latter a copy
+def _read_lengths(name: str, lengths: Any, B: int, T: int, device: torch.device) -> Tensor:
+    """Return lengths (B,); those that are on the GPU beside their input stay there, and nobody waits to see them."""
+    stays = isinstance(lengths, Tensor) and lengths.device == device
+    tensor = lengths if stays else lengths.cpu() if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")
     if not tensor.numel():
         tensor = tensor.to(torch.int64)  # an empty list makes float32
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -186,7 +188,7 @@ def _read_lengths(name: str, lengths: Any, B: int, T: int) -> Tensor:
             f"{name} got lengths of shape {tuple(tensor.shape)} but must have ({B},): one for each sequence"
         )
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    seen = not transformed and type(tensor) is Tensor  # no stand-in without values
+    seen = not transformed and type(tensor) is Tensor and tensor.is_cpu  # no stand-in without values
     if seen and B and not (int(tensor.min()) >= 0 and int(tensor.max()) <= T):
         raise ValueError(f"{name} got lengths {tensor.tolist()} but they must lie in 0..{T}, the number of time steps")
     return tensor

@@ -4,7 +4,8 @@ Arguments of all three: ``x`` (T,B,I), with ``batch_first`` (B,T,I), or packed (
 (h,), (h, c) or none at all for zeros; ``weights`` in the order of the module's parameters; ``lengths`` (B,) int64;
 ``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P) bool and ``scale``, dropout between the layers; then the fields
 of `Options`.
-``train`` also returns a tape, bytes that only ``backward`` reads. Tensors in half precision are computed in float32.
+``train`` also returns a tape, bytes that only ``backward`` reads. Tensors in half precision are computed in float32 on
+the CPU; `gpu` says how on a GPU.
 """
 
 import functools
@@ -61,7 +62,7 @@ library.define(
 )
 
 
-# On the CPU
+# On the CPU; CUDA tensors go on to `gpu`
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -83,6 +84,7 @@ def _kernel(name: str) -> Callable[[Kernel], Kernel]:
             return hidden[0](*arguments)
 
         torch.library.impl(library, name, "CPU")(call)
+        torch.library.impl(library, name, "CUDA")(call)
         return kernel
 
     return register
@@ -142,11 +144,20 @@ def _no_state(x: Tensor) -> Tensor:
     return x.new_empty(0)
 
 
+def _gpu() -> Any:
+    """Return the operators on CUDA tensors, which load the GPU code."""
+    from . import gpu
+
+    return gpu
+
+
 @_kernel("infer")
 def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(*given)
+    if x.is_cuda:
+        return _gpu().infer(x, hx, weights, lengths, reset, options)
     y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -164,7 +175,10 @@ def infer(
 
 def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
     """Return how many bytes a tape takes at most; of symbolic sizes a symbolic number."""
-    each, more = _network(options, weights, int(x.shape[-1]), x.dtype).tape_room(dropout)
+    if x.device.type == "cuda":
+        each, more = _gpu().tape_room(options, weights, x, dropout)
+    else:
+        each, more = _network(options, weights, int(x.shape[-1]), x.dtype).tape_room(dropout)
     if x.dim() == 2:
         return int(lengths.max()) * len(lengths) * each + more if lengths is not None and lengths.numel() else more
     return math.prod(x.shape[:-1]) * each + more
@@ -183,8 +197,10 @@ def train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = Options(*given)
     tape = torch.empty(
-        _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device="cpu"
+        _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device
     )
+    if x.is_cuda:
+        return _gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options)
     y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -219,6 +235,8 @@ def backward(
     *given: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
+    if x.is_cuda:
+        return _gpu().backward(dy, dhn, dcn, y, tape, x, hx, weights, lengths, reset, masks, scale, options)
     network = _network(options, len(weights), x.shape[-1], x.dtype)
     made = network.tape(
         _rows(x, options.batch_first),

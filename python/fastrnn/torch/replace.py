@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .cells import GRUCell, LSTMCell, RNNCell
+from .guards import computes_on
 from .layers import GRU, LSTM, RNN
 
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -82,7 +83,7 @@ def accelerate(
     include, exclude : str or iterable of str, optional
         Patterns, as in a shell, of the names of modules to take, and of those to leave out; by default all are taken.
     fallback : bool
-        Whether torch.nn's own code runs where an input is not on the CPU, instead of an error.
+        Whether torch.nn's own code runs where fastrnn cannot compute with an input's device, instead of an error.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def _obstacle(module: nn.Module, fallback: bool) -> str | None:
     for parameter in module.parameters():
         if parameter.dtype not in _DTYPES:
             return f"its parameters are {parameter.dtype}"
-        if parameter.device.type not in ("cpu", "meta") and not fallback:
+        if not computes_on(parameter.device) and not fallback:
             return f"its parameters are on {parameter.device}; fallback=True takes it for when they are on the CPU"
     return None
 

@@ -30,10 +30,11 @@ def run(
         time, batch = x.shape[0], x.shape[1]
     if lengths is None:
         lengths = torch.full((batch,), time, device=x.device)
+    lengths = lengths.to(x.device)
     runs = torch.arange(time, device=x.device)[:, None] < lengths  # (T,B)
     if packed:
         x = x.new_zeros(time, batch, x.shape[1]).index_put((runs,), x)
-    cuts = torch.zeros_like(runs) if reset is None else reset & runs
+    cuts = torch.zeros_like(runs) if reset is None else reset.to(x.device) & runs
     each = len(weights) // (options.num_layers * options.directions)
     hn, cn = [], []
     for layer in range(options.num_layers):

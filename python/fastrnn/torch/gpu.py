@@ -1,0 +1,210 @@
+"""The operators on CUDA tensors: memory from PyTorch's allocator, everything in its current stream.
+
+Float32 is IEEE float32 unless PyTorch was told otherwise: ``torch.set_float32_matmul_precision("high")`` allows tf32.
+Tensors in bfloat16 and float16 are added up in float32; states, which PyTorch wants in the same dtype, are converted.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack
+
+from ..cuda import devices
+
+if TYPE_CHECKING:
+    from .ops import Options
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+def _precision(dtype: torch.dtype) -> str:
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return _NAMES[dtype]
+
+
+@functools.lru_cache(maxsize=256)
+def _make_network(options: "Options", weights: int, input_size: int, precision: str, device: int) -> Any:
+    bias = weights // max(options.num_layers * options.directions, 1) - (options.proj_size > 0) == 4
+    return devices.make_network(device, precision, bias, options, options.cell, input_size)
+
+
+def _network(options: "Options", weights: int, x: Tensor) -> Any:
+    return _make_network(options, weights, int(x.shape[-1]), _precision(x.dtype), x.device.index or 0)
+
+
+def tape_room(options: "Options", weights: int, x: Tensor, dropout: bool) -> tuple[int, int]:
+    """Return the bytes of tape for each of T*B tokens, at most, and so many more."""
+    network, tokens = _network(options, weights, x), 128
+    arrays = 3 * options.num_layers * options.directions + 2 * options.num_layers
+    return -(-network.tape_bytes(tokens, 1, dropout) // tokens), 128 * arrays
+
+
+def _see(tensor: Tensor | None) -> Any:
+    """Lend the core a tensor as it lies."""
+    return None if tensor is None else devices.core().Array.from_dlpack(to_dlpack(tensor))
+
+
+def _rows(tensor: Tensor | None, batch_first: bool) -> Any:
+    """Lend a tensor (T,B,n) whose last axis is contiguous; packed ones stay (tokens,n)."""
+    if tensor is None:
+        return None
+    if tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    return _see(tensor.transpose(0, 1) if batch_first and tensor.dim() == 3 else tensor)
+
+
+class _Call:
+    """What infer, train and backward share: the arguments as the core takes them."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        hx: list[Tensor],
+        weights: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        options: "Options",
+    ) -> None:
+        if len(hx) not in (0, 1 + options.has_c):
+            raise RuntimeError(f"hx must hold {1 + options.has_c} states or none, got {len(hx)}")
+        self.options = options
+        self.network = _network(options, len(weights), x)
+        self.packed = x.dim() == 2
+        self.batch_first = options.batch_first and not self.packed
+        self.device, self.dtype = x.device, x.dtype
+        self.state_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.stream = torch.cuda.current_stream(x.device).cuda_stream
+        starts = None
+        if self.packed:
+            if lengths is None:
+                raise RuntimeError("packed sequences need their lengths")
+            on_host = lengths.cpu()
+            time, self.batch = int(on_host.max()) if len(on_host) else 0, len(on_host)
+            active = (on_host[None, :] > torch.arange(time)[:, None]).sum(1)
+            starts = (active.cumsum(0) - active).to(x.device, non_blocking=True)
+            self.time = time
+        else:
+            self.time, self.batch = (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
+        if lengths is not None:
+            lengths = lengths.to(x.device, torch.int64, non_blocking=True).contiguous()
+        if reset is not None:
+            reset = reset.to(x.device, non_blocking=True)
+        self.shared = {
+            "stream": self.stream,
+            "parameters": [_see(w.contiguous()) for w in weights],
+            "x": _rows(x, self.batch_first),
+            "h0": self.state(hx[0]) if hx else None,
+            "c0": self.state(hx[1]) if len(hx) > 1 else None,
+            "starts": _see(starts),
+            "lengths": _see(lengths),
+            "reset": _see(None if reset is None else reset.t() if self.batch_first else reset),
+            "allocate": self.scratch,
+        }
+
+    def state(self, tensor: Tensor | None) -> Any:
+        return None if tensor is None else _see(tensor.to(self.state_dtype).contiguous())
+
+    def scratch(self, nbytes: int) -> Any:
+        return _see(torch.empty(nbytes, dtype=torch.uint8, device=self.device))
+
+    def new_state(self, size: int) -> Tensor:
+        rows = self.options.num_layers * self.options.directions
+        return torch.empty((rows, self.batch, size), dtype=self.state_dtype, device=self.device)
+
+    def new_states(self) -> tuple[Tensor, Tensor | None]:
+        options = self.options
+        h = self.new_state(options.proj_size or options.hidden_size)
+        return h, self.new_state(options.hidden_size) if options.has_c else None
+
+    def tape(self, tape: Tensor, dropout: bool) -> Any:
+        return _see(tape[: self.network.tape_bytes(self.time, self.batch, dropout)])
+
+    def forward(self, x: Tensor, masks: Tensor | None, scale: float, tape: Tensor | None) -> tuple[Tensor, ...]:
+        y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
+        hn, cn = self.new_states()
+        self.network.forward(
+            **self.shared,
+            y=_rows(y, self.batch_first),
+            hn=_see(hn),
+            cn=_see(cn),
+            masks=None if masks is None else _see(masks.contiguous().view(torch.uint8)),
+            scale=scale,
+            tape=None if tape is None else self.tape(tape, masks is not None),
+        )
+        return y, hn.to(x.dtype), x.new_empty(0) if cn is None else cn.to(x.dtype)
+
+
+def infer(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: "Options"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fastrnn::infer on a GPU."""
+    y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, None, 1.0, None)
+    return y, hn, cn
+
+
+def train(
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    tape: Tensor,
+    options: "Options",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """fastrnn::train on a GPU, with room for the tape."""
+    y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, masks, scale, tape)
+    return y, hn, cn, tape
+
+
+def backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    y: Tensor,
+    tape: Tensor,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    masks: Tensor | None,
+    scale: float,
+    options: "Options",
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """fastrnn::backward on a GPU."""
+    call = _Call(x, hx, weights, lengths, reset, options)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if call.batch_first:  # laid out time first, as the core computes it
+        dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
+    dh0, dc0 = call.new_states()
+    gradients = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+    call.network.backward(
+        **call.shared,
+        tape=call.tape(tape, masks is not None),
+        y=_rows(y, call.batch_first),
+        masks=None if masks is None else _see(masks.contiguous().view(torch.uint8)),
+        scale=scale,
+        dy=_rows(dy, call.batch_first),
+        dhn=call.state(dhn),
+        dcn=call.state(dcn) if options.has_c else None,
+        dx=_rows(dx, call.batch_first),
+        dh0=_see(dh0),
+        dc0=_see(dc0),
+        gradients=[_see(g) for g in gradients],
+        hidden=None,
+    )
+    states = [s.to(x.dtype) for s in (dh0, dc0)[: len(hx)] if s is not None]
+    return dx, states, gradients
+
+
+__all__ = ["backward", "infer", "tape_room", "train"]
