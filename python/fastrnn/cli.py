@@ -197,6 +197,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     grid = what.add_mutually_exclusive_group()
     grid.add_argument("--quick", dest="grid", action="store_const", const="quick", help="some points (the default)")
     grid.add_argument("--full", dest="grid", action="store_const", const="full", help="all points, within 90 minutes")
+    device = (
+        "cpu, or cuda: fastrnn.torch against PyTorch's cuDNN on a GPU; then of these options only --quick, --full, "
+    )
+    device += "--filter, --list, --seconds and --output count"
+    what.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=device)
     what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
     what.add_argument(
         "--filter",
@@ -226,6 +231,8 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     from .bench import command
     from .bench.results import BadInput
 
+    if arguments.device == "cuda":
+        return _run_bench_on_gpu(arguments)
     options = command.Options(
         grid=arguments.grid or (None if arguments.claims else "quick"),
         filters=arguments.filter,
@@ -245,6 +252,23 @@ def _run_bench(arguments: argparse.Namespace) -> int:
             code = command.show_names(options)
         else:
             code = command.run(options)
+        return code
+    except BadInput as error:
+        raise UsageError(str(error)) from error
+
+
+def _run_bench_on_gpu(arguments: argparse.Namespace) -> int:
+    from .bench import cuda
+    from .bench.results import BadInput
+
+    ignored = {"claims": False, "peers": None, "threads": None, "pin": False, "compare": None}
+    given = [f"--{name}" for name, default in ignored.items() if getattr(arguments, name) != default]
+    if given:
+        raise UsageError(f"--device cuda knows no {', '.join(given)}")
+    try:
+        code: int = cuda.run(
+            arguments.grid or "quick", arguments.filter, arguments.seconds, Path(arguments.output), arguments.list
+        )
         return code
     except BadInput as error:
         raise UsageError(str(error)) from error
