@@ -87,10 +87,11 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, const voi
   return 7;
 }
 
-int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference* p, int wanted, Heuristic* found,
-                                   int* count) {
+int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference* p, int wanted,
+                                   Heuristic* found, int* count) {
   const bool f64 = a->type == 1;
-  if (wanted != 1 || c != out || p->workspace < 1 || d->compute != (f64 ? 70 : d->compute == 77 ? 77 : 68) || d->scale != (f64 ? 1 : 0)) return 7;
+  if (wanted != 1 || c != out || p->workspace < 1 || d->compute != (f64 ? 70 : d->compute == 77 ? 77 : 68) || d->scale != (f64 ? 1 : 0))
+    return 7;
   if (a->type != b->type) return 15;
   *found = {};
   for (int i = 0; i < 4; i++) found->algorithm[i] = p->alignment[i];
@@ -101,7 +102,8 @@ int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, 
 int cublasLtMatmul(void* handle, Description* d, const void* alpha, const void* a, Layout* la, const void* b, Layout* lb, const void* beta,
                    const void* c, Layout* lc, void* out, Layout* lo, const uint64_t* algorithm, void* workspace, size_t, void*) {
   const uint64_t m = lc->rows, n = lc->columns, k = d->transpose_a ? la->rows : la->columns;
-  if (*static_cast<int*>(handle) != 7 || c != out || lc != lo || !workspace || !fits(*la, d->transpose_a, m, k) || !fits(*lb, d->transpose_b, k, n))
+  if (*static_cast<int*>(handle) != 7 || c != out || lc != lo || !workspace || !fits(*la, d->transpose_a, m, k) ||
+      !fits(*lb, d->transpose_b, k, n))
     return 7;
   const void* const pointers[] = {a, b, c, out};
   for (int i = 0; i < 4; i++)
