@@ -5,6 +5,8 @@ import pickle
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -244,6 +246,54 @@ def test_the_arrays_speak_both_protocols() -> None:
         _ = to_gpu(drawn(2), "bfloat16").__cuda_array_interface__
     with pytest.raises(TypeError, match="complex64"):
         to_gpu(drawn(2).astype(np.complex64))
+
+
+class FakeArray(Foreign):
+    """An array of a library that is not installed."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        assert stream != 0  # which the protocol forbids
+        return self.array.__dlpack__(stream=stream)
+
+    def swapaxes(self, a: int, b: int) -> "FakeArray":
+        assert (a, b) == (0, 1)
+        return type(self)(self.array.swapped())
+
+
+@needs_gpu
+@pytest.mark.parametrize("package", ["cupy", "jaxlib"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_results_are_the_callers_kind(package: str, batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's own allocator and stream are used; JAX takes over what the core made."""
+    kind = type("ndarray", (FakeArray,), {"__module__": f"{package}.core"})
+    made: list[Any] = []
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        made.append(kind(fastrnn.cuda.Array.empty(shape, dtype, 0, 0)))
+        return made[-1]
+
+    stream = SimpleNamespace(ptr=0)
+    on = SimpleNamespace(Device=lambda n: nullcontext(), get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=on, empty=empty))
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(dlpack=SimpleNamespace(from_dlpack=kind)))
+    layer = CELLS["lstm"].build(3, 5, batch_first=batch_first)
+    gpu = layer.to("cuda")
+    x = drawn(4, 2, 3)
+    y, state, tape = gpu.forward(x)
+    grads = gradients_of(gpu.backward(tape, y, state))
+    y_there, state_there, tape_there = gpu.forward(kind(to_gpu(x)))
+    seeds = kind(to_gpu(y)), tuple(kind(to_gpu(s)) for s in state)
+    there = {"y": y_there, "h": state_there.h, **gradients_of(gpu.backward(tape_there, *seeds))}
+    for name, value in {"y": y, "h": state.h, **grads}.items():
+        assert type(there[name]) is kind, name
+        assert_same_bits(from_gpu(there[name].array), value)
+    assert bool(made) == (package == "cupy")
+    if package == "cupy":
+        with pytest.raises(TypeError, match="CuPy has no bfloat16"):
+            layer.to("cuda", "bfloat16")(kind(to_gpu(x, "bfloat16")))
 
 
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastrnn
 import reference
@@ -174,6 +176,21 @@ def test_no_time_and_no_batch(T: int, B: int) -> None:
         for name, value in b.items():
             assert a[name].shape == value.shape, name
             np.testing.assert_allclose(a[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@given(data=st.data())
+@settings(max_examples=25)
+def test_any_call_equals_the_cpu(data: st.DataObject) -> None:
+    cell = data.draw(st.sampled_from(sorted(CELLS)))
+    T, B, I, H = (data.draw(st.integers(least, most)) for least, most in ((0, 6), (0, 12), (1, 9), (1, 20)))
+    flags = {name: data.draw(st.booleans()) for name in ("bidirectional", "bias", "lengths", "reset")}
+    e = example(CELLS[cell], "float64", T, B, I, H, num_layers=data.draw(st.integers(1, 3)), **flags)
+    with small_chunks(data.draw(st.sampled_from([1, 2000, 64 << 20]))):
+        actual = run(e, on_gpu(e.layer, "float64"))
+    for found, expected in zip(actual, run(e, e.layer), strict=True):
+        for name, value in expected.items():
+            assert found[name].shape == value.shape, name
+            assert relative_error(found[name], value) <= 1e-12, name
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])

@@ -189,12 +189,33 @@ inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0; }
 inline cudaError_t cudaGetLastError() { return 0; }
 inline cudaError_t cudaFuncSetAttribute(const void*, int, int) { return 0; }
-inline cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
-  *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (*p) std::memset(*p, 0xff, bytes);  // NaN
-  return *p ? 0 : cudaErrorMemoryAllocation;
+
+// All of it is NaN at first, and so are the guards on both sides, which are looked at in the end. The size stands before them.
+namespace fastrnn::emulator {
+constexpr size_t guard_bytes = 4096;
+inline bool untouched(const unsigned char* p) {
+  return std::all_of(p, p + guard_bytes, [](unsigned char c) { return c == 0xff; });
 }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return std::free(p), 0; }
+}  // namespace fastrnn::emulator
+
+inline cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
+  using namespace fastrnn::emulator;
+  const size_t all = 256 + 2 * guard_bytes + (bytes + 255) / 256 * 256;
+  auto* const base = bytes < (size_t(1) << 40) ? static_cast<unsigned char*>(std::aligned_alloc(256, all)) : nullptr;
+  if (!base) return cudaErrorMemoryAllocation;
+  std::memset(base, 0xff, all);
+  std::memcpy(base, &bytes, sizeof bytes);
+  *p = base + 256 + guard_bytes;
+  return 0;
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+  using namespace fastrnn::emulator;
+  auto* const first = static_cast<unsigned char*>(p);
+  size_t bytes;
+  std::memcpy(&bytes, first - guard_bytes - 256, sizeof bytes);
+  if (!untouched(first - guard_bytes) || !untouched(first + bytes)) fail("something was written outside of its array");
+  return std::free(first - guard_bytes - 256), 0;
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, cudaStream_t) {
   return bytes ? (std::memcpy(to, from, bytes), 0) : 0;
 }

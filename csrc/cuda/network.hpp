@@ -203,7 +203,7 @@ struct CoreNetwork {
       Saved<Store, Real> saved;
       if (tape) saved = on_tape<K>(*tape, t, masks.has_value(), true), c.saved = &saved;
       else if (masks) throw py::value_error("dropout needs a tape");
-      with_scratch(allocate, [&](Arena& arena) { cuda::forward(k, n, gpu(), c, arena, stream_of(stream)); });
+      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::forward(k, n, on, c, arena, stream_of(stream)); });
     });
   }
 
@@ -238,7 +238,7 @@ struct CoreNetwork {
       }
       const auto into = weights<Store>(gradients, true);
       c.gradients = into.data();
-      with_scratch(allocate, [&](Arena& arena) { cuda::backward(k, n, gpu(), c, arena, stream_of(stream)); });
+      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::backward(k, n, on, c, arena, stream_of(stream)); });
     });
   }
 };

@@ -1,0 +1,128 @@
+"""The compiled GPU module: kernels, arrays in a GPU's memory, and nothing that checks on behalf of a user.
+
+It is there where fastrnn was built with nvcc; `fastrnn.cuda` loads it. Letters: ``T`` time, ``B`` batch, ``I`` input,
+``H`` hidden, ``P`` projection size (``H`` without one), ``L`` layers, ``D`` directions. A stream is an address, 0 the
+default one. x, y and their gradients have the precision's storage dtype, states float32 or, of a float64 network,
+float64. A call that breaks these rules raises ValueError or TypeError in few words.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+emulated: bool  # a test build, whose GPU is emulated on the CPU
+
+def why_not() -> str | None: ...  # why no GPU can be used, None where one can
+def devices() -> list[dict[str, Any]]: ...
+def prepare(
+    device: int, blas: str | None
+) -> str | None: ...  # once, before its networks; what is wrong with that cuBLASLt
+def is_loaded(library: str) -> bool: ...  # in this process
+def device_of(pointer: int) -> int: ...
+def wait_for(device: int, earlier: int, later: int) -> None: ...  # stream `later` waits for what is in `earlier`
+def copy_in(to: Array, source: NDArray[Any], stream: int) -> None: ...
+def copy_out(source: Array, to: NDArray[Any], stream: int) -> None: ...  # waits for the stream
+def draw_masks(masks: Array, drop: float, seed: int, stream: int) -> None: ...  # uint8: 0 with probability `drop`
+
+# The host's plans, for tests.
+def set_chunk_bytes(device: int, nbytes: int) -> None: ...
+def step_columns(units: int, B: int, directions: int, processors: int) -> int: ...
+def chunk_steps(T: int, B: int, token_bytes: int, chunk_bytes: int) -> int: ...
+def product_shares(n: int, K: int, m: int, result_bytes: int, processors: int) -> int: ...
+
+class Array:
+    """An array in a GPU's memory, whoever owns it."""
+
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: str, device: int, stream: int) -> Array: ...
+    @staticmethod
+    def from_dlpack(capsule: object) -> Array: ...
+    @staticmethod
+    def from_interface(interface: dict[str, Any], device: int, owner: object) -> Array: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...  # in elements
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def contiguous(self) -> bool: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def stream(self) -> int: ...  # in whose order memory of our own was written
+    @property
+    def owner(self) -> object: ...
+    @property
+    def pointer(self) -> int: ...
+    def swapped(self) -> Array: ...  # the first two axes exchanged
+    def with_batch(self) -> Array: ...  # (T,...) as (T,1,...)
+    def reshaped(self, to: Sequence[int]) -> Array: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class Network:
+    """One network on one GPU."""
+
+    def __init__(
+        self,
+        cell: str,
+        precision: str,  # float32, tf32, bfloat16, float16, float64
+        input_size: int,
+        hidden_size: int,
+        proj_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        bias: bool,
+        device: int,
+    ) -> None: ...
+    def tape_bytes(self, T: int, B: int, dropout: bool) -> int: ...
+    def forward(
+        self,
+        *,
+        stream: int,
+        parameters: list[Array],  # PyTorch's, in its order, contiguous
+        x: Array,  # (T, B, I), or with starts (rows, I)
+        y: Array,  # (T, B, D*P), or (rows, D*P); written
+        h0: Array | None,  # (L*D, B, P)
+        c0: Array | None,  # (L*D, B, H)
+        hn: Array,  # written
+        cn: Array | None,  # written, LSTM only
+        starts: Array | None,  # (T,) int64: rows before those of each time, of packed sequences
+        lengths: Array | None,  # (B,) int64
+        reset: Array | None,  # (T, B) bool
+        masks: Array | None,  # (L-1, T, B, D*P) uint8
+        scale: float,
+        tape: Array | None,  # (tape_bytes,) uint8, written
+        allocate: Callable[[int], Array],  # so many bytes of scratch, uint8
+    ) -> None: ...
+    def backward(
+        self,
+        *,
+        stream: int,
+        parameters: list[Array],
+        tape: Array,
+        x: Array,
+        y: Array,
+        h0: Array | None,
+        c0: Array | None,
+        starts: Array | None,
+        lengths: Array | None,
+        reset: Array | None,
+        masks: Array | None,
+        scale: float,
+        dy: Array | None,
+        dhn: Array | None,
+        dcn: Array | None,
+        dx: Array,  # written, contiguous
+        dh0: Array,  # written
+        dc0: Array | None,  # written, LSTM only
+        gradients: list[Array],  # written, shaped like parameters
+        hidden: Array | None,  # (T, B, D*P) dL/dh_t, written
+        allocate: Callable[[int], Array],
+    ) -> None: ...
