@@ -103,6 +103,7 @@ class Job:
         torch.manual_seed(0)
         options = {"num_layers": point.layers, "bidirectional": point.bidirectional}
         self.cudnn = getattr(torch.nn, point.cell)(point.H, point.H, **options).to("cuda", dtype)
+        self.cudnn.train(point.mode == "training")  # cuDNN saves nothing for backward in a module that only infers
         self.ours = fastrnn.torch.accelerate(self.cudnn, inplace=False).model
         self.x = torch.randn(point.T, point.B, point.H, device="cuda").to(dtype)
         self.x.requires_grad_(point.mode == "training")

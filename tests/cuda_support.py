@@ -16,6 +16,8 @@ from support import Example
 Array = NDArray[Any]
 
 needs_gpu = pytest.mark.skipif(not fastrnn.cuda.is_available(), reason=f"no GPU: {fastrnn.cuda.why_not()}")
+if fastrnn.cuda.is_available():
+    fastrnn.cuda.devices.prepare(0)
 EMULATED = any(device["emulated"] for device in fastrnn.cuda.device_info())
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")
@@ -83,7 +85,6 @@ def from_gpu(array: Any) -> Array:
 def small_chunks(nbytes: int) -> Iterator[None]:
     """As if the time steps that are done at once had to keep to so few bytes."""
     core = fastrnn.cuda.devices.core()
-    fastrnn.cuda.devices.prepare(0)
     core.set_chunk_bytes(0, nbytes)
     try:
         yield

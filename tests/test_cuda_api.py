@@ -276,7 +276,8 @@ def test_results_are_the_callers_kind(package: str, batch_first: bool, monkeypat
         return made[-1]
 
     stream = SimpleNamespace(ptr=0)
-    on = SimpleNamespace(Device=lambda n: nullcontext(), get_current_stream=lambda: stream)
+    around = lambda n: nullcontext()  # noqa: E731
+    on = SimpleNamespace(Device=around, ExternalStream=around, get_current_stream=lambda: stream)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=on, empty=empty))
     monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(dlpack=SimpleNamespace(from_dlpack=kind)))
     layer = CELLS["lstm"].build(3, 5, batch_first=batch_first)
@@ -385,6 +386,41 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
         core.Network("lstm", "float32", 1, 1, 0, 1, False, True, 9)
     with pytest.raises(ValueError, match="no precision"):
         core.Network("lstm", "int8", 1, 1, 0, 1, False, True, 0)
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("compiled_for", "runs", "not_on"),
+    [
+        ("90", [(9, 0), (10, 0), (12, 0)], [(8, 0), (8, 9), (7, 5)]),
+        ("80-real,86-real,89-real,90-real,100-real,120", [(8, 0), (8, 7), (8, 9), (9, 0), (10, 3), (12, 1)], [(11, 0)]),
+        ("90a", [(9, 0)], [(10, 0)]),
+        ("80-virtual", [(8, 0), (9, 0), (12, 0)], [(7, 5)]),
+        ("native", [(8, 0), (12, 0)], [(7, 5)]),
+    ],
+)  # fmt: skip
+def test_which_gpus_the_module_runs_on(compiled_for: str, runs: list[Any], not_on: list[Any]) -> None:
+    runs_on = devices.core().runs_on
+    assert all(runs_on(compiled_for, *capability) for capability in runs)
+    assert not any(runs_on(compiled_for, *capability) for capability in not_on)
+
+
+@needs_gpu
+def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward in one stream, backward in another: each waits for the other's memory."""
+    core = devices.core()
+    gpu = fastrnn.GRU(3, 4).to("cuda")
+    x, dy = to_gpu(drawn(3, 2, 3)), to_gpu(drawn(3, 2, 4))
+    tape = gpu.forward(x)[2]
+    waits: list[Any] = []
+    spy = SimpleNamespace(**{name: getattr(core, name) for name in dir(core) if not name.startswith("__")})
+    spy.wait_for = lambda *arguments: waits.append(arguments)
+    monkeypatch.setattr(devices, "_usable", [spy])
+    gpu.backward(tape, dy)
+    assert waits == []
+    if devices.device_info()[0]["emulated"]:  # where any number is a stream
+        gpu.backward(tape, dy, stream=77)
+        assert waits == [(0, 0, 77), (0, 0, 77), (0, 77, 0)]  # the tape's, dy's; and back
 
 
 @needs_gpu

@@ -85,25 +85,46 @@ constexpr int dlpack_emulated = 1;  // the CPU's
 constexpr int dlpack_emulated = dlpack_cuda;
 #endif
 
-// Memory that an array of ours owns: taken from the device's pool in the order of a stream, and given back in it.
+// The memory of our arrays on each device: a pool of our own, which keeps what was given back. Made once, with the device prepared.
+std::vector<cudaMemPool_t>& pools() {
+  static auto* all = new std::vector<cudaMemPool_t>;
+  return *all;
+}
+void make_pool(int device) {
+  if (pools().size() <= size_t(device)) pools().resize(size_t(device) + 1);
+  if (pools()[size_t(device)]) return;
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  uint64_t threshold = UINT64_MAX;
+  check(cudaMemPoolCreate(&pools()[size_t(device)], &properties), "cudaMemPoolCreate");
+  check(cudaMemPoolSetAttribute(pools()[size_t(device)], cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+}
+
+// Memory that an array of ours owns: taken from the device's pool in the order of a stream, and given back in it. What lasts, as
+// parameters do, is read in many streams: it is given back when the device has done everything.
 struct Owned {
   void* data = nullptr;
   int device;
   cudaStream_t stream;
+  bool lasts = false;
 
   Owned(int64_t bytes, int device_, cudaStream_t stream_) : device(device_), stream(stream_) {
     const OnDevice here(device);
-    const cudaError_t status = cudaMallocAsync(&data, size_t(bytes ? bytes : 1), stream);
+    if (size_t(device) >= pools().size() || !pools()[size_t(device)]) throw py::value_error("the device was not prepared");
+    const cudaError_t status = cudaMallocFromPoolAsync(&data, size_t(bytes ? bytes : 1), pools()[size_t(device)], stream);
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       throw std::bad_alloc();
     }
-    check(status, "cudaMallocAsync");
+    check(status, "cudaMallocFromPoolAsync");
   }
   ~Owned() {
     int before;
     if (cudaGetDevice(&before) != cudaSuccess) return;  // the process ends
     cudaSetDevice(device);
+    if (lasts) cudaDeviceSynchronize();
     cudaFreeAsync(data, stream);
     cudaSetDevice(before);
   }
@@ -176,6 +197,10 @@ struct Array {
     return {reinterpret_cast<void*>(where.first), shape, strides, kind, device, !where.second, owner, nullptr, 0};
   }
 
+  Array lasting() const {
+    if (owned) owned->lasts = true;
+    return *this;
+  }
   Array swapped() const {
     Array a = *this;
     if (shape.size() < 2) throw py::value_error("an array needs two axes to swap");

@@ -2,12 +2,40 @@
 // errors for users; what is refused here is what memory safety needs.
 #include <dlfcn.h>
 
+#include <cstdlib>
+
 #include "network.hpp"
 
 namespace fastrnn::cuda {
 namespace {
 
 // ---- devices -------------------------------------------------------------------------------------------------------
+
+#ifdef FASTRNN_ARCHITECTURES
+constexpr const char* compiled_for = FASTRNN_ARCHITECTURES;
+#else
+constexpr const char* compiled_for = "80";
+#endif
+
+// Do kernels compiled for those architectures, CMake's with commas between them, run on a GPU of that compute capability? Code runs on
+// later GPUs of the same generation; PTX, which "90" and "90-virtual" have, on all later ones. What is no number may be anything.
+bool runs_on(const std::string& architectures, int major, int minor) {
+  const int capability = 10 * major + minor;
+  if (major < 8) return false;
+  for (size_t at = 0; at < architectures.size();) {
+    const size_t end = std::min(architectures.find(',', at), architectures.size());
+    const std::string one = architectures.substr(at, end - at);
+    at = end + 1;
+    char* after;
+    const int number = int(std::strtol(one.c_str(), &after, 10));
+    if (number == 0) return true;
+    const bool code = one.find("-virtual") == std::string::npos, ptx = one.find("-real") == std::string::npos;
+    const bool special = *after == 'a' || *after == 'f';  // for this GPU alone
+    if (code && number / 10 == major && (special ? number == capability : number <= capability)) return true;
+    if (ptx && !special && number <= capability) return true;
+  }
+  return false;
+}
 
 // null: there is at least one GPU that the kernels here run on.
 std::optional<std::string> why_not() {
@@ -21,11 +49,16 @@ std::optional<std::string> why_not() {
     return "CUDA " + version(runtime) + " cannot use the driver, which is for CUDA " + version(driver) + ": " + cudaGetErrorString(status);
   }
   if (count == 0) return "the NVIDIA driver sees no GPU";
+  std::string found;
   for (int i = 0; i < count; i++) {
-    cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, i) == cudaSuccess && p.major >= 8) return std::nullopt;
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i);
+    if (runs_on(compiled_for, major, minor)) return std::nullopt;
+    found += (i ? ", " : "") + std::to_string(major) + "." + std::to_string(minor);
   }
-  return "its GPUs are older than compute capability 8.0 (Ampere)";
+  return "the GPU module was compiled for " + std::string(compiled_for) + ", which GPUs of compute capability " + found +
+         " do not run: build fastrnn on this machine, or with FASTRNN_CUDA_ARCHS";
 }
 
 py::list devices() {
@@ -57,12 +90,16 @@ std::optional<std::string> prepare(int device, const std::optional<std::string>&
   if (all.size() < size_t(count)) all.resize(size_t(count));
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, device), "cudaGetDeviceProperties");
-  if (p.major < 8) throw py::value_error(std::string(p.name) + " is older than compute capability 8.0 (Ampere)");
+  if (!runs_on(compiled_for, p.major, p.minor))
+    throw py::value_error("the GPU module was compiled for " + std::string(compiled_for) + " and does not run on " + p.name);
+  const OnDevice here(device);
   auto ready = std::make_unique<Prepared>();
-  ready->gpu.processors = p.multiProcessorCount, ready->gpu.chains = p.major >= 9, ready->gpu.blas = nullptr;
+  // Kernels compiled for older GPUs cannot wait for the one ahead of them, also where they run on a newer one.
+  ready->gpu.processors = p.multiProcessorCount, ready->gpu.chains = p.major >= 9 && kernels_architecture() >= 90;
+  ready->gpu.blas = nullptr;
   std::optional<std::string> wrong;
+  make_pool(device);
   if (blas) {
-    const OnDevice here(device);
     try {
       ready->blas = std::make_unique<Blas>(*blas);
       ready->gpu.blas = ready->blas.get();
@@ -112,6 +149,14 @@ void wait_for(int device, uintptr_t earlier, uintptr_t later) {
   cudaEventDestroy(written);
   check(waits, "cudaStreamWaitEvent");
 }
+// What was launched on a device, or into a stream of it, is done.
+void synchronize(int device, std::optional<uintptr_t> stream) {
+  const OnDevice here(device);
+  released([&] {
+    if (stream) check(cudaStreamSynchronize(stream_of(*stream)), "cudaStreamSynchronize");
+    else check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  });
+}
 int device_of(uintptr_t pointer) {
   cudaPointerAttributes attributes;
   check(cudaPointerGetAttributes(&attributes, reinterpret_cast<const void*>(pointer)), "cudaPointerGetAttributes");
@@ -122,8 +167,9 @@ int device_of(uintptr_t pointer) {
 
 // A consumer's stream waits for ours; 'stream' as the protocol numbers them.
 py::capsule to_dlpack(const Array& a, std::optional<int64_t> stream) {
-  if (stream && *stream != -1 && a.owned) {
-    const uintptr_t theirs = *stream == 1 || *stream == 0 ? 0 : uintptr_t(*stream);
+  const int64_t to = stream.value_or(1);
+  if (to != -1 && a.owned) {
+    const uintptr_t theirs = to == 1 || to == 0 ? 0 : uintptr_t(to);
     if (theirs != a.stream) wait_for(a.device, a.stream, theirs);
   }
   struct Exported {
@@ -140,6 +186,7 @@ py::capsule to_dlpack(const Array& a, std::optional<int64_t> stream) {
                        0};
   e->managed.context = e;
   e->managed.deleter = [](DlpackManaged* m) {
+    if (!Py_IsInitialized()) return;  // the process ends
     const py::gil_scoped_acquire held;
     delete static_cast<Exported*>(m->context);
   };
@@ -163,6 +210,7 @@ PYBIND11_MODULE(_cuda, m) {
     } catch (const std::overflow_error& e) { PyErr_SetString(PyExc_OverflowError, e.what()); }
   });
   m.def("why_not", why_not);
+  m.def("runs_on", runs_on);
   m.def("devices", devices);
   m.def("prepare", prepare, py::arg("device"), py::arg("blas"));
   m.def("is_loaded", is_loaded);
@@ -171,6 +219,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("draw_masks", masks_into);
   m.def("wait_for", wait_for);
   m.def("device_of", device_of);
+  m.def("synchronize", synchronize, py::arg("device"), py::arg("stream") = py::none());
   m.def("set_chunk_bytes", set_chunk_bytes);
   m.def("step_columns", step_columns);
   m.def("chunk_steps", chunk_steps);
@@ -183,6 +232,7 @@ PYBIND11_MODULE(_cuda, m) {
 
   py::class_<Array>(m, "Array")
       .def_static("empty", &Array::empty, py::arg("shape"), py::arg("dtype"), py::arg("device"), py::arg("stream"))
+      .def("lasting", &Array::lasting)
       .def_static("from_dlpack", &Array::from_dlpack)
       .def_static("from_interface", &Array::from_interface)
       .def("swapped", &Array::swapped)

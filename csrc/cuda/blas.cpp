@@ -54,6 +54,8 @@ uint32_t alignment(const void* p) {
   return uint32_t(std::min<uintptr_t>(256, uintptr_t(p) & -uintptr_t(p) ? uintptr_t(p) & -uintptr_t(p) : 256));
 }
 
+constexpr size_t most_plans = 1024;  // then all are forgotten: batches of ever new sizes must not fill the memory
+
 using Key = std::tuple<int, int, std::tuple<int64_t, int64_t, int64_t, bool>, std::tuple<int64_t, int64_t, int64_t, bool>, int64_t,
                        uint32_t, uint32_t, uint32_t>;
 
@@ -98,12 +100,16 @@ struct Blas::Library {
     if (create(&handle)) throw std::runtime_error(path + ": cublasLtCreate failed");
   }
   ~Library() {
+    forget();
+    if (handle) destroy(handle);
+  }
+  void forget() {
     for (auto& [key, plan] : plans) {
       if (plan.description) description_destroy(plan.description);
       for (Layout layout : {plan.a, plan.b, plan.c})
         if (layout) layout_destroy(layout);
     }
-    if (handle) destroy(handle);
+    plans.clear();
   }
   template <class Function> void get(Function*& f, const char* name) {
     f = reinterpret_cast<Function*>(dlsym(library, name));
@@ -149,14 +155,12 @@ bool Blas::multiply(const MatrixProduct<Store>& p, void* c, bool wide, Precision
   const ByColumns b = by_columns(p.b, p.m, p.K, false), a = by_columns(p.a, p.n, p.K, true);
   const uint32_t aligned[3] = {alignment(p.b.base), alignment(p.a.base), alignment(c)};
   const Key key{int(precision), out_type, b.key(), a.key(), p.pitch, aligned[0], aligned[1], aligned[2]};
-  const Library::Plan* plan;
-  {
-    const std::lock_guard<std::mutex> held(l.lock);
-    auto found = l.plans.find(key);
-    if (found == l.plans.end())
-      found = l.plans.emplace(key, l.make(type, out_type, precision, b, a, p.m, p.n, p.pitch, aligned, size_t(room))).first;
-    plan = &found->second;
-  }
+  const std::lock_guard<std::mutex> held(l.lock);
+  if (l.plans.size() >= most_plans) l.forget();
+  auto found = l.plans.find(key);
+  if (found == l.plans.end())
+    found = l.plans.emplace(key, l.make(type, out_type, precision, b, a, p.m, p.n, p.pitch, aligned, size_t(room))).first;
+  const Library::Plan* const plan = &found->second;
   if (!plan->works) return false;
   const double one = 1, zero = 0;
   const float one_f = 1, zero_f = 0;

@@ -183,6 +183,25 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 struct cudaPointerAttributes {
   int type, device;
 };
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
+  return *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0, 0;
+}
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) { return *a = {80}, 0; }
+using cudaMemPool_t = int;
+enum { cudaMemAllocationTypePinned = 1, cudaMemLocationTypeDevice = 1, cudaMemPoolAttrReleaseThreshold = 4 };
+struct cudaMemPoolProps {
+  int allocType;
+  struct {
+    int type, id;
+  } location;
+};
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) { return *pool = 1, 0; }
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, int, void*) { return 0; }
+inline cudaError_t cudaDeviceSynchronize() { return 0; }
 constexpr int cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3;
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) { return *a = {cudaMemoryTypeDevice, 0}, 0; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0; }
@@ -198,7 +217,7 @@ inline bool untouched(const unsigned char* p) {
 }
 }  // namespace fastrnn::emulator
 
-inline cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMallocFromPoolAsync(void** p, size_t bytes, cudaMemPool_t, cudaStream_t) {
   using namespace fastrnn::emulator;
   const size_t all = 256 + 2 * guard_bytes + (bytes + 255) / 256 * 256;
   auto* const base = bytes < (size_t(1) << 40) ? static_cast<unsigned char*>(std::aligned_alloc(256, all)) : nullptr;

@@ -120,7 +120,13 @@ extern const Kernels<Store, Real> FASTRNN_KERNELS;
 const Kernels<Store, Real> FASTRNN_KERNELS = {
     {FASTRNN_CELLS(FASTRNN_CELL)}, product, gather, scatter, gather_before, pad, pad_state, turn, drop, sum_columns, narrow};
 
-#ifdef FASTRNN_DRAWS_MASKS
+#ifdef FASTRNN_ONCE
+int kernels_architecture() {
+  cudaFuncAttributes a{};
+  const cudaError_t status = cudaFuncGetAttributes(&a, (const void*)device::step_forward<device::Lstm, 0, T, 8>);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess ? a.ptxVersion : 0;
+}
 void draw_masks(uint8_t* masks, int64_t count, double drop, uint64_t seed, cudaStream_t stream) {
   const double below = drop * 4294967296.;
   run(tiles(count, 4), device::DrawMask{masks, seed, count, below < 4294967295. ? uint32_t(below) : 0xffffffffu, drop >= 1}, stream);

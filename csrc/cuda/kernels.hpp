@@ -39,7 +39,10 @@ template <class Store_, class Real_> struct Kernels {
   void (*narrow)(const Real* from, Store* to, int64_t count, cudaStream_t);
 };
 
-// Masks of dropout; in the float32 unit.
+// The architecture that the kernels of this module which run on the current device were compiled for, as __CUDA_ARCH__ / 10; 0 if
+// none does. In the float32 unit, as the next.
+int kernels_architecture();
+// Masks of dropout.
 void draw_masks(uint8_t* masks, int64_t count, double drop, uint64_t seed, cudaStream_t);
 
 extern const Kernels<float, float> kernels_float32, kernels_tf32;

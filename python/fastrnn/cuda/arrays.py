@@ -44,6 +44,9 @@ class Memory(ABC):
         """Return what `make` made with its first two axes exchanged, for `give`."""
         return made.swapaxes(0, 1)
 
+    def finish(self) -> None:  # noqa: B027 - most have nothing to do
+        """End a call: what it was given may be let go of after it."""
+
     def scratch(self, nbytes: int) -> Any:
         """Return bytes for the time of the call."""
         return self.make((nbytes,), "uint8")[1]
@@ -84,7 +87,8 @@ class TorchMemory(Memory):
 
     def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
         torch = sys.modules["torch"]
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=f"cuda:{self.device}")
+        with torch.cuda.stream(_torch_stream(self.device, self.stream)):  # whose memory it may then be given again
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=f"cuda:{self.device}")
         return tensor, core().Array.from_dlpack(torch.utils.dlpack.to_dlpack(tensor))
 
 
@@ -95,7 +99,7 @@ class CupyMemory(Memory):
         cupy = sys.modules["cupy"]
         if dtype == "bfloat16":
             raise TypeError("CuPy has no bfloat16: use PyTorch's or JAX's arrays, or NumPy's float32")
-        with cupy.cuda.Device(self.device):
+        with cupy.cuda.Device(self.device), cupy.cuda.ExternalStream(self.stream):
             array = cupy.empty(shape, dtype)
         return array, core().Array.from_interface(array.__cuda_array_interface__, self.device, array)
 
@@ -107,6 +111,10 @@ class JaxMemory(OwnMemory):
         from jax import dlpack
 
         return dlpack.from_dlpack(array)
+
+    def finish(self) -> None:
+        # JAX knows nothing of our stream, and gives memory that nobody holds any more to others
+        core().synchronize(self.device, self.stream)
 
 
 def memory_for(value: Any, device: int, stream: Any) -> Memory:
@@ -126,7 +134,9 @@ def memory_for(value: Any, device: int, stream: Any) -> Memory:
     if package == "torch":
         kind, current = TorchMemory, sys.modules["torch"].cuda.current_stream(device).cuda_stream
     elif package == "cupy":
-        kind, current = CupyMemory, sys.modules["cupy"].cuda.get_current_stream().ptr
+        cuda = sys.modules["cupy"].cuda
+        with cuda.Device(device):
+            kind, current = CupyMemory, cuda.get_current_stream().ptr
     elif package in ("jax", "jaxlib"):
         kind = JaxMemory
     return kind(device, current if stream is None else as_stream(stream))
@@ -157,8 +167,8 @@ def borrow(value: Any, device: int, stream: int) -> Any:
         if value.stream != stream:
             core().wait_for(value.device, value.stream, stream)
         return value
-    if getattr(value, "requires_grad", False):
-        value = value.detach()
+    if type(value).__module__.partition(".")[0] == "torch":
+        return _borrow_tensor(value, stream)
     if hasattr(value, "__dlpack__"):
         return Array.from_dlpack(value.__dlpack__(stream=stream or 1))
     interface = value.__cuda_array_interface__
@@ -167,6 +177,22 @@ def borrow(value: Any, device: int, stream: int) -> Any:
         core().wait_for(device, 0 if theirs == 1 else theirs, stream)
     where = core().device_of(interface["data"][0]) if interface["data"][0] else device
     return Array.from_interface(interface, where, value)
+
+
+def _torch_stream(device: int, stream: int) -> Any:
+    cuda = sys.modules["torch"].cuda
+    return cuda.ExternalStream(stream, device=device) if stream else cuda.default_stream(device)
+
+
+def _borrow_tensor(tensor: Any, stream: int) -> Any:
+    """Return a tensor of PyTorch's as the core sees it, whose memory is not given away before that stream is done."""
+    torch = sys.modules["torch"]
+    device = tensor.device.index
+    current = torch.cuda.current_stream(device).cuda_stream
+    if current != stream:
+        core().wait_for(device, current, stream)
+        tensor.record_stream(_torch_stream(device, stream))
+    return core().Array.from_dlpack(torch.utils.dlpack.to_dlpack(tensor.detach()))
 
 
 def upload(value: Any, dtype: str, device: int, stream: int) -> Any:

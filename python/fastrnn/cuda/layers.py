@@ -88,7 +88,8 @@ class Layer(Generic[S]):
         self._host = copy.deepcopy(layer)
         precision = "tf32" if fp32_precision == "tf32" else name
         self._network = make_network(self.device, precision, layer.bias, layer, layer._cell(), layer.input_size)
-        uploaded = {key: arrays.upload(p, name, self.device, 0) for key, p in layer.parameters().items()}
+        uploaded = {key: arrays.upload(p, name, self.device, 0).lasting() for key, p in layer.parameters().items()}
+        core().synchronize(self.device)  # calls in any stream may read them
         self._parameters = Parameters(uploaded)
 
     def __getattr__(self, name: str) -> Any:
@@ -229,6 +230,8 @@ class Layer(Generic[S]):
         """
         self._refuse_foreign(tape)
         memory = tape.memory if stream is None else type(tape.memory)(self.device, arrays.as_stream(stream))
+        if memory.stream != tape.memory.stream:
+            core().wait_for(self.device, tape.memory.stream, memory.stream)
         given = tape.given
         dy, dhn, dcn = inputs.read_gradients(tape, memory, dy, dstate)
         batched = (given.time, given.batch, self.input_size)
@@ -260,6 +263,9 @@ class Layer(Generic[S]):
             hidden=None if made_hidden[1] is None else self._time_first(made_hidden[1], given),
             allocate=memory.scratch,
         )
+        if memory.stream != tape.memory.stream:  # in whose order the tape is given back
+            core().wait_for(self.device, memory.stream, tape.memory.stream)
+        memory.finish()
         if given.batch_first:
             dx, dx_seen = memory.swapped(dx), dx_seen.swapped()
         return Gradients(
@@ -280,6 +286,7 @@ class Layer(Generic[S]):
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters in NumPy's memory by name; of bfloat16 ones in float32."""
+        core().synchronize(self.device)  # whoever edits them may do so in any stream
         return {name: arrays.download(p, 0) for name, p in self._parameters.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
@@ -291,9 +298,11 @@ class Layer(Generic[S]):
             With all missing, unexpected and misshapen entries; nothing is changed then.
         """
         self._host.load_state_dict(state_dict)
+        core().synchronize(self.device)
         for name, p in self._host.parameters().items():
             as_stored = arrays.as_bfloat16(p) if self.dtype == "bfloat16" else np.ascontiguousarray(p, self.dtype)
             core().copy_in(self._parameters[name], as_stored, 0)
+        core().synchronize(self.device)
         self._parameters.changed("load_state_dict")
 
     def to(self, device: str | int = "cuda", dtype: str | None = None, *, fp32_precision: str | None = None) -> Any:
@@ -376,6 +385,7 @@ class Layer(Generic[S]):
             tape=tape,
             allocate=memory.scratch,
         )
+        memory.finish()
         return (memory.give(made, seen), tuple(seen.shape), y), hn, cn
 
     def _refuse_foreign(self, tape: Tape) -> None:

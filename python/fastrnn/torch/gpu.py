@@ -25,9 +25,17 @@ _NAMES = {
 
 
 def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return _NAMES[dtype]
+    return "tf32" if dtype == torch.float32 and _allows_tf32() else _NAMES[dtype]
+
+
+def _allows_tf32() -> bool:
+    """Whether PyTorch was told so, by its newer setting or the older one; it refuses to answer for both."""
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return True
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        return False
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,7 +96,7 @@ class _Call:
                 raise RuntimeError("packed sequences need their lengths")
             on_host = lengths.cpu()
             time, self.batch = int(on_host.max()) if len(on_host) else 0, len(on_host)
-            active = (on_host[None, :] > torch.arange(time)[:, None]).sum(1)
+            active = (on_host[None, :] > torch.arange(time, device="cpu")[:, None]).sum(1)
             starts = (active.cumsum(0) - active).to(x.device, non_blocking=True)
             self.time = time
         else:

@@ -314,7 +314,10 @@ def _backward_fake(
     weights: list[Tensor],
     *rest: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return x.new_empty(x.shape), [h.new_empty(h.shape) for h in hx], [w.new_empty(w.shape) for w in weights]
+    dx = x.new_empty(x.shape)
+    if x.device.type == "cuda" and x.dim() == 3 and Options(*rest[-len(Options._fields) :]).batch_first:
+        dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)  # a GPU computes it time first
+    return dx, [h.new_empty(h.shape) for h in hx], [w.new_empty(w.shape) for w in weights]
 
 
 # Under vmap and autocast
