@@ -6,8 +6,7 @@
 #include <string>
 #include <type_traits>
 
-#include "dlpack.hpp"
-#include "fastrnn.hpp"
+#include "border.hpp"
 #include "memory.hpp"
 
 namespace fastrnn {

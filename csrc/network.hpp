@@ -102,18 +102,6 @@ struct CoreTape {
   int64_t nbytes() const { return room.is_none() ? memory.bytes() : int64_t(py::array(room).nbytes()); }
 };
 
-Cell cell_named(const std::string& name, bool projected) {
-  if (projected && name != "lstm") throw py::value_error("proj_size is for the lstm cell only");
-  if (projected) return Cell::lstm_projected;
-  std::string known;
-  for (int i = 0; i < cell_count; i++) {
-    if (Cell(i) == Cell::lstm_projected) continue;
-    if (name == cell_names[i]) return Cell(i);
-    known += std::string(known.empty() ? "" : ", ") + cell_names[i];
-  }
-  throw py::value_error("cell is '" + name + "' but must be one of " + known);
-}
-
 // What the list of cells says of this one; the same for every instruction set and dtype.
 const Kernel<float>& facts(const Network& n) { return *n.isa->f32->cell[int(n.cell)]; }
 bool has_c(const Network& n) { return facts(n).has_c; }

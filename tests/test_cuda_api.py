@@ -63,6 +63,10 @@ def test_to_the_cpu_is_a_copy() -> None:
     assert wide.dtype == np.float64
     assert not wide.reset_after
     assert_same_bits(wide.to("cpu", "float32").state_dict(), layer.state_dict())
+    with pytest.raises(ValueError, match="the CPU computes in IEEE only"):
+        layer.to("cpu", fp32_precision="tf32")
+    with pytest.raises(TypeError, match=r"dtype must be np\.float32 or np\.float64"):
+        layer.to("cpu", "bfloat16")
 
 
 # ---- with one
@@ -115,6 +119,13 @@ def test_parameters_go_there_and_come_back(dtype: str) -> None:
     assert back.dtype == np.float32
     assert_same_bits(back.state_dict(), {name: p.astype(np.float32) for name, p in expected.items()})
     assert re.search(r'LSTM\(.*proj_size.*\)\.to\("cuda:0", "' + dtype, repr(gpu))
+
+
+@needs_gpu
+def test_dtypes_may_be_numpys() -> None:
+    assert fastrnn.LSTM(2, 3).to("cuda", np.float64).dtype == "float64"
+    with pytest.raises(ValueError, match="the CPU computes in IEEE only"):
+        fastrnn.LSTM(2, 3).to("cuda").to("cpu", fp32_precision="tf32")
 
 
 @needs_gpu
@@ -415,7 +426,8 @@ def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
     spy = SimpleNamespace(**{name: getattr(core, name) for name in dir(core) if not name.startswith("__")})
     spy.wait_for = lambda *arguments: waits.append(arguments)
-    monkeypatch.setattr(devices, "_usable", [spy])
+    for module in (fastrnn.cuda.arrays, fastrnn.cuda.layers):
+        monkeypatch.setattr(module, "core", lambda: spy)
     gpu.backward(tape, dy)
     assert waits == []
     if devices.device_info()[0]["emulated"]:  # where any number is a stream

@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 
-#include "../dlpack.hpp"
+#include "../border.hpp"
 #include "../memory.hpp"
 #include "numbers.hpp"
 #include "runtime.hpp"

@@ -42,12 +42,6 @@ struct CoreNetwork {
     if (size_t(device) >= prepared().size() || !prepared()[size_t(device)]) throw py::value_error("the device was not prepared");
   }
 
-  static Cell cell_named(const std::string& name, bool projected) {
-    if (projected && name != "lstm") throw py::value_error("proj_size is for the lstm cell only");
-    for (int i = 0; i < cell_count; i++)
-      if (name == cell_names[i]) return projected ? Cell::lstm_projected : Cell(i);
-    throw py::value_error("there is no cell " + name);
-  }
   static Precision precision_named(const std::string& name) {
 #define FASTRNN_MATCH(precision, type) \
   if (name == #precision) return Precision::precision;
@@ -136,7 +130,7 @@ struct CoreNetwork {
 
   struct Inputs {
     const Array &x, &y;
-    const MaybeArray &starts, &lengths, &reset, &h0, &c0, &masks;
+    const MaybeArray &h0, &c0, &masks;
     double scale;
   };
   // Everything of a call but the final states.
@@ -194,7 +188,7 @@ struct CoreNetwork {
       using Real = typename K::Real;
       const Tokens t = tokens(x, starts, lengths, reset);
       const int64_t B = t.sequences.B;
-      auto c = call<K>(t, {x, y, starts, lengths, reset, h0, c0, masks, scale}, true);
+      auto c = call<K>(t, {x, y, h0, c0, masks, scale}, true);
       const auto w = weights<const Store>(parameters, false);
       c.weights = w.data();
       c.hn = pointer_to<Real>("hn", hn, state_shape(B, n.P), device, true);
@@ -219,7 +213,7 @@ struct CoreNetwork {
       const Tokens t = tokens(x, starts, lengths, reset);
       const int64_t B = t.sequences.B;
       BackwardCall<Store, Real> c{};
-      c.forward = call<K>(t, {x, y, starts, lengths, reset, h0, c0, masks, scale}, false);
+      c.forward = call<K>(t, {x, y, h0, c0, masks, scale}, false);
       const auto w = weights<const Store>(parameters, false);
       c.forward.weights = w.data();
       const auto saved = on_tape<K>(tape, t, masks.has_value(), false);

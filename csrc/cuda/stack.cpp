@@ -68,7 +68,7 @@ template <class K> struct Run {
     k.product(p, c, wide, shares, reinterpret_cast<Real*>(workspace), stream);
   }
 
-  // The input of layer l.
+  // The input of layer l; without a tape the layers before it left theirs in 'between'.
   Rows<const Store> input(int64_t l, Store* const* between) const {
     if (l == 0) return call.x;
     Store* const from = call.masks ? call.saved->dropped[l - 1] : call.saved ? call.saved->outputs[l - 1] : between[(l - 1) % 2];
@@ -377,7 +377,7 @@ template <class K> struct BackwardRun : Run<K> {
     for (int64_t l = n.L - 1; l >= 0; l--) {
       arena.back_to(mark);
       const bool top = l + 1 == n.L;
-      x = this->input(l, nullptr_pair);
+      x = this->input(l, nullptr);
       dx = l ? between[(l - 1) % 2] : dense;
       const Rows<const Store> y = to_read(top ? call.y : contiguous(call.saved->outputs[size_t(l)], B, this->width));
       layer(l, y, top ? back.dy : to_read(contiguous(between[l % 2], B, this->width)));
@@ -385,7 +385,6 @@ template <class K> struct BackwardRun : Run<K> {
     }
     if (runs && !direct) k.scatter(call.sequences, dense, back.dx, n.I, this->tokens, stream);
   }
-  static constexpr Store* nullptr_pair[2] = {nullptr, nullptr};
 };
 
 }  // namespace

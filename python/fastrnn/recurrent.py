@@ -280,8 +280,12 @@ class Recurrent(Parametrised, Generic[S]):
             from .cuda.layers import Layer
 
             return Layer(self, device, dtype, fp32_precision)
+        if fp32_precision != "ieee":
+            raise ValueError(
+                f"{self._brief()}.to got fp32_precision={fp32_precision!r}; the CPU computes in IEEE only."
+            )
         copied = copy.deepcopy(self)
-        if dtype is None or np.dtype(dtype) == self.dtype:
+        if dtype is None:
             return copied
         other = type(self)(**{**self._options, "dtype": dtype}, rng=copied._rng)
         other.load_state_dict(copied.parameters())

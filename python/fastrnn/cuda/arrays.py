@@ -58,28 +58,25 @@ class Memory(ABC):
         return borrow(value, self.device, self.stream)
 
 
-class HostMemory(Memory):
-    """NumPy's: copied to the GPU and back."""
+class OwnMemory(Memory):
+    """The core's own arrays, also for whoever has no other way than ``__cuda_array_interface__``."""
 
     def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
         array = core().Array.empty(shape, dtype, self.device, self.stream)
         return array, array
 
     def give(self, made: Any, array: Any) -> Any:
-        return download(array, self.stream)
+        return array
 
     def swapped(self, made: Any) -> Any:
         return made
 
 
-class OwnMemory(Memory):
-    """The core's own arrays, also for whoever has no other way than ``__cuda_array_interface__``."""
-
-    make = HostMemory.make
-    swapped = HostMemory.swapped
+class HostMemory(OwnMemory):
+    """NumPy's: copied to the GPU and back."""
 
     def give(self, made: Any, array: Any) -> Any:
-        return array
+        return download(array, self.stream)
 
 
 class TorchMemory(Memory):

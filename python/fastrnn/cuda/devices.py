@@ -41,9 +41,7 @@ def is_available() -> bool:
     return why_not() is None
 
 
-_usable: list[Any] = []  # the GPU module, once a GPU was found: asking the driver takes longer than a call may
-
-
+@functools.cache  # once a GPU was found: asking the driver takes longer than a call may
 def core() -> Any:
     """Return the GPU module.
 
@@ -52,12 +50,10 @@ def core() -> Any:
     RuntimeError
         That says why no GPU can be used.
     """
-    if not _usable:
-        reason = why_not()
-        if reason is not None:
-            raise RuntimeError(f"fastrnn.cuda: no GPU can be used: {reason}")
-        _usable.append(_load())
-    return _usable[0]
+    reason = why_not()
+    if reason is not None:
+        raise RuntimeError(f"fastrnn.cuda: no GPU can be used: {reason}")
+    return _load()
 
 
 def device_info() -> list[dict[str, Any]]:

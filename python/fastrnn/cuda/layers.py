@@ -75,7 +75,7 @@ class Layer(Generic[S]):
     """
 
     def __init__(self, layer: "Recurrent[S]", device: str | int, dtype: str | None, fp32_precision: str) -> None:
-        name = layer.dtype.name if dtype is None else dtype
+        name = layer.dtype.name if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
         if name not in DTYPES:
             raise ValueError(f"{layer._brief()}.to got dtype={dtype!r}; on a GPU there are {', '.join(DTYPES)}.")
         if fp32_precision not in ("ieee", "tf32"):
@@ -318,7 +318,7 @@ class Layer(Generic[S]):
         host = copy.deepcopy(self._host)
         host.load_state_dict(self.state_dict())
         if device == "cpu":
-            return host.to("cpu", dtype)
+            return host.to("cpu", dtype, fp32_precision=fp32_precision or "ieee")
         kept = self.fp32_precision if (dtype or self.dtype) == "float32" else "ieee"
         return host.to(device, dtype or self.dtype, fp32_precision=fp32_precision or kept)
 

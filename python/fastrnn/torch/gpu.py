@@ -40,7 +40,7 @@ def _allows_tf32() -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _make_network(options: "Options", weights: int, input_size: int, precision: str, device: int) -> Any:
-    bias = weights // max(options.num_layers * options.directions, 1) - (options.proj_size > 0) == 4
+    bias = options.has_bias(weights)
     return devices.make_network(device, precision, bias, options, options.cell, input_size)
 
 
@@ -87,7 +87,7 @@ class _Call:
         self.network = _network(options, len(weights), x)
         self.packed = x.dim() == 2
         self.batch_first = options.batch_first and not self.packed
-        self.device, self.dtype = x.device, x.dtype
+        self.device = x.device
         self.state_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.stream = torch.cuda.current_stream(x.device).cuda_stream
         starts = None
@@ -95,10 +95,9 @@ class _Call:
             if lengths is None:
                 raise RuntimeError("packed sequences need their lengths")
             on_host = lengths.cpu()
-            time, self.batch = int(on_host.max()) if len(on_host) else 0, len(on_host)
-            active = (on_host[None, :] > torch.arange(time, device="cpu")[:, None]).sum(1)
+            self.time, self.batch = int(on_host.max()) if len(on_host) else 0, len(on_host)
+            active = (on_host[None, :] > torch.arange(self.time, device="cpu")[:, None]).sum(1)
             starts = (active.cumsum(0) - active).to(x.device, non_blocking=True)
-            self.time = time
         else:
             self.time, self.batch = (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
         if lengths is not None:
@@ -191,9 +190,10 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """fastrnn::backward on a GPU."""
     call = _Call(x, hx, weights, lengths, reset, options)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if call.batch_first:  # laid out time first, as the core computes it
         dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
+    else:
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dh0, dc0 = call.new_states()
     gradients = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     call.network.backward(

@@ -41,6 +41,10 @@ class Options(NamedTuple):
     def output_size(self) -> int:
         return self.directions * (self.proj_size or self.hidden_size)
 
+    def has_bias(self, weights: int) -> bool:
+        """Whether so many weights hold biases."""
+        return weights // max(self.num_layers * self.directions, 1) - (self.proj_size > 0) == 4
+
     @property
     def has_c(self) -> bool:
         return self.cell == "lstm"
@@ -93,10 +97,9 @@ def _kernel(name: str) -> Callable[[Kernel], Kernel]:
 @functools.lru_cache(maxsize=256)
 def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype) -> Network:
     """Return the network that has so many weights."""
-    bias = weights // max(options.num_layers * options.directions, 1) - (options.proj_size > 0) == 4
     name = "float64" if dtype == torch.float64 else "float32"
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
-    return Network(options.cell, name, *sizes, options.bidirectional, bias)
+    return Network(options.cell, name, *sizes, options.bidirectional, options.has_bias(weights))
 
 
 def _threads() -> int:
