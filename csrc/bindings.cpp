@@ -12,6 +12,7 @@
 #include "arrays.hpp"
 #include "ceilings.hpp"
 #include "network.hpp"
+#include "processors.hpp"
 #include "readout.hpp"
 
 namespace py = pybind11;
@@ -182,6 +183,15 @@ py::tuple softmax(py::handle logits, py::handle classes, double smoothing, doubl
 PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = FASTRNN_VERSION;
 
+  // The address is that of a function that keeps what HostThreads asks for.
+  py::class_<HostThreads>(m, "HostThreads")
+      .def(py::init([](uintptr_t address) {
+             if (!address) throw py::value_error("parallel_for must be the address of a function");
+             watch_forks();
+             return HostThreads{reinterpret_cast<decltype(HostThreads::parallel_for)>(address)};
+           }),
+           py::arg("parallel_for"));
+
   py::class_<CoreTape>(m, "Tape").def_property_readonly("nbytes", &CoreTape::nbytes);
 
   py::class_<Frozen>(m, "Frozen")
@@ -208,9 +218,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("x"), py::arg("state"), py::arg("out"), py::arg("state_out"), py::arg("threads"));
 
   py::class_<CoreNetwork>(m, "Network")
-      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, std::optional<std::string>>(),
+      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, std::optional<std::string>,
+                    std::optional<HostThreads>>(),
            py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("bias"), py::arg("isa") = py::none())
+           py::arg("bidirectional"), py::arg("bias"), py::arg("isa") = py::none(), py::arg("host") = py::none())
       .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
       .def(
           "forward",

@@ -122,7 +122,7 @@ template <class Real> struct Gradients {
 
   // scratch of the whole team
   Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
-  Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]
+  Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]; null where there are few tokens, and no panel is packed
   Real* panel_hr;   // [blocks(H)][P][N], with a projection
   Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
   Real* dproj;      // [step][row s](P) total dh, with a projection
@@ -132,6 +132,7 @@ template <class Real> struct Gradients {
   Real* x_panel;    // [blocks(I)][chunk_pitch][N]
   Real* h_panel;    // [blocks(P)][chunk_pitch][N]
   Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
+  Real* few;          // [row s](P) products of few tokens
   Real* column_sums;  // (slots*H)
   Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
   Real* room;         // per worker: [blocks at once][G*H][N], or null

@@ -19,6 +19,92 @@ FASTRNN_FN bool multiply_into(const Matrix<Real>& w, const Real* const* a, int64
   return product<V, 1>(w, a, n, blocks, false, start, finish, poll);
 }
 
+// K rows of W at once, which one pass over a row of 'out' adds.
+template <int K, class V, class Real>
+FASTRNN_FN void add_rows(const Real* w, int64_t pitch, const Real* a, Range columns, Real* out) {
+  constexpr int N = Lanes<V>::n;
+  V s[K];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) s[k] = splat<V>(a[k]);
+  int64_t at = columns.first;
+  for (; at + N <= columns.last; at += N) {
+    V sum = load<V>(out + at);
+#pragma GCC unroll 8
+    for (int k = 0; k < K; k++) sum = fma(s[k], load<V>(w + k * pitch + at), sum);
+    store(out + at, sum);
+  }
+  const int64_t left = columns.last - at;
+  if (left <= 0) return;
+  V sum = load<V>(out + at, left);
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) sum = fma(s[k], load<V>(w + k * pitch + at, left), sum);
+  store(out + at, sum, left);
+}
+
+template <class V, class Real>
+FASTRNN_FN bool multiply_few_of(const Real* w, int64_t K, int64_t pitch, const Real* const* a, int64_t n, Range columns, Real* const* out,
+                                Poll& poll) {
+  constexpr int at_once = 8;
+  int64_t k = 0;
+  for (; k + at_once <= K; k += at_once) {
+    for (int64_t i = 0; i < n; i++) add_rows<at_once, V>(w + k * pitch, pitch, a[i] + k, columns, out[i]);
+    if (poll.stop(2. * at_once * double(n) * double(columns.last - columns.first))) return false;
+  }
+  for (; k < K; k++)
+    for (int64_t i = 0; i < n; i++) add_rows<1, V>(w + k * pitch, pitch, a[i] + k, columns, out[i]);
+  return true;
+}
+
+// out = (add: out +) the sum of K rows of b, each times its element of a.
+template <int K, bool add, class V, class Real> FASTRNN_FN void outer_rows(const Real* a, const Real* const* b, int64_t width, Real* out) {
+  constexpr int N = Lanes<V>::n;
+  V s[K];
+  const Real* rows[K];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) s[k] = splat<V>(a[k]), rows[k] = b[k];
+  int64_t at = 0;
+  for (; at + N <= width; at += N) {
+    V sum = add ? load<V>(out + at) : V{};
+#pragma GCC unroll 8
+    for (int k = 0; k < K; k++) sum = fma(s[k], load<V>(rows[k] + at), sum);
+    store(out + at, sum);
+  }
+  const int64_t left = width - at;
+  if (left <= 0) return;
+  V sum = add ? load<V>(out + at, left) : V{};
+#pragma GCC unroll 8
+  for (int k = 0; k < K; k++) sum = fma(s[k], load<V>(rows[k] + at, left), sum);
+  store(out + at, sum, left);
+}
+
+template <bool add, class V, class Real>
+FASTRNN_FN void outer_part(const Real* a, const Real* const* b, int64_t K, int64_t width, Real* out) {
+  switch (K) {
+    case 1: return outer_rows<1, add, V>(a, b, width, out);
+    case 2: return outer_rows<2, add, V>(a, b, width, out);
+    case 3: return outer_rows<3, add, V>(a, b, width, out);
+    case 4: return outer_rows<4, add, V>(a, b, width, out);
+    case 5: return outer_rows<5, add, V>(a, b, width, out);
+    case 6: return outer_rows<6, add, V>(a, b, width, out);
+    case 7: return outer_rows<7, add, V>(a, b, width, out);
+    case 8: return outer_rows<8, add, V>(a, b, width, out);
+  }
+}
+
+template <class V, class Real>
+FASTRNN_FN bool outer_few_of(const Real* const* a, const Real* const* b, int64_t K, int64_t n, int64_t width, Real* const* out,
+                             Poll& poll) {
+  constexpr int64_t at_once = 8;
+  for (int64_t i = 0; i < n; i++) {
+    if (!K)
+      for (int64_t at = 0; at < width; at++) out[i][at] = 0;
+    outer_part<false, V>(a[i], b, K < at_once ? K : at_once, width, out[i]);
+    for (int64_t k = at_once; k < K; k += at_once) outer_part<true, V>(a[i] + k, b + k, K - k < at_once ? K - k : at_once, width, out[i]);
+    if (poll.stop(2. * double(K + 4) * double(width))) return false;
+  }
+  return true;
+}
+
 template <class V, class Real>
 FASTRNN_FN void pack_blocks(const Matrix<Real>& w, int G, Range blocks, Real* panel, Poll& poll) {
   constexpr int N = Lanes<V>::n;
@@ -53,6 +139,20 @@ bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Rang
 }
 bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll) {
   return multiply_into<VectorOf<double>::type>(w, a, n, blocks, out, add, poll);
+}
+bool multiply_few(const float* w, int64_t K, int64_t pitch, const float* const* a, int64_t n, Range columns, float* const* out,
+                  Poll& poll) {
+  return multiply_few_of<VectorOf<float>::type>(w, K, pitch, a, n, columns, out, poll);
+}
+bool multiply_few(const double* w, int64_t K, int64_t pitch, const double* const* a, int64_t n, Range columns, double* const* out,
+                  Poll& poll) {
+  return multiply_few_of<VectorOf<double>::type>(w, K, pitch, a, n, columns, out, poll);
+}
+bool outer_few(const float* const* a, const float* const* b, int64_t K, int64_t n, int64_t width, float* const* out, Poll& poll) {
+  return outer_few_of<VectorOf<float>::type>(a, b, K, n, width, out, poll);
+}
+bool outer_few(const double* const* a, const double* const* b, int64_t K, int64_t n, int64_t width, double* const* out, Poll& poll) {
+  return outer_few_of<VectorOf<double>::type>(a, b, K, n, width, out, poll);
 }
 void pack_panel(const Matrix<float>& w, int G, Range blocks, float* panel, Poll& poll) {
   pack_blocks<VectorOf<float>::type>(w, G, blocks, panel, poll);

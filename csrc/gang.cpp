@@ -1,5 +1,5 @@
 // The threads behind Gang: started when first wanted, then spinning briefly and sleeping on a futex between calls. They are
-// never joined: a process that ends takes them along, and a forked child starts its own.
+// never joined: a process that ends takes them along, and a forked child starts its own. Or the host's, for calls of its own.
 #include "gang.hpp"
 
 #include <linux/futex.h>
@@ -7,46 +7,39 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <climits>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <new>
-#include <string>
 #include <vector>
+
+#include "policy.hpp"
+#include "processors.hpp"
 
 namespace fastrnn {
 namespace {
 
 constexpr int max_threads = 1024;
-constexpr int64_t patience = 100'000;           // ns between calls before a worker sleeps: in a busy loop the next comes sooner
-constexpr int64_t politeness = 30'000;          // ns at a barrier before a thread gives way to others
-constexpr int64_t awakening = 300'000;          // ns that a sleeping worker may take to come without being thought crowded out
-constexpr double worth_waking = 150;            // us of one thread's work
-constexpr int64_t least_rest = 2'000'000, most_rest = 250'000'000;  // ns of single calls after a crowded one
-
-int64_t now() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
-}
+constexpr int64_t patience = 100'000;          // ns between calls before a worker sleeps: in a busy loop the next comes sooner
+constexpr int64_t host_patience = 1'000'000;   // the same of OpenMP's workers, which spin for some ms
+constexpr int64_t politeness = 30'000;         // ns at a barrier before a thread gives way to others
+constexpr int64_t awakening = 300'000;         // ns that a sleeping worker may take to come without being thought crowded out
+constexpr int64_t arrival = 20'000;            // the same of one that spins
 
 struct Worker;
 
 struct Threads {
   int leased = 0;  // 1 while a caller's job runs; no mutex: a signal handler may call during its own thread's call
+  bool forked = false;
   std::vector<Worker*> workers;
   void (*job)(void*, int) = nullptr;
   void* context = nullptr;
   alignas(128) int running = 0;  // workers that have not finished the job
 
-  // A team whose processors are taken by others is slower than its caller alone, many times so if it meets often.
-  int64_t rest = least_rest, single_until = 0;
-  int64_t last_short = 0;  // when the last call came that was not worth an awakening
+  Policy policy{patience}, host_policy{host_patience};
+  Neighbours neighbours;
+  int available = 0;  // processors, once asked
 
   int jobs = 0;                    // so far; names the one at hand
   int claimed[CPU_SETSIZE] = {};   // the last job that a thread of the team did on that processor
@@ -60,10 +53,13 @@ struct alignas(128) Worker {
   unsigned epoch = 0;  // one more for every job; the futex word
   int sleeping = 0;
   int placed = 0;  // the last job for which it claimed a processor
+  pid_t thread = 0;
 };
 
 Threads* threads = nullptr;
 bool yields = true;
+
+pid_t this_thread() { return pid_t(syscall(SYS_gettid)); }
 
 // True: nobody of the team has it for this job.
 bool claim(Threads& team, int job, int processor) {
@@ -93,7 +89,7 @@ void take_place(Worker& w) {
 
 // Spins, then sleeps until the next job; who is woken without one spins again, longer than the short call that woke it takes.
 void sleep_while(Worker& w, unsigned seen) {
-  for (int64_t span = patience;; span = patience + int64_t(2e3 * worth_waking)) {
+  for (int64_t span = patience;; span = patience + int64_t(2e3 * Policy::worth_waking)) {
     for (const int64_t start = now(); now() - start < span;)
       for (int spins = 0; spins < 16; spins++) {
         if (__atomic_load_n(&w.epoch, __ATOMIC_ACQUIRE) != seen) return;
@@ -129,6 +125,7 @@ void open_job(Threads& team) {
 
 void* work(void* argument) {
   Worker& w = *static_cast<Worker*>(argument);
+  __atomic_store_n(&w.thread, this_thread(), __ATOMIC_RELEASE);
   for (unsigned seen = 0;;) {
     sleep_while(w, seen);
     seen++;
@@ -160,8 +157,12 @@ bool start_worker(Threads& team) {
   return started;
 }
 
-// The child has none of the parent's workers, and the lease may be held by a thread that is not there.
-void after_fork_in_child() { threads = new Threads; }
+// The child has none of the parent's workers, and the lease may be held by a thread that is not there. An OpenMP region
+// would wait for the parent's threads for ever.
+void after_fork_in_child() {
+  threads = new Threads;
+  threads->forked = true;
+}
 
 Threads& the_threads() {
   static const bool made = [] {
@@ -173,69 +174,62 @@ Threads& the_threads() {
   return *threads;
 }
 
-// Whether a call that takes one thread that long had better not wait for the others. A short call does not wait for sleepers,
-// but in a stream of such calls it wakes them for the next one.
-bool better_alone(Threads& team, int size, double microseconds) {
-  const int64_t t = now();
-  if (t < team.single_until) return true;
-  if (microseconds > worth_waking) return false;
-  const bool stream = t - team.last_short < patience + int64_t(microseconds * 1e3);
-  team.last_short = t;
-  const int count = std::min(size - 1, int(team.workers.size()));
-  if (std::none_of(team.workers.begin(), team.workers.begin() + count, [](const Worker* w) { return is_asleep(*w); })) return false;
-  if (stream) open_job(team), wake(team, count);
-  return true;
+// ---- the team's policy ---------------------------------------------------------------------------------------------
+
+// Processors that other threads of this process leave.
+int processors_free(Threads& team) {
+  if (!team.available) team.available = available_threads();
+  const pid_t caller = this_thread();
+  auto is_ours = [&](pid_t thread) {
+    return thread == caller || std::any_of(team.workers.begin(), team.workers.end(),
+                                           [&](const Worker* w) { return __atomic_load_n(&w->thread, __ATOMIC_ACQUIRE) == thread; });
+  };
+  const int taken = team.neighbours.running(is_ours, team.available);
+  return taken ? team.available - taken : INT_MAX;
 }
 
-int64_t number_in(const std::string& path, int which) {
-  FILE* f = fopen(path.c_str(), "r");
-  if (!f) return 0;
-  char text[2][32] = {"", ""};
-  const int fields = fscanf(f, "%31s %31s", text[0], text[1]);
-  fclose(f);
-  return fields > which ? atoll(text[which]) : 0;  // "max" and -1: no limit
+// Threads for a call that wants so many of the process's own.
+int own_size(Threads& team, int wanted, double microseconds) {
+  const int count = std::min(wanted - 1, int(team.workers.size()));
+  auto asleep = [&](bool) {
+    return std::any_of(team.workers.begin(), team.workers.begin() + count, [](const Worker* w) { return is_asleep(*w); });
+  };
+  const Policy::Decision d = team.policy.before(now(), wanted, microseconds, asleep, [&] { return processors_free(team); });
+  if (d.wake) open_job(team), wake(team, count);
+  return d.size;
 }
 
-int processors(int64_t quota, int64_t period) {
-  if (quota <= 0 || period <= 0) return INT_MAX;
-  const int64_t n = quota / period + (quota % period != 0);
-  return n < INT_MAX ? int(n) : INT_MAX;
+// The same of the host's, who runs parallel regions of its own: its workers spin after them and are no neighbours.
+int host_size(Threads& team, int wanted, double microseconds) {
+  auto asleep = [](bool stream) { return !stream; };
+  return team.host_policy.before(now(), wanted, microseconds, asleep, [] { return INT_MAX; }).size;
 }
 
-// The least CPU quota of a control group and those above it, in version 2 (cpu.max) or 1 (cpu.cfs_*).
-int quota_of(const char* mount, std::string group, bool second) {
-  int least = INT_MAX;
-  for (;; group.erase(group.rfind('/'))) {
-    const std::string at = mount + (group == "/" ? "" : group);
-    const int n = second ? processors(number_in(at + "/cpu.max", 0), number_in(at + "/cpu.max", 1))
-                         : processors(number_in(at + "/cpu.cfs_quota_us", 0), number_in(at + "/cpu.cfs_period_us", 0));
-    if (n < least) least = n;
-    if (group.rfind('/') == std::string::npos) return least;
-  }
-}
+// ---- the host's threads --------------------------------------------------------------------------------------------
 
-int processors_by_quota() {
-  FILE* f = fopen("/proc/self/cgroup", "r");
-  if (!f) return INT_MAX;
-  int least = INT_MAX;
-  char line[4096];
-  while (fgets(line, sizeof line, f)) {  // "0::/a/b" in version 2, "4:cpu,cpuacct:/a/b" in version 1
-    line[strcspn(line, "\n")] = 0;
-    char* names = strchr(line, ':');
-    char* group = names ? strchr(names + 1, ':') : nullptr;
-    if (!group) continue;
-    *group++ = 0, names++;
-    const bool second = !*names, cpu = (std::string(",") + names + ",").find(",cpu,") != std::string::npos;
-    if (!second && !cpu) continue;
-    for (const char* mount :
-         {second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu", second ? "/sys/fs/cgroup/unified" : "/sys/fs/cgroup/cpu,cpuacct"}) {
-      const int n = quota_of(mount, group, second);
-      if (n < least) least = n;
+// A job on them. Every part of the loop is a thread of the team, but how many come is not known before all have come: the
+// parts add up to the whole then, and each of them knows the team's size before it does anything.
+struct HostJob {
+  void (*job)(void*, int);
+  void* context;
+  int wanted;
+  pid_t caller;
+  int64_t waited = 0, ended = 0;  // of the calling thread; when it was done
+  int ranks = 0, others = 0, parts = 0;
+
+  void part(int count) {
+    const bool calling = this_thread() == caller;
+    const int rank = calling ? 0 : __atomic_add_fetch(&others, 1, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&ranks, 1, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&parts, count, __ATOMIC_ACQ_REL);
+    for (int so_far; (so_far = __atomic_load_n(&parts, __ATOMIC_ACQUIRE)) < wanted;) {
+      const int64_t spent = spin_while(&parts, so_far);
+      if (calling) waited += spent;
     }
+    if (__atomic_load_n(&ranks, __ATOMIC_RELAXED) == wanted) job(context, rank);
+    if (calling) ended = now();
   }
-  fclose(f);
-  return least;
-}
+};
 
 }  // namespace
 
@@ -250,17 +244,22 @@ int64_t wait_longer(const int* word, int old) {
   }
 }
 
-Gang::Gang(int wanted, double microseconds) : size_(1) {
+Gang::Gang(int wanted, double microseconds, HostThreads host) : size_(1), host_(host) {
   if (wanted <= 1 || __atomic_exchange_n(&the_threads().leased, 1, __ATOMIC_ACQUIRE)) return;
   leased_ = true;
   Threads& team = *threads;
-  const int size = std::min(wanted, max_threads);
-  if (yields && better_alone(team, size, microseconds)) {
+  if (team.forked) host_ = {};
+  int size = std::min(wanted, max_threads);
+  if (yields) size = host_.parallel_for ? host_size(team, size, microseconds) : own_size(team, size, microseconds);
+  if (size == 1) {
     release();
     return;
   }
-  while (int(team.workers.size()) < size - 1 && start_worker(team)) {}
-  size_ = std::min(int(team.workers.size()) + 1, size);
+  if (!host_.parallel_for) {
+    while (int(team.workers.size()) < size - 1 && start_worker(team)) {}
+    size = std::min(int(team.workers.size()) + 1, size);
+  }
+  size_ = size;
 }
 
 Gang::~Gang() { release(); }
@@ -270,35 +269,42 @@ void Gang::release() {
   leased_ = false;
 }
 
-void Gang::run(void (*job)(void*, int), void* context, Control& control) {
-  if (size_ == 1) return job(context, 0);
+bool Gang::run(void (*job)(void*, int), void* context, Control& control) {
+  if (size_ == 1) {
+    job(context, 0);
+    return true;
+  }
   Threads& team = *threads;
   const int64_t start = now();
-  team.job = job;
-  team.context = context;
-  open_job(team);
-  __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
-  for (int i = 0; i < size_ - 1; i++) __atomic_add_fetch(&team.workers[i]->epoch, 1, __ATOMIC_SEQ_CST);
-  const bool woken = wake(team, size_ - 1);
-  job(context, 0);
-  for (int left; (left = __atomic_load_n(&team.running, __ATOMIC_ACQUIRE)) > 0;) control.waited += spin_while(&team.running, left);
-  // Alone, the caller would have been busy 'size' times as long as it was.
-  const int64_t took = now() - start, busy = took - control.waited;
-  const bool crowded = took > int64_t(size_) * busy + (woken ? awakening : 20'000);
-  team.rest = crowded ? std::min(2 * team.rest, most_rest) : least_rest;
-  team.single_until = crowded ? now() + team.rest : 0;
+  if (host_.parallel_for) {
+    HostJob host{job, context, size_, this_thread()};
+    auto part = [](int64_t first, int64_t last, void* self) { static_cast<HostJob*>(self)->part(int(last - first)); };
+    const bool refused = host_.parallel_for(0, size_, 1, part, &host) != 0;
+    if (host.ranks < size_) {
+      size_ = refused ? 1 : host.ranks;
+      return false;
+    }
+    const int64_t end = now();
+    control.waited += host.waited + end - host.ended;
+    team.host_policy.after(end, end - start, control.waited, size_, awakening);
+  } else {
+    team.job = job;
+    team.context = context;
+    open_job(team);
+    __atomic_store_n(&team.running, size_ - 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < size_ - 1; i++) __atomic_add_fetch(&team.workers[i]->epoch, 1, __ATOMIC_SEQ_CST);
+    const bool woken = wake(team, size_ - 1);
+    job(context, 0);
+    for (int left; (left = __atomic_load_n(&team.running, __ATOMIC_ACQUIRE)) > 0;) control.waited += spin_while(&team.running, left);
+    const int64_t end = now();
+    team.policy.after(end, end - start, control.waited, size_, woken ? awakening : arrival);
+  }
   release();
+  return true;
 }
 
 void yield_when_crowded(bool on) { yields = on; }
 
-int available_threads() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(sysconf(_SC_NPROCESSORS_ONLN));
-  const int quota = processors_by_quota();
-  if (quota < n) n = quota;
-  return n > 1 ? n : 1;
-}
+void watch_forks() { the_threads(); }
 
 }  // namespace fastrnn

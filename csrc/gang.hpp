@@ -1,97 +1,8 @@
-// The team of threads: who does what part, how they meet, how a call is interrupted.
-//
-// Kernels see Team, Barrier, Control and share_of only. Gang, the threads themselves, is gang.cpp's and stack.cpp's.
+// The threads that a call runs on: the process's own team, or threads that the host program lends.
 #pragma once
-#include "fastrnn.hpp"
+#include "team.hpp"
 
 namespace fastrnn {
-
-// 'interrupted' is asked by the calling thread every few milliseconds of work, and its answer kept in 'stop'.
-struct Control {
-  bool (*interrupted)(void* context);
-  void* context;
-  int stop;
-  int64_t waited;  // nanoseconds that the calling thread stood at barriers
-};
-
-// All workers leave a barrier with the same answer, so that an interrupted team parts at one place. Apart, so that nothing
-// else changes in the cache lines that waiters watch; not by alignment, which makes memory dear to get.
-struct Barrier {
-  char before[128];
-  int size, arrived, epoch, stopped;
-  char after[112];
-};
-
-struct Range {
-  int64_t first, last;
-};
-
-// The rest of spin_while: goes on for a moment, then gives way, for a team may be larger than the machine.
-int64_t wait_longer(const int* word, int old);
-
-namespace {
-
-FASTRNN_INLINE void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Waits for *word to leave 'old'; nanoseconds of it beyond the first few thousand.
-FASTRNN_INLINE int64_t spin_while(const int* word, int old) {
-  for (int spins = 0; spins < 64; spins++) {
-    if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != old) return 0;
-    pause();
-  }
-  return wait_longer(word, old);
-}
-
-FASTRNN_INLINE bool stopped(const Control& control) { return __atomic_load_n(&control.stop, __ATOMIC_RELAXED) != 0; }
-
-// True: the call was interrupted. 'caller': by the calling thread.
-FASTRNN_INLINE bool wait(Barrier& barrier, Control& control, bool caller) {
-  if (barrier.size == 1) return stopped(control);
-  const int epoch = __atomic_load_n(&barrier.epoch, __ATOMIC_RELAXED);
-  if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == barrier.size) {
-    barrier.stopped = stopped(control);
-    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&barrier.epoch, epoch + 1, __ATOMIC_RELEASE);
-  } else {
-    const int64_t waited = spin_while(&barrier.epoch, epoch);
-    if (caller) control.waited += waited;
-  }
-  return barrier.stopped;
-}
-FASTRNN_INLINE bool wait(const Team& team) { return wait(*team.barrier, *team.control, team.asks); }
-
-// The part of [0, n) that falls to one of 'size' workers, a multiple of 'grain' but for the last.
-FASTRNN_INLINE Range share_of(int64_t n, int rank, int size, int64_t grain = 1) {
-  const int64_t grains = (n + grain - 1) / grain;
-  const int64_t first = grains * rank / size * grain, last = grains * (rank + 1) / size * grain;
-  return {first < n ? first : n, last < n ? last : n};
-}
-
-}  // namespace
-
-// Counts the work of one worker and lets the calling thread ask now and then whether to go on.
-struct Poll {
-  Control* control;
-  bool asks;
-  double spent = 0;
-
-  FASTRNN_INLINE Poll(const Team& team) : control(team.control), asks(team.asks) {}
-  FASTRNN_INLINE bool stop(double flops) {
-    if (stopped(*control)) return true;
-    spent += flops + 4000;  // even a tile of nothing takes some time
-    if (!asks || spent < 2e8) return false;
-    spent = 0;
-    if (!control->interrupted || !control->interrupted(control->context)) return false;
-    __atomic_store_n(&control->stop, 1, __ATOMIC_RELAXED);
-    return true;
-  }
-};
 
 // How a call asks whether to go on; null: never.
 struct Interrupt {
@@ -99,30 +10,40 @@ struct Interrupt {
   void* context;
 };
 
-// A lease of up to 'wanted' threads, the caller among them, for work that takes one thread that many microseconds. size is 1
-// while another caller holds the threads, for a while after a call that spent more time waiting than one thread would have
-// taken (other processes want the processors), and where short work would wait for threads that sleep.
+// The threads of a program that fastrnn runs in, PyTorch's, lent by a function like its torch_parallel_for: calls
+// f(first, last, context) for parts of [begin, end), one part a thread and all of them at once, in the calling thread as
+// well, and returns when all have returned; or once for the whole, where there is one thread or a loop of this kind around.
+// An OpenMP region does that. A pool that may run one part after the other does not: barriers would wait for ever.
+struct HostThreads {
+  int (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, int64_t, void*), void* context);
+};
+
+// A lease of up to 'wanted' threads, the caller among them, for work that takes one thread that many microseconds: of the
+// process's own team, or the host's, if it lends any. size is 1 while another caller holds the lease, and where the policy
+// says so (policy.hpp).
 class Gang {
  public:
-  Gang(int wanted, double microseconds);
+  Gang(int wanted, double microseconds, HostThreads host);
   ~Gang();
   Gang(const Gang&) = delete;
   Gang& operator=(const Gang&) = delete;
 
   int size() const { return size_; }
-  // Runs job(context, rank) for each rank in [0, size), rank 0 the caller, and gives the lease back. To be called once.
-  void run(void (*job)(void* context, int rank), void* context, Control& control);
+  // Runs job(context, rank) for each rank in [0, size), rank 0 the caller, and gives the lease back: true. False: the host
+  // lent fewer threads than it has, nothing was run, and size() now says how many there are. To be called until true.
+  bool run(void (*job)(void* context, int rank), void* context, Control& control);
 
  private:
   void release();
   int size_;
   bool leased_ = false;
+  HostThreads host_;
 };
 
-// Off, a crowded team goes on as a team: for tests, which must not depend on what else the machine does.
+// Off, a team is formed whatever the policy says: for tests, which must not depend on what else the machine does.
 void yield_when_crowded(bool on);
 
-// Processors this process may use: its affinity mask, cut by the cgroup's CPU quota.
-int available_threads();
+// Called before the host's threads are used for the first time: a child that this process forks must never use them.
+void watch_forks();
 
 }  // namespace fastrnn

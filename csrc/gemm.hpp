@@ -4,7 +4,7 @@
 // gate of a unit is at hand when the product ends. Every output element is one chain of fma over k = 0, 1, ..., whatever
 // the tile's height and width: results do not depend on how rows and blocks are dealt out.
 #pragma once
-#include "gang.hpp"
+#include "team.hpp"
 #include "vec.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -23,6 +23,14 @@ template <class Real> struct Matrix {
 // out[i] = A[i] W^T, or added to what is there; rows of w.units elements.
 bool product_into(const Matrix<float>& w, const float* const* a, int64_t n, Range blocks, float* const* out, bool add, Poll& poll);
 bool product_into(const Matrix<double>& w, const double* const* a, int64_t n, Range blocks, double* const* out, bool add, Poll& poll);
+// Few rows, for which packing a matrix does not pay. W is given by its K rows, 'pitch' apart: out[i] += A[i] W in these columns,
+// each element one chain of fma over k that begins with what is there.
+bool multiply_few(const float* w, int64_t K, int64_t pitch, const float* const* a, int64_t n, Range columns, float* const* out, Poll& poll);
+bool multiply_few(const double* w, int64_t K, int64_t pitch, const double* const* a, int64_t n, Range columns, double* const* out,
+                  Poll& poll);
+// out[i] = the sum over k < K of a[i][k] b[k], rows of 'width' elements, each element one chain of fma as well.
+bool outer_few(const float* const* a, const float* const* b, int64_t K, int64_t n, int64_t width, float* const* out, Poll& poll);
+bool outer_few(const double* const* a, const double* const* b, int64_t K, int64_t n, int64_t width, double* const* out, Poll& poll);
 // The rows of these unit blocks, each of G gates -> the panel of them; lanes past the units are zero.
 void pack_panel(const Matrix<float>& w, int G, Range blocks, float* panel, Poll& poll);
 void pack_panel(const Matrix<double>& w, int G, Range blocks, double* panel, Poll& poll);

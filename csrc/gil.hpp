@@ -60,7 +60,13 @@ struct Asking {
 template <class Run> void run_released(Run& run) {
   Asking asking{run.microseconds() > worth_releasing ? PyEval_SaveThread() : nullptr};
   const bool asks = run.microseconds() > worth_asking && syscall(SYS_gettid) == getpid();
-  const bool interrupted = run.run({asks ? signals_pending : nullptr, &asking});
+  bool interrupted = false;
+  try {
+    interrupted = run.run({asks ? signals_pending : nullptr, &asking});
+  } catch (...) {
+    if (asking.state) take_gil(asking.state);
+    throw;
+  }
   if (asking.state) take_gil(asking.state);
   if (interrupted) throw py::error_already_set();
 }

@@ -39,8 +39,10 @@ template <class Cell, class V, class Real> struct Backward {
   Real** dproj = dgates + row_count;
   Real** hidden = dproj + row_count;
   Real** dh0 = hidden + row_count;
+  Real** few_out = dh0 + row_count;
+  const Real** few_rest = (const Real**)(few_out + row_count);
   // One pointer per token of the chunk, all rows.
-  const Real** token_dgates = (const Real**)(dh0 + row_count);
+  const Real** token_dgates = few_rest + row_count;
   const Real** token_dinput = token_dgates + chunk_tokens;
   const Real** token_dproj = token_dinput + chunk_tokens;
   const Real** token_x = token_dproj + chunk_tokens;
@@ -52,6 +54,9 @@ template <class Cell, class V, class Real> struct Backward {
   Real** dweight_ih = (Real**)(column + S * H + P);
   Real** dweight_hh = dweight_ih + G * H;
   Real** dweight_hr = dweight_hh + G * H;
+
+  // Whether no matrix is packed.
+  const bool few = Cell::phases == 1 && q.few;
 
   FASTRNN_FN bool meet() { return !wait(team); }
   FASTRNN_FN Real* ring(Real* base, int64_t step, int64_t s, int64_t pitch) const {
@@ -79,7 +84,7 @@ template <class Cell, class V, class Real> struct Backward {
   void pack() {
     auto row = [&](int64_t k) { return d.weight_ih + k * I; };
     if (q.panel_ih) pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), team.rank, team.size), q.panel_ih, poll);
-    pack_phase<0>();
+    if (!few) pack_phase<0>();
     if constexpr (Cell::phases == 2) pack_phase<1>();
     const Range sums = share_of(S * H, team.rank, team.size);
     for (int64_t k = sums.first; k < sums.last; k++) q.column_sums[k] = 0;
@@ -118,6 +123,25 @@ template <class Cell, class V, class Real> struct Backward {
       }
       hidden[i] = q.hidden.base ? q.hidden.at(t, b) : nullptr;
     }
+  }
+
+  static constexpr Range columns_of(Range blocks, int64_t n) {
+    return {blocks.first * N < n ? blocks.first * N : n, blocks.last * N < n ? blocks.last * N : n};
+  }
+
+  // few_out[i], rows [from, n) of q.few: start[i] + A W_hh in this worker's columns; start null for zeros.
+  FASTRNN_FN bool few_products(const Real* const* start, const Real* const* a, int64_t from, int64_t n) {
+    const Range mine = columns_of(p_blocks, P);
+    for (int64_t i = from; i < n; i++) {
+      few_out[i] = q.few + rows.row(i) * P;
+      if (mine.first < mine.last) copy_row(few_out[i] + mine.first, start ? start[i] + mine.first : nullptr, mine.last - mine.first);
+    }
+    // The slots' order may begin in the middle of W_hh, and then goes on at its first row.
+    const int64_t K = Cell::phase[0].gates * H, first = weight_row(0, 0), turn = G * H - first < K ? G * H - first : K;
+    if (!multiply_few(d.weight_hh + first * P, turn, P, a + from, n - from, mine, few_out + from, poll)) return false;
+    if (turn == K) return true;
+    for (int64_t i = from; i < n; i++) few_rest[i] = a[i] + turn;
+    return multiply_few(d.weight_hh, K - turn, P, few_rest + from, n - from, mine, few_out + from, poll);
   }
 
   // One phase of one step; the first one sums up dL/dh. False: interrupted.
@@ -167,11 +191,24 @@ template <class Cell, class V, class Real> struct Backward {
         }
       }
     };
-    const int64_t K = through_projection ? P : linked || p > 0 ? ph.gates * H : 0;
+    const bool apart = few && linked;
+    if (apart) {
+      if (!few_products(dy, dnext, 0, n) && team.by_rows) return false;
+      for (int64_t i = 0; i < n; i++) dy[i] = few_out[i];
+    }
+    const int64_t K = through_projection ? P : (linked && !apart) || p > 0 ? ph.gates * H : 0;
     const Matrix<Real> w{through_projection ? q.panel_hr : q.panel_hh + panel_start(p), nullptr, K, units,
                          (through_projection ? P : ph.gates * H) * N};
     const bool done = product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, back, start, finish, poll);
     return team.by_rows ? done : meet();
+  }
+
+  FASTRNN_FN bool initial_of_few(int64_t from, int64_t n, int64_t first, int64_t end) {
+    const bool done = few_products(nullptr, dhere, from, n);
+    for (int64_t i = from; i < n; i++)
+      for (int64_t at = first; at < end; at += N)
+        store(dh0[i] + at, load<V>(dh0[i] + at, end - at) + load<V>((const Real*)few_out[i] + at, end - at), end - at);
+    return done;
   }
 
   // dh0 and dc0 of the rows [from, n) of this worker, whose sequence begins at t.
@@ -186,7 +223,8 @@ template <class Cell, class V, class Real> struct Backward {
       if (Cell::has_c && h_first < h_end) copy_row(q.dc0 + b * H + h_first, (const Real*)q.dc + s * H + h_first, h_end - h_first);
     }
     const int64_t K = Cell::phase[0].gates * H;
-    const bool done = product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
+    const bool done = few ? initial_of_few(from, n, p_first, p_end)
+                          : product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
     for (int64_t i = from; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       if (!order.cut_before(t, s)) continue;
@@ -244,33 +282,43 @@ template <class Cell, class V, class Real> struct Backward {
   }
   FASTRNN_FN void pack_chunk(int64_t tokens) {
     transpose_tokens(token_dgates, tokens, S * H, q.columns, q.column_sums);
-    if (!d.tokens) pack_tokens(token_x, tokens, I, q.x_panel);
-    pack_tokens(token_h_prev, tokens, P, q.h_panel);
+    if (!d.tokens && !few) pack_tokens(token_x, tokens, I, q.x_panel);
+    if (!few) pack_tokens(token_h_prev, tokens, P, q.h_panel);
     if constexpr (Cell::phases == 2) pack_tokens(token_inner, tokens, H, q.inner_panel);
     if constexpr (Cell::projected) transpose_tokens(token_dproj, tokens, P, q.columns + S * H * q.chunk_pitch, nullptr);
   }
 
-  // Rows of a weight gradient: columns [first, first+height) of the chunk's gate gradients times the panel's rows.
-  __attribute__((noinline)) bool weight_gradient(int64_t first, int64_t height, Real** out, const Real* panel, int64_t width,
-                                                 int64_t tokens, bool add) {
+  // Rows of a weight gradient: columns [first, first+height) of the chunk's gate gradients times the tokens' rows, which stand
+  // in a panel if there are not few.
+  __attribute__((noinline)) bool weight_gradient(int64_t first, int64_t height, Real** out, const Real* const* rows, const Real* panel,
+                                                 int64_t width, int64_t tokens, bool add) {
     const Range mine = share_of(height, team.rank, team.size, wide_rows);
+    if (few) return outer_few(column + first + mine.first, rows, tokens, mine.last - mine.first, width, out + mine.first, poll);
     return product_into({panel, nullptr, tokens, width, q.chunk_pitch * N}, column + first + mine.first, mine.last - mine.first,
                         {0, blocks_of<V>(width)}, out + mine.first, add, poll);
   }
   FASTRNN_FN bool weight_gradients(int64_t tokens, bool add) {
-    bool done = (d.tokens || weight_gradient(Cell::input_slot * H, G * H, dweight_ih, q.x_panel, I, tokens, add)) &&
-                weight_gradient(hidden_slot(0) * H, Cell::phase[0].gates * H, dweight_hh, q.h_panel, P, tokens, add);
-    if constexpr (Cell::projected) done = done && weight_gradient(S * H, P, dweight_hr, q.inner_panel, H, tokens, add);
+    bool done = (d.tokens || weight_gradient(Cell::input_slot * H, G * H, dweight_ih, token_x, q.x_panel, I, tokens, add)) &&
+                weight_gradient(hidden_slot(0) * H, Cell::phase[0].gates * H, dweight_hh, token_h_prev, q.h_panel, P, tokens, add);
+    if constexpr (Cell::projected) done = done && weight_gradient(S * H, P, dweight_hr, token_inner, q.inner_panel, H, tokens, add);
     else if constexpr (Cell::phases == 2)
-      done = done && weight_gradient(hidden_slot(1) * H, Cell::phase[1].gates * H, dweight_hh + Cell::phase[0].gates * H, q.inner_panel, P,
-                                     tokens, add);
+      done = done && weight_gradient(hidden_slot(1) * H, Cell::phase[1].gates * H, dweight_hh + Cell::phase[0].gates * H, token_inner,
+                                     q.inner_panel, P, tokens, add);
     return done;
   }
   __attribute__((noinline)) bool input_gradient(int64_t tokens) {
+    if (few) return input_gradient_of_few(tokens);
     if (!q.panel_ih) return input_gradient_once(tokens);
     const Range mine = share_of(tokens, team.rank, team.size, wide_rows);
     return product_into({q.panel_ih, nullptr, G * H, I, G * H * N}, token_dinput + mine.first, mine.last - mine.first, {0, blocks_of<V>(I)},
                         token_dx + mine.first, false, poll);
+  }
+
+  FASTRNN_FN bool input_gradient_of_few(int64_t tokens) {
+    const Range mine = columns_of(share_of(blocks_of<V>(I), team.rank, team.size), I);
+    for (int64_t k = 0; k < tokens && mine.first < mine.last; k++)
+      copy_row<Real>(token_dx[k] + mine.first, nullptr, mine.last - mine.first);
+    return multiply_few(d.weight_ih, G * H, I, token_dinput, tokens, mine, token_dx, poll);
   }
 
   // All tokens, a share of the input's blocks, each packed when it is needed.
@@ -311,9 +359,9 @@ template <class Cell, class V, class Real> struct Backward {
         token_dx[k] = q.dx.at(first + k, 0);
       }
       transpose_tokens(token_dinput, n, G * H, q.columns, nullptr);
-      pack_tokens(token_x, n, I, q.x_panel);
+      if (!few) pack_tokens(token_x, n, I, q.x_panel);
       if (!meet()) return;
-      if (weight_gradient(0, G * H, dweight_ih, q.x_panel, I, n, first > 0)) input_gradient(n);
+      if (weight_gradient(0, G * H, dweight_ih, token_x, q.x_panel, I, n, first > 0)) input_gradient(n);
       if (!meet()) return;
       first += n;
     } while (first < d.tokens->distinct);

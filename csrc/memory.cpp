@@ -1,5 +1,7 @@
 #include "memory.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
@@ -34,7 +36,16 @@ Spare& spare() {
   return *one;
 }
 
+constexpr int64_t huge_page = int64_t(2) << 20, worth_huge_pages = 2 * huge_page;
+
 }  // namespace
+
+void use_huge_pages(char* block, int64_t bytes) {
+  if (bytes < worth_huge_pages) return;
+  char* const first = block + (huge_page - int64_t(reinterpret_cast<uintptr_t>(block) % huge_page)) % huge_page;
+  const int64_t whole = (block + bytes - first) / huge_page * huge_page;
+  if (whole > 0) madvise(first, size_t(whole), MADV_HUGEPAGE);  // a wish: where it is not granted nothing is lost
+}
 
 Memory::Memory(int64_t bytes, bool short_lived) : bytes_(std::max<int64_t>(bytes, 128)), short_lived_(short_lived) {
   Spare& kept = spare();
@@ -47,6 +58,7 @@ Memory::Memory(int64_t bytes, bool short_lived) : bytes_(std::max<int64_t>(bytes
   void* p = nullptr;
   if (posix_memalign(&p, 128, size_t(bytes_))) throw std::bad_alloc();
   data_ = static_cast<char*>(p);
+  if (short_lived) use_huge_pages(data_, bytes_);
 }
 
 Memory::~Memory() {

@@ -9,6 +9,10 @@ namespace fastrnn {
 int64_t times(int64_t a, int64_t b);
 int64_t plus(int64_t a, int64_t b);
 
+// Asks the system for huge pages behind a large block that is to be written: the first touch of each page costs more than what a
+// kernel writes to it.
+void use_huge_pages(char* block, int64_t bytes);
+
 // Memory aligned for vectors. A short-lived one, of a call, leaves its block to the next call if that is a large one.
 class Memory {
  public:

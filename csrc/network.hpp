@@ -113,14 +113,15 @@ struct CoreNetwork {
   bool f64, bias;
 
   CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-              int64_t num_layers, bool bidirectional, bool bias_, std::optional<std::string> isa)
+              int64_t num_layers, bool bidirectional, bool bias_, std::optional<std::string> isa, std::optional<HostThreads> host)
       : n{&choose_isa(isa ? isa->c_str() : nullptr),
           cell_named(cell, proj_size > 0),
           input_size,
           hidden_size,
           proj_size > 0 ? proj_size : hidden_size,
           num_layers,
-          bidirectional ? 2 : 1},
+          bidirectional ? 2 : 1,
+          host.value_or(HostThreads{})},
         f64(dtype == "float64"),
         bias(bias_) {
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
@@ -259,6 +260,7 @@ struct CoreNetwork {
     std::unique_ptr<CoreTape> tape;
     if (training) {
       tape = new_tape(s, x, embedding, y, h0, c0, lengths, reset, masks, scale, batch_first, room);
+      use_huge_pages(tape->data(), tape->nbytes());
       Arena arena(tape->data());
       saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
       c.saved = &saved;

@@ -7,7 +7,7 @@
 namespace fastrnn {
 
 TeamRun::TeamRun(double work, int64_t most_threads)
-    : microseconds_(work / flops_of_a_lane), gang_(microseconds_ < 40 ? 1 : int(most_threads), microseconds_) {}
+    : microseconds_(work / flops_of_a_lane), gang_(microseconds_ < 40 ? 1 : int(most_threads), microseconds_, {}) {}
 
 bool TeamRun::run(Interrupt interrupt) {
   control_ = {interrupt.asked, interrupt.context, 0, 0};

@@ -10,10 +10,24 @@
 #include <thread>
 #include <vector>
 
+#include "selftest.hpp"
 #include "stack.hpp"
 
 using namespace fastrnn;
 using Array = std::vector<double>;
+
+namespace {
+
+int checks = 0, failures = 0;
+
+}  // namespace
+
+void check(bool right, const std::string& what) {
+  checks++;
+  if (right) return;
+  failures++;
+  std::printf("FAILED %s\n", what.c_str());
+}
 
 namespace {
 
@@ -23,6 +37,7 @@ struct Case {
   int D;
   bool ragged, resets, bias;
   int64_t ids = 0;  // so many rows of x are an embedding, and the input is ids of them
+  HostThreads host = {};
 
   int64_t P() const { return cell == Cell::lstm_projected ? (H + 1) / 2 : H; }
   const Kernel<double>& kernel() const { return *choose_isa("scalar").f64->cell[int(cell)]; }
@@ -31,7 +46,7 @@ struct Case {
   // The cells that textbook() below knows; relu has a kink, which spoils differences, and tests/ take the complex step.
   bool known() const { return cell <= Cell::lstm_projected; }
   bool smooth() const { return known() && cell != Cell::rnn_relu; }
-  Network network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D}; }
+  Network network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D, host}; }
   std::string text() const {
     return std::string(cell_names[int(cell)]) + " T=" + std::to_string(T) + " B=" + std::to_string(B) + " I=" + std::to_string(I) +
            " H=" + std::to_string(H) + " L=" + std::to_string(L) + " D=" + std::to_string(D) + (ragged ? " ragged" : "") +
@@ -191,15 +206,6 @@ double loss(const Problem& p, const Output& o) {
   return sum;
 }
 
-int checks = 0, failures = 0;
-
-void check(bool good, const std::string& what) {
-  checks++;
-  if (good) return;
-  failures++;
-  std::printf("FAILED %s\n", what.c_str());
-}
-
 // Largest difference as a part of the largest magnitude; NaN anywhere is infinite.
 double distance(const Array& a, const Array& b) {
   double most = 0, scale = 1e-300;
@@ -287,6 +293,22 @@ void check_callers() {
   for (Output& result : results) check(distance(c, result, alone) == 0, c.text() + ": callers at once");
 }
 
+// Forward and backward on threads that a host lends, as many as are wanted or fewer: the same bits.
+void check_lent() {
+  for (const int64_t B : {2, 24}) {  // hidden units or batch rows dealt out
+    Case c{Cell::gru_original, 40, B, 16, 130, 2, 2, true, true, true};
+    Problem p = make(c, 6);
+    Output alone, lent;
+    Values expected, found;
+    run<double>(p, choose_isa(nullptr), 1, false, alone, &expected);
+    for (const HostThreads host : {HostThreads{lend_all}, HostThreads{lend_three}, HostThreads{lend_none}}) {
+      p.c.host = host;
+      run<double>(p, choose_isa(nullptr), 4, false, lent, &found);
+      check(distance(c, lent, alone) == 0 && distance(c, found, expected) == 0, c.text() + ": on a host's threads");
+    }
+  }
+}
+
 // A call that is told to stop says so, at whatever barrier its workers stand.
 void check_interruption() {
   const Isa& isa = choose_isa(nullptr);
@@ -323,6 +345,10 @@ void check_sizes() {
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && !std::strcmp(argv[1], "--quick");
   const Isa& scalar = choose_isa("scalar");
+  check_policy();
+  check_neighbours();
+  yield_when_crowded(false);  // from here on teams are what is asked for
+  check_host_threads();
   for (int i = 0; i < cell_count; i++) {
     const Cell cell = Cell(i);
     std::vector<Case> cases = {
@@ -340,6 +366,7 @@ int main(int argc, char** argv) {
     for (const Case& c : cases) check_case(c, scalar);
   }
   check_callers();
+  check_lent();
   check_interruption();
   check_sizes();
   std::printf("%d passed, %d failed\n", checks - failures, failures);

@@ -14,6 +14,7 @@ struct Network {
   Cell cell;
   int64_t I, H, P, L;  // P == H without a projection
   int D;
+  HostThreads host = {};  // or nobody's: the process's own team runs the calls
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };
@@ -57,7 +58,8 @@ template <class Real> struct BackwardCall {
   const Parameters<Real>* gradients;  // (L*D), written through const_cast by their owner's leave
 };
 
-// A call made ready: all memory is there. run() needs no interpreter; true: interrupted.
+// A call made ready: all memory is there. run() needs no interpreter; true: interrupted. Where the host lends fewer threads than
+// were planned with, run() lays its scratch out anew and may throw as the constructor does, before a kernel runs.
 template <class Real> class ForwardRun {
  public:
   ForwardRun(const Network& n, const ForwardCall<Real>& call, int threads);

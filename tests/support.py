@@ -1,6 +1,9 @@
 """What the tests share: the cells, how a layer and its input are drawn, how close results have to be, bad commands."""
 
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -274,3 +277,15 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, without the numbers of threads of this one's environment."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

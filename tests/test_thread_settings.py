@@ -15,7 +15,8 @@ thread_settings = importlib.import_module("fastrnn.threads")  # fastrnn.threads 
 @pytest.fixture
 def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As in a new process with none of the variables set."""
-    monkeypatch.setattr(thread_settings, "_process", None)
+    for name, value in (("_process", None), ("_asked", False), ("_default", None)):
+        monkeypatch.setattr(thread_settings, name, value)
     monkeypatch.delenv("FASTRNN_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return monkeypatch
@@ -26,7 +27,7 @@ def test_bad_values_in_the_environment(unset: pytest.MonkeyPatch, value: str) ->
     unset.setenv("OMP_NUM_THREADS", value)
     with pytest.warns(RuntimeWarning, match=f"OMP_NUM_THREADS starts with '{value}', not an integer in 1..1024"):
         assert fastrnn.get_num_threads() == _core.available_threads()
-    unset.setattr(thread_settings, "_process", None)
+    unset.setattr(thread_settings, "_asked", False)
     unset.setenv("FASTRNN_NUM_THREADS", value)
     with pytest.raises(
         ValueError, match=f"FASTRNN_NUM_THREADS is '{value}' but must be an integer in 1..1024: correct or"

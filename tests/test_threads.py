@@ -1,6 +1,5 @@
 """Any number of threads gives the same bits; calls from several threads, forks, interrupts and exits do no harm."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastrnn
-from support import CELLS, DTYPES, Example, assert_same_bits, draw, whole
+from support import CELLS, DTYPES, Example, assert_same_bits, draw, run_python, whole
 
 COUNTS = (2, 3, 8, 64)
 
@@ -143,17 +142,6 @@ def test_set_num_threads() -> None:
         assert fastrnn.info()["threads"] == 3
     finally:
         fastrnn.set_num_threads(before)
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

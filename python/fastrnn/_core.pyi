@@ -46,6 +46,11 @@ class Frozen:
         threads: int,
     ) -> tuple[Array, Any] | None: ...  # y and the new state; None: some array is not as it must be
 
+class HostThreads:
+    """Threads of the host program that run the calls of a network: PyTorch's, by ``torch_parallel_for``."""
+
+    def __init__(self, parallel_for: int) -> None: ...  # the function's address; gang.hpp says what it must keep
+
 class Network:
     """Sizes and kernels of a stack of recurrent layers; holds no weights.
 

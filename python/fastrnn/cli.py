@@ -204,16 +204,20 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=device)
     what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
     what.add_argument(
+        "--in-situ", action="store_true", help="measure whole programs, with fastrnn and without, on one to all threads"
+    )
+    what.add_argument(
         "--filter",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="only points, or of --claims alone only claims, whose names hold this or match it as in a shell; the "
-        "whole name of a point need not be in the grid; may be repeated",
+        help="only points, or of --claims or --in-situ alone only those, whose names hold this or match it as in a "
+        "shell; the whole name of a point need not be in the grid; may be repeated",
     )
     peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; or none (all)"
     what.add_argument("--peers", metavar="A,B", type=_comma_separated(str), help=peers)
-    what.add_argument("--threads", metavar="N,M", type=_comma_separated(_whole(1, MOST)), help="(1,2)")
+    how_many = "(1,2; --in-situ: and all)"
+    what.add_argument("--threads", metavar="N,M", type=_comma_separated(_whole(1, MOST)), help=how_many)
     what.add_argument("--list", action="store_true", help="print the names of the points and measure nothing")
 
     how = parser.add_argument_group("how")
@@ -234,7 +238,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda":
         return _run_bench_on_gpu(arguments)
     options = command.Options(
-        grid=arguments.grid or (None if arguments.claims else "quick"),
+        grid=arguments.grid or (None if arguments.claims or arguments.in_situ else "quick"),
         filters=arguments.filter,
         peers=[] if arguments.peers == ["none"] else arguments.peers,
         threads=arguments.threads,
@@ -242,6 +246,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
         pin=arguments.pin,
         output=Path(arguments.output),
         claims=arguments.claims,
+        in_situ=arguments.in_situ,
     )
     try:
         code: int
@@ -261,7 +266,7 @@ def _run_bench_on_gpu(arguments: argparse.Namespace) -> int:
     from .bench import cuda
     from .bench.results import BadInput
 
-    ignored = {"claims": False, "peers": None, "threads": None, "pin": False, "compare": None}
+    ignored = {"claims": False, "in_situ": False, "peers": None, "threads": None, "pin": False, "compare": None}
     given = [f"--{name}" for name, default in ignored.items() if getattr(arguments, name) != default]
     if given:
         raise UsageError(f"--device cuda knows no {', '.join(given)}")

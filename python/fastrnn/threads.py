@@ -11,7 +11,9 @@ from ._core import available_threads
 
 MOST = 1024
 
-_process: int | None = None  # None: not asked for yet
+_process: int | None = None  # as set, or as FASTRNN_NUM_THREADS says
+_asked = False  # whether that variable was looked at
+_default: int | None = None  # where nobody set a number, once asked for
 _block: ContextVar[int | None] = ContextVar("fastrnn threads", default=None)
 
 
@@ -24,12 +26,17 @@ def _read(n: int) -> int:
     return count
 
 
-def _from_environment() -> int:
+def _own_variable() -> int | None:
+    """Return what FASTRNN_NUM_THREADS says."""
     own = os.environ.get("FASTRNN_NUM_THREADS", "").strip()
-    if own:
-        if not (own.isascii() and own.isdigit() and 1 <= int(own) <= MOST):
-            raise ValueError(f"FASTRNN_NUM_THREADS is {own!r} but must be an integer in 1..{MOST}: correct or unset it")
-        return int(own)
+    if not own:
+        return None
+    if not (own.isascii() and own.isdigit() and 1 <= int(own) <= MOST):
+        raise ValueError(f"FASTRNN_NUM_THREADS is {own!r} but must be an integer in 1..{MOST}: correct or unset it")
+    return int(own)
+
+
+def _by_default() -> int:
     # OpenMP allows a list, one number per nesting level; the variable is not ours, so a bad value is no error.
     theirs = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if theirs:
@@ -73,12 +80,30 @@ def get_num_threads() -> int:
     ValueError
         If FASTRNN_NUM_THREADS is not an integer in 1..1024.
     """
-    global _process
+    global _default
+    n = limit()
+    if n is not None:
+        return n
+    if _default is None:
+        _default = _by_default()
+    return _default
+
+
+def limit() -> int | None:
+    """Return the number of threads that fastrnn was told to use here; None if nobody told.
+
+    Raises
+    ------
+    ValueError
+        If FASTRNN_NUM_THREADS is not an integer in 1..1024.
+    """
+    global _process, _asked
     n = _block.get()
     if n is not None:
         return n
-    if _process is None:
-        _process = _from_environment()
+    if _process is None and not _asked:
+        _process = _own_variable()
+        _asked = True
     return _process
 
 

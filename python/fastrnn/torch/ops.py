@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
-from ..threads import get_num_threads
 from .guards import check_devices
+from .workers import HOST, team_size
 
 
 class Options(NamedTuple):
@@ -99,11 +99,7 @@ def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype
     """Return the network that has so many weights."""
     name = "float64" if dtype == torch.float64 else "float32"
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
-    return Network(options.cell, name, *sizes, options.bidirectional, options.has_bias(weights))
-
-
-def _threads() -> int:
-    return min(torch.get_num_threads(), get_num_threads())
+    return Network(options.cell, name, *sizes, options.bidirectional, options.has_bias(weights), host=HOST)
 
 
 def _whole(tensor: Tensor | None) -> Any:
@@ -171,7 +167,7 @@ def infer(
         1.0,
         False,
         options.batch_first,
-        _threads(),
+        team_size(),
     )
     return _tensor(y, x.dtype), _tensor(hn, x.dtype), _no_state(x) if cn is None else _tensor(cn, x.dtype)
 
@@ -214,7 +210,7 @@ def train(
         scale,
         True,
         options.batch_first,
-        _threads(),
+        team_size(),
         to_dlpack(tape),
     )
     cn = _no_state(x) if cn is None else _tensor(cn, x.dtype)
@@ -259,7 +255,7 @@ def backward(
         _whole(dhn),
         _whole(dcn) if options.has_c else None,
         False,
-        _threads(),
+        team_size(),
     )
     states = [_tensor(s, x.dtype) for s in (dh0, dc0)[: len(hx)]]
     return _tensor(dx, x.dtype), states, [_tensor(g, x.dtype) for g in gradients]
