@@ -10,12 +10,13 @@ from fastrnn._core import available_threads
 from . import markdown, shapes, summary
 from .claims import CLAIMS
 from .compare import regressions
+from .insitu import catalogue
 from .peers import PEERS
 from .results import BadInput, Report
 from .shapes import Point
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-SECONDS = {"quick": 0.2, "full": 0.12, "claims": 0.5}  # of a pair, so that 90 s and 90 minutes are kept
+SECONDS = {"quick": 0.2, "full": 0.12, "claims": 0.5, "in-situ": 1.0}  # of a pair, so that 90 s and 90 minutes are kept
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Options:
     Attributes
     ----------
     grid : {"quick", "full", None}
-        Which points; None with `claims` measures none.
+        Which points; None with `claims` or `in_situ` measures none.
     filters : sequence of str
         Keep the points whose names hold or match one of these; whole names need not be in the grid.
     peers, threads : sequence, optional
-        All peers, and one and two threads, by default.
+        All peers, and one and two threads, for `in_situ` also all that there are, by default.
     seconds : float, optional
         For one pair.
     pin : bool
@@ -38,6 +39,8 @@ class Options:
         The folder of the results.
     claims : bool
         Whether to check what fastrnn promises about itself.
+    in_situ : bool
+        Whether to measure whole programs.
     """
 
     grid: str | None = "quick"
@@ -48,12 +51,13 @@ class Options:
     pin: bool = False
     output: Path = Path("fastrnn-bench")
     claims: bool = False
+    in_situ: bool = False
 
     def points(self) -> list[Point]:
         """The points asked for; BadInput if there are none."""
         if self.grid is None:
             return []
-        threads = self._threads()
+        threads = self._threads([1, 2])
         grid = shapes.full(threads) if self.grid == "full" else shapes.quick(threads)
         found = shapes.select(grid, self.filters)
         if not found:
@@ -72,6 +76,16 @@ class Options:
             raise BadInput(f"no claim matches {' or '.join(map(repr, self.filters))}: --list --claims shows the names")
         return names
 
+    def programs(self) -> list[tuple[str, int]]:
+        """The programs asked for, each with its number of threads; BadInput if there are none."""
+        if not self.in_situ:
+            return []
+        filters = [] if self.grid else self.filters
+        found = catalogue.select(self._threads([1, 2, available_threads()]), filters)
+        if not found:
+            raise BadInput(f"no program matches {' or '.join(map(repr, filters))}: --list --in-situ shows the names")
+        return found
+
     def known_peers(self) -> list[str]:
         """The peers asked for; BadInput for one that is none."""
         if self.peers is None:
@@ -81,10 +95,10 @@ class Options:
             raise BadInput(f"unknown peer {', '.join(map(repr, wrong))}; there are {', '.join(PEERS)}, or none")
         return [key for key in PEERS if key in self.peers]
 
-    def _threads(self) -> list[int]:
+    def _threads(self, default: Sequence[int]) -> list[int]:
         available = available_threads()
         if self.threads is None:
-            return [n for n in (1, 2) if n <= available]
+            return sorted({n for n in default if n <= available})
         if max(self.threads) > available:
             raise BadInput(f"--threads asks for {max(self.threads)}, but this process may use {available} processors")
         return sorted(set(self.threads))
@@ -100,18 +114,19 @@ def run(options: Options) -> int:
     OSError
         If the folder cannot be written to.
     """
-    points, claims, peers = options.points(), options.claim_names(), options.known_peers()
+    points, claims, programs, peers = options.points(), options.claim_names(), options.programs(), options.known_peers()
     _need_rich()
     from .screen import Screen, make_console
     from .session import Session, plan, save
 
     options.output.mkdir(parents=True, exist_ok=True)
-    seconds = options.seconds or SECONDS[options.grid or "claims"]
-    works = plan(points, claims, peers, seconds, options.pin)
+    seconds = options.seconds or SECONDS[options.grid or ("claims" if claims else "in-situ")]
+    works = plan(points, claims, programs, peers, seconds, options.pin)
     asked = dataclasses.asdict(options) | {"output": str(options.output), "seconds": seconds, "peers": peers}
     screen = Screen(make_console(), peers)
     session = Session(screen, asked, lambda report: save(report, options.output))
-    screen.note(f"{len(points)} points{f', {len(claims)} claims' if claims else ''}; {session.heading}")
+    counts = {"points": len(points), "claims": len(claims), "programs": len(programs)}
+    screen.note(f"{', '.join(f'{n} {what}' for what, n in counts.items() if n)}; {session.heading}")
     report = session.run(works)
     for table in summary.tables(report):
         screen.table(table)
@@ -130,6 +145,8 @@ def show_names(options: Options) -> int:
         print(point.name)
     for name in options.claim_names():
         print(name)
+    for name, threads in options.programs():
+        print(catalogue.title(name, threads))
     return DONE
 
 
@@ -154,6 +171,7 @@ def compare_files(old: Path, new: Path, threshold: float) -> int:
 def _went_wrong(report: Report) -> bool:
     """Whether a worker was lost, results differed, fastrnn failed or a promise was missed."""
     lost = any(result.mismatched or result.failed for result in report.results)
+    lost |= any(program.failed for program in report.in_situ)
     return bool(report.problems) or lost or any(claim.verdict in ("MISSED", "failed") for claim in report.claims)
 
 

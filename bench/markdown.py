@@ -37,7 +37,7 @@ def text(report: Report) -> str:
         parts.append("The run was interrupted; this is what had been measured.")
     parts += [_problem(problem) for problem in report.problems]
     parts += [_table(table) for table in (_glance(report), *summary.tables(report)) if table.rows]
-    parts += [_table(table) for table in (_claims(report), *_ceilings(report)) if table.rows]
+    parts += [_table(table) for table in (_claims(report), *summary.in_situ(report), *_ceilings(report)) if table.rows]
     parts += [_table(table) for table in _points(report)]
     return "\n\n".join(parts) + "\n"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .ceilings import Ceilings
+from .insitu.result import InSituResult
 from .shapes import Point
 from .timing import Comparison, Times
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class BadInput(ValueError):
@@ -161,6 +162,7 @@ class Report:
     ceilings: dict[int, Ceilings] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     claims: list[ClaimResult] = field(default_factory=list)
+    in_situ: list[InSituResult] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
 
@@ -172,6 +174,7 @@ class Report:
             "ceilings": {str(n): c.to_json() for n, c in self.ceilings.items()},
             "points": [result.to_json() for result in self.results],
             "claims": [claim.to_json() for claim in self.claims],
+            "in_situ": [program.to_json() for program in self.in_situ],
             "problems": self.problems,
             "interrupted": self.interrupted,
         }
@@ -200,6 +203,7 @@ class Report:
                 ceilings={int(n): Ceilings.from_json(c) for n, c in data["ceilings"].items()},
                 results=[Result.from_json(point) for point in data["points"]],
                 claims=[ClaimResult.from_json(claim) for claim in data["claims"]],
+                in_situ=[InSituResult.from_json(program) for program in data["in_situ"]],
                 problems=data["problems"],
                 interrupted=data["interrupted"],
             )

@@ -12,6 +12,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .ceilings import Ceilings
+from .insitu.catalogue import title
+from .insitu.result import InSituResult
 from .peers import PEERS
 from .results import Against, ClaimResult, Result
 from .shapes import Point
@@ -110,6 +112,21 @@ class Screen:
         line = Text(f"{claim.name:<52} {measured:>8} {claim.unit:<7} {sign} {claim.limit:<5.3g} ")
         line.append(claim.verdict, {"ok": "green", "MISSED": "bold red"}.get(claim.verdict, "yellow"))
         line.append(f"  {claim.failed or claim.skipped or note}", "dim")
+        self.console.print(line, soft_wrap=True)
+        self.progress.advance(self.task)
+
+    def program(self, program: InSituResult) -> None:
+        """Print one program's line."""
+        line = Text(f"{title(program.name, program.threads):<58} ")
+        if program.ratio is None:
+            line.append(program.failed or program.skipped, "bold red" if program.failed else "yellow")
+        else:
+            line.append(f"{1e3 * program.plain:9,.2f} {1e3 * program.fast:9,.2f} ms ")
+            line += _coloured(program.ratio)
+            parts = [f"  {min(program.whole):.2f}-{max(program.whole):.2f}"]
+            parts += [f"inside {program.inside_ratio:.2f}"] if program.inside_ratio is not None else []
+            parts += [f"alone {program.alone:.2f}"] if program.alone is not None else []
+            line.append(", ".join(parts), "dim")
         self.console.print(line, soft_wrap=True)
         self.progress.advance(self.task)
 

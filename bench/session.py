@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from .ceilings import Ceilings
 from .claims import CLAIMS
+from .insitu.catalogue import title
+from .insitu.result import InSituResult
 from .machine import describe, sentence
 from .peers import PEERS
 from .results import ClaimResult, Report, Result
@@ -29,6 +31,7 @@ THREAD_VARIABLES = (
     "FASTRNN_NUM_THREADS",
 )
 WORKER = [sys.executable, "-m", f"{__package__}.worker"]
+IN_SITU_PEERS = ("torch", "onnxruntime")  # whose versions a table of programs has to tell
 KEEP_EVERY = 30.0  # seconds between two savings of a long run
 LAST_LINES = 5
 
@@ -40,28 +43,40 @@ class Work:
     threads: int
     points: list[str]
     claims: list[str]
+    programs: list[str]
     peers: list[str]
     seconds: float
     pin: bool
 
     @property
     def names(self) -> list[str]:
-        return [*self.points, *self.claims]
+        return [*self.points, *self.claims, *(title(name, self.threads) for name in self.programs)]
 
     def job(self) -> dict[str, Any]:
         processors = sorted(os.sched_getaffinity(0))[: self.threads] if self.pin else []
-        parts = {name: getattr(self, name) for name in ("threads", "points", "claims", "peers", "seconds")}
+        parts = {name: getattr(self, name) for name in ("threads", "points", "claims", "programs", "peers", "seconds")}
         return parts | {"processors": processors}
 
 
-def plan(points: Sequence[Point], claims: Sequence[str], peers: Sequence[str], seconds: float, pin: bool) -> list[Work]:
-    """One worker for each number of threads, in the points' order; one more for the claims."""
+def plan(
+    points: Sequence[Point],
+    claims: Sequence[str],
+    programs: Sequence[tuple[str, int]],
+    peers: Sequence[str],
+    seconds: float,
+    pin: bool,
+) -> list[Work]:
+    """One worker for each number of threads, in the points' order; one more for the claims, others for programs."""
     counts = dict.fromkeys(point.threads for point in points)
     works = [
-        Work(n, [point.name for point in points if point.threads == n], [], list(peers), seconds, pin) for n in counts
+        Work(n, [point.name for point in points if point.threads == n], [], [], list(peers), seconds, pin)
+        for n in counts
     ]
     if claims:
-        works.append(Work(2, [], list(claims), [], seconds, pin))
+        works.append(Work(2, [], list(claims), [], [], seconds, pin))
+    for n in dict.fromkeys(threads for _, threads in programs):
+        names = [name for name, threads in programs if threads == n]
+        works.append(Work(n, [], [], names, [key for key in peers if key in IN_SITU_PEERS], seconds, pin))
     return works
 
 
@@ -99,7 +114,7 @@ class Session:
             for line in process.stdout:
                 event = json.loads(line)
                 self._take(event)
-                if event["event"] in ("result", "claim"):
+                if event["event"] in ("result", "claim", "program"):
                     left = left[1:]
                 if time.monotonic() - self.kept > KEEP_EVERY:
                     self.keep(self.report)
@@ -134,6 +149,10 @@ class Session:
                 claim = ClaimResult.from_json(event["claim"])
                 report.claims.append(claim)
                 screen.claim(claim, CLAIMS[claim.name].note)
+            case "program":
+                program = InSituResult.from_json(event["program"])
+                report.in_situ.append(program)
+                screen.program(program)
 
     def _died(self, work: Work, code: int, left: list[str], errors: IO[bytes]) -> None:
         errors.seek(0)

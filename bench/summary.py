@@ -116,6 +116,30 @@ def shortfalls(report: Report) -> list[Table]:
     return [Table("Points where a peer was ahead", columns, rows)] if rows else []
 
 
+def in_situ(report: Report) -> list[Table]:
+    """Whole programs without fastrnn over with it, on each number of threads."""
+    tables = []
+    for threads in dict.fromkeys(program.threads for program in report.in_situ):
+        rows = []
+        for p in report.in_situ:
+            if p.threads != threads:
+                continue
+            if p.ratio is None:
+                rows.append([p.name, p.failed or p.skipped, *[""] * 5])
+                continue
+            inside = "-" if p.inside_ratio is None else f"{p.inside_ratio:.2f}"
+            alone = "-" if p.alone is None else f"{p.alone:.2f}"
+            times = [f"{1e3 * t:,.2f}" for t in (p.plain, p.fast)]
+            rows.append([p.name, *times, f"{p.ratio:.2f}", f"{min(p.whole):.2f}-{max(p.whole):.2f}", inside, alone])
+        title = f"Whole programs without fastrnn over with it, {threads_text(threads)}"
+        title += "; of NumPy's, one of our threads over all" if threads > 1 else ""
+        tables.append(Table(title, IN_SITU, rows, left=(0,)))
+    return tables
+
+
+IN_SITU = ("program", "without, ms", "with, ms", "ratio", "of five runs", "recurrent part", "the same alone")
+
+
 def geometric(values: Sequence[float]) -> float:
     """The geometric mean; 1 of nothing."""
     return math.exp(sum(map(math.log, values)) / len(values)) if values else 1.0

@@ -15,6 +15,7 @@ from typing import Any
 from . import ceilings, roofline
 from .ceilings import Ceilings, PeakMeter
 from .claims import CLAIMS
+from .insitu.catalogue import PROGRAMS, title
 from .peers import PEERS, FastRNN, Job, Peer
 from .problems import Problem
 from .results import Against, Result
@@ -123,6 +124,9 @@ def serve(job: dict[str, Any], send: Send) -> None:
     for name in job["claims"]:
         send({"event": "begin", "name": name})
         send({"event": "claim", "claim": CLAIMS[name].check(job["seconds"]).to_json()})
+    for name in job["programs"]:
+        send({"event": "begin", "name": title(name, job["threads"])})
+        send({"event": "program", "program": PROGRAMS[name].measure(job["threads"], job["seconds"]).to_json()})
 
 
 def main() -> None:
