@@ -37,6 +37,12 @@ def sentence(machine: dict[str, Any]) -> str:
     )
 
 
+def has_vnni() -> bool:
+    """Whether the processor multiplies 8-bit integers without saturating; true where one cannot ask."""
+    flags = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")]
+    return not flags or any("vnni" in flag for flag in flags[0].split())
+
+
 def _caches() -> dict[str, str]:
     found = {}
     for cache in sorted(CACHES.glob("index*")):

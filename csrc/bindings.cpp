@@ -238,6 +238,24 @@ PYBIND11_MODULE(_core, m) {
           py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
           py::arg("embedding") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
+      .def("step_tape_bytes", &CoreNetwork::step_tape_bytes, py::arg("B"))
+      .def(
+          "step_at",
+          [](const CoreNetwork& self, std::array<uintptr_t, 4> weights, std::array<uintptr_t, 7> s, int64_t B, int threads) {
+            self.by_dtype(
+                [&](auto real) { self.step_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, B, threads); });
+          },
+          py::arg("weights"), py::arg("step"), py::arg("B"), py::arg("threads"))
+      .def(
+          "step_backward_at",
+          [](const CoreNetwork& self, std::array<uintptr_t, 4> weights, std::array<uintptr_t, 7> s, std::array<uintptr_t, 2> seeds,
+             std::array<uintptr_t, 3> inputs, std::array<uintptr_t, 4> gradients, int64_t B, int threads) {
+            self.by_dtype([&](auto real) {
+              self.step_backward_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, seeds, inputs, gradients, B,
+                                                    threads);
+            });
+          },
+          py::arg("weights"), py::arg("step"), py::arg("seeds"), py::arg("inputs"), py::arg("gradients"), py::arg("B"), py::arg("threads"))
       .def(
           "tape",
           [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,

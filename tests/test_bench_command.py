@@ -215,8 +215,8 @@ class TestBadInput:
         assert "no.json: No such file" in complaint(capsys, "bench", "--compare", "no.json", "no.json")
         for text, words in [
             ("{", "a.json is not JSON"),
-            ("[]", "a.json is not a result of this version's fastrnn bench: schema None, expected 1"),
-            ('{"schema": 1}', "a.json is not a complete result of fastrnn bench: KeyError('machine')"),
+            ("[]", "a.json is not a result of this version's fastrnn bench: schema None, expected 2"),
+            ('{"schema": 2}', "a.json is not a complete result of fastrnn bench: KeyError('machine')"),
         ]:
             Path("a.json").write_text(text)
             assert words in complaint(capsys, "bench", "--compare", "a.json", "a.json")

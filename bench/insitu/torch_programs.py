@@ -26,31 +26,20 @@ def _marks() -> tuple[Any, Any]:
     """Functions (tensor, stopwatch) -> tensor at the recurrent part's way in and way out, also of gradients."""
     torch, _ = _torch()
 
-    class Enter(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Any, watch: Stopwatch) -> Any:
+    def mark(forward: Callable[[Stopwatch], None], backward: Callable[[Stopwatch], None]) -> Any:
+        def go(ctx: Any, tensor: Any, watch: Stopwatch) -> Any:
             ctx.watch = watch
-            watch.start()
-            return x.view_as(x)
+            forward(watch)
+            return tensor.view_as(tensor)
 
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            ctx.watch.stop()
+        def back(ctx: Any, gradient: Any) -> Any:
+            backward(ctx.watch)
             return gradient, None
 
-    class Leave(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, y: Any, watch: Stopwatch) -> Any:
-            ctx.watch = watch
-            watch.stop()
-            return y.view_as(y)
+        methods = {"forward": staticmethod(go), "backward": staticmethod(back)}
+        return type("Mark", (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
 
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            ctx.watch.start()
-            return gradient, None
-
-    return Enter.apply, Leave.apply
+    return mark(Stopwatch.start, Stopwatch.stop), mark(Stopwatch.stop, Stopwatch.start)
 
 
 def _trains(model: Any, loss: Callable[[Any], Any]) -> Callable[[], float]:
@@ -63,7 +52,7 @@ def _trains(model: Any, loss: Callable[[Any], Any]) -> Callable[[], float]:
         value = loss(model)
         value.backward()
         adam.step()
-        return float(value)
+        return float(value.detach())
 
     return step
 

@@ -69,6 +69,7 @@ class Network:
         bidirectional: bool,
         bias: bool,
         isa: str | None = None,  # None: the best one this CPU has
+        host: HostThreads | None = None,  # None: the process's own team runs the calls
     ) -> None: ...
     @property
     def isa(self) -> str: ...
@@ -91,6 +92,22 @@ class Network:
         embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
     ) -> tuple[Array, Array, Array | None, Tape | None]:
         """y (of packed sequences packed), hn, cn, and the tape of a training call."""
+    # One time step by address, of one layer in one direction, without a projection; 0 for an array that is not there.
+    # The caller vouches for the arrays: contiguous, of the network's dtype. step: x (B, I); h0 and c0 (B, H), or 0 for
+    # zeros; y, h and c (B, H), which the step writes (backward reads y, which h may be in inference); the tape's bytes,
+    # or 0. weights and gradients: those of weight_ih, weight_hh, bias_ih, bias_hh.
+    def step_tape_bytes(self, B: int) -> int: ...
+    def step_at(self, weights: tuple[int, ...], step: tuple[int, ...], B: int, threads: int) -> None: ...
+    def step_backward_at(
+        self,
+        weights: tuple[int, ...],
+        step: tuple[int, ...],
+        seeds: tuple[int, int],  # dh and dc (B, H), or 0
+        inputs: tuple[int, int, int],  # dx (B, I), dh0 and dc0 (B, H), written
+        gradients: tuple[int, ...],  # written
+        B: int,
+        threads: int,
+    ) -> None: ...
     def tape_room(self, dropout: bool) -> tuple[int, int]:
         """Room for a tape: so many bytes for each of T*B tokens, and so many more."""
     def tape(

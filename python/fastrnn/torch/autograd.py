@@ -32,6 +32,13 @@ def _kept(ctx: Any) -> tuple[tuple[Any, ...], list[Tensor | None]]:
 def _first(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Any, list[Any], list[Any]]:
     """Return the gradients of x, of the states and of the weights."""
     call, (y, tape) = _kept(ctx)
+    return gradients(call, y, tape, dy, dhn, dcn)
+
+
+def gradients(
+    call: tuple[Any, ...], y: Any, tape: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
+) -> tuple[Any, list[Any], list[Any]]:
+    """Return the gradients of x, of the states and of the weights, from what train was given and gave."""
     if dy is None and dhn is None and dcn is None:
         return None, [None] * len(call[1]), [None] * len(call[2])
     if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in (dy, dhn, dcn)):
@@ -142,6 +149,11 @@ def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
             gpu = tensor.device
     if gpu is not None and (gpu.type != "cuda" or any(t is not None and t.device != gpu for t in tensors)):
         return False
+    return nobody_looks()
+
+
+def nobody_looks() -> bool:
+    """Whether no transform, mode or profiler wants to see operators."""
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -262,4 +274,4 @@ def run(
     return results[0], results[1], results[2]
 
 
-__all__ = ["run"]
+__all__ = ["gradients", "nobody_looks", "run"]

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from . import steps
 from .autograd import run
 from .guards import as_autocast, computes_on, in_autocast, refuse_torchscript
 from .ops import Options
@@ -20,6 +22,23 @@ class _Cell(nn.RNNCellBase):
         return self._core
 
     def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
+            ends = steps.run(self._cell(), self.hidden_size, input, states, self._weights())
+            if ends is not None:
+                return ends
+        return self._run_operators(input, states)
+
+    def _weights(self) -> list[Tensor]:
+        """Return the parameters of now, wherever a parametrization keeps them."""
+        own = self._parameters
+        ih, hh = own.get("weight_ih"), own.get("weight_hh")
+        weights = [self.weight_ih if ih is None else ih, self.weight_hh if hh is None else hh]
+        if self.bias:
+            bias_ih, bias_hh = own.get("bias_ih"), own.get("bias_hh")
+            weights += [self.bias_ih if bias_ih is None else bias_ih, self.bias_hh if bias_hh is None else bias_hh]
+        return weights
+
+    def _run_operators(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         refuse_torchscript()
         name = self._original.__name__
         if input.dim() not in (1, 2):
@@ -31,7 +50,7 @@ class _Cell(nn.RNNCellBase):
         batched = input.dim() == 2
         if not batched:
             input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)
-        weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
+        weights = self._weights()
         if in_autocast(input.device):
             input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)
