@@ -7,11 +7,11 @@
 namespace fastrnn {
 
 Batch::Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> reset) {
-  data_.resize(size_t(plus(times(2, B), times(2, T))));
-  int64_t *order = data_.data(), *length = order + B, *active = length + B, *offset = active + T;
+  data_.resize(size_t(plus(times(3, B), times(2, T))));
+  int64_t *order = data_.data(), *place = order + B, *length = place + B, *active = length + B, *offset = active + T;
   for (int64_t b = 0; b < B; b++) order[b] = b;
   if (lengths) std::stable_sort(order, order + B, [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-  for (int64_t s = 0; s < B; s++) length[s] = lengths ? lengths[order[s]] : T;
+  for (int64_t s = 0; s < B; s++) place[order[s]] = s, length[s] = lengths ? lengths[order[s]] : T;
   int64_t running = B;
   for (int64_t t = 0; t < T; t++) {
     while (running > 0 && length[running - 1] <= t) running--;
@@ -19,7 +19,7 @@ Batch::Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> r
     offset[t] = tokens_;
     tokens_ = plus(tokens_, running);
   }
-  schedule_ = {T, B, order, length, active, offset, reset};
+  schedule_ = {T, B, order, place, length, active, offset, reset};
 }
 
 TokenIds::TokenIds(const Schedule& schedule, Rows<const int64_t> ids, int64_t vocabulary) : row_(size_t(times(schedule.T, schedule.B))) {

@@ -12,7 +12,7 @@ class Batch {
  public:
   Batch(int64_t T, int64_t B, const int64_t* lengths, Rows<const uint8_t> reset);
   // Sizes only, for laying out: all rows run to the end.
-  Batch(int64_t T, int64_t B) : schedule_{T, B, nullptr, nullptr, nullptr, nullptr, {}}, tokens_(times(T, B)) {}
+  Batch(int64_t T, int64_t B) : schedule_{T, B, nullptr, nullptr, nullptr, nullptr, nullptr, {}}, tokens_(times(T, B)) {}
   const Schedule& schedule() const { return schedule_; }
   int64_t tokens() const { return tokens_; }
 

@@ -135,7 +135,8 @@ template <class Real> py::array result(const char* name, py::handle out, const S
 }
 
 template <class Real>
-py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads, py::handle out, bool add) {
+py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads, py::handle out, bool add,
+                  HostThreads host) {
   auto extents = [](py::handle h) {
     const auto array = py::reinterpret_borrow<py::array>(h);
     if (array.ndim() != 2) throw py::value_error("a and b must be matrices");
@@ -151,7 +152,7 @@ py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transpos
   p.add = add;
   py::array c = result<Real>("out", out, {p.n, p.m});
   p.c = static_cast<Real*>(c.mutable_data());
-  ProductRun<Real> run(choose_isa(nullptr), p, threads);
+  ProductRun<Real> run(choose_isa(nullptr), p, threads, host);
   run_released(run);
   return c;
 }
@@ -238,6 +239,7 @@ PYBIND11_MODULE(_core, m) {
           py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
           py::arg("embedding") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
+      .def("step_slots", &CoreNetwork::step_slots)
       .def("step_tape_bytes", &CoreNetwork::step_tape_bytes, py::arg("B"))
       .def(
           "step_at",
@@ -249,13 +251,14 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "step_backward_at",
           [](const CoreNetwork& self, std::array<uintptr_t, 4> weights, std::array<uintptr_t, 7> s, std::array<uintptr_t, 2> seeds,
-             std::array<uintptr_t, 3> inputs, std::array<uintptr_t, 4> gradients, int64_t B, int threads) {
+             std::array<uintptr_t, 3> inputs, std::array<uintptr_t, 4> gradients, uintptr_t dz, int64_t B, int threads) {
             self.by_dtype([&](auto real) {
-              self.step_backward_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, seeds, inputs, gradients, B,
+              self.step_backward_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, seeds, inputs, gradients, dz, B,
                                                     threads);
             });
           },
-          py::arg("weights"), py::arg("step"), py::arg("seeds"), py::arg("inputs"), py::arg("gradients"), py::arg("B"), py::arg("threads"))
+          py::arg("weights"), py::arg("step"), py::arg("seeds"), py::arg("inputs"), py::arg("gradients"), py::arg("dz"), py::arg("B"),
+          py::arg("threads"))
       .def(
           "tape",
           [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
@@ -287,10 +290,11 @@ PYBIND11_MODULE(_core, m) {
           py::arg("parameters"))
       .def(
           "memory",
-          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids) {
-            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout, ids); });
+          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::object lengths) {
+            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout, ids, lengths); });
           },
-          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"), py::arg("ids") = py::none());
+          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"), py::arg("ids") = py::none(),
+          py::arg("lengths") = py::none());
 
   m.def("isas", [] {
     std::vector<std::string> names;
@@ -302,12 +306,14 @@ PYBIND11_MODULE(_core, m) {
   m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));
   m.def(
       "product",
-      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads, py::object out, bool add) {
-        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads, out, add)
-                                      : product<float>(a, a_transposed, b, b_transposed, threads, out, add);
+      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads, py::object out, bool add,
+         std::optional<HostThreads> host) {
+        const HostThreads lent = host.value_or(HostThreads{});
+        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads, out, add, lent)
+                                      : product<float>(a, a_transposed, b, b_transposed, threads, out, add, lent);
       },
       py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"), py::arg("out") = py::none(),
-      py::arg("add") = false);
+      py::arg("add") = false, py::arg("host") = py::none());
   m.def(
       "softmax",
       [](py::array logits, py::array classes, double smoothing, double scale, int threads, py::object out) {

@@ -31,12 +31,15 @@ constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
 constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
 
 // Element k of row (t, b) is base[t * time + b * batch + k]. Packed rows have no padding between them: there starts[t] rows
-// come before those of t, and only rows that run exist.
+// come before those of t, and only rows that run exist, b as number place[b] of them (place null: as number b).
 template <class Real> struct Rows {
   Real* base;
   int64_t time, batch;
   const int64_t* starts = nullptr;
-  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const { return base + (starts ? starts[t] * batch : t * time) + b * batch; }
+  const int64_t* place = nullptr;
+  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const {
+    return base + (starts ? (starts[t] + (place ? place[b] : b)) * batch : t * time + b * batch);
+  }
 };
 
 // Which batch rows run at which time. Rows are ordered by falling length, so that the running ones are always a prefix.
@@ -44,6 +47,7 @@ template <class Real> struct Rows {
 struct Schedule {
   int64_t T, B;
   const int64_t* order;     // (B) the batch row behind s
+  const int64_t* place;     // (B) the s of a batch row
   const int64_t* length;    // (B) length of row order[s], falling
   const int64_t* active;    // (T) how many rows run at t
   const int64_t* offset;    // (T) tokens before t
@@ -119,6 +123,7 @@ template <class Real> struct Gradients {
   Real* dweight_hr;         // (P,H) written, with a projection
   Real* dbias_ih;           // (G*H) written, or null
   Real* dbias_hh;           // (G*H) written, or null
+  Real* dz;                 // (B,slots*H) written in place of all of these for a single time step, or null
 
   // scratch of the whole team
   Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
@@ -154,6 +159,7 @@ struct Team {
 // What one cell in one dtype for one instruction set offers.
 template <class Real> struct Kernel {
   int lanes, gates, slots, tape, phases;
+  int input_slot, rotate;  // where the gate gradients of both sides stand among the slots: cells.hpp
   bool has_c, projected;
   void (*pack)(const Direction<Real>&, const Team&);
   void (*forward)(const Direction<Real>&, const Team&);

@@ -92,6 +92,7 @@ template <class Cell, class V, class Real> struct Backward {
       const Range mine = share_of(d.tokens->distinct, team.rank, team.size);
       for (int64_t u = mine.first; u < mine.last; u++) copy_row<Real>(q.dtable + u * G * H, nullptr, G * H);
     }
+    if (q.dz) return;
     for (int64_t k = 0; k < S * H + P; k++) column[k] = q.columns + k * q.chunk_pitch;
     for (int64_t k = 0; k < G * H; k++) dweight_ih[k] = q.dweight_ih + k * I;
     for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight_hh + weight_row(0, k) * P;
@@ -395,6 +396,13 @@ template <class Cell, class V, class Real> struct Backward {
       for (int64_t k = 0; k < G * H; k++) q.dbias_hh[weight_row(0, k)] = q.column_sums[k];
   }
 
+  // The gate gradients of a single step as they are, for who adds up the weights' gradients of many steps.
+  __attribute__((noinline)) void hand_over(int64_t tokens) {
+    const Range mine = share_of(tokens, team.rank, team.size);
+    for (int64_t k = mine.first; k < mine.last; k++) copy_row(q.dz + k * S * H, token_dgates[k], S * H);
+    input_gradient(tokens);
+  }
+
   void run() {
     pack();
     if (!meet()) return;
@@ -405,6 +413,11 @@ template <class Cell, class V, class Real> struct Backward {
       sweep(first, last);
       if (!meet()) return;
       const int64_t tokens = list_tokens(first, last);
+      if (q.dz) {
+        hand_over(tokens);
+        meet();
+        return finish_rows();
+      }
       pack_chunk(tokens);
       if (!meet()) return;
       if (weight_gradients(tokens, add)) d.tokens ? add_by_id(tokens) : void(input_gradient(tokens));

@@ -28,6 +28,7 @@ void backward(const Gradients<Real>& q, const Team& team) {
 }  // namespace
 
 extern const Kernel<Real> FASTRNN_KERNEL;
-const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n, C::gates, C::slots, C::tape, C::phases, C::has_c, C::projected, pack, forward, backward};
+const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n, C::gates, C::slots,     C::tape, C::phases, C::input_slot,
+                                     C::rotate,   C::has_c, C::projected, pack,    forward,   backward};
 
 }  // namespace fastrnn::FASTRNN_ISA

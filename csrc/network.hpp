@@ -46,6 +46,12 @@ class Sequences {
   template <class Real> Rows<Real> write(const char* name, py::handle h, int64_t n) const {
     return rows<Real, Real>(name, the_array<Real>(name, h, shape(n)), batch_first_ && !packed_);
   }
+  // (T,B,n), or of packed sequences (tokens,n), whatever the layout of x.
+  Shape contiguous_shape(int64_t n) const { return packed_ ? Shape{batch_.tokens(), n} : Shape{T(), B(), n}; }
+  Rows<const uint8_t> flags(const bool* base, int64_t n) const {
+    const auto at = reinterpret_cast<const uint8_t*>(base);
+    return packed_ ? Rows<const uint8_t>{at, 0, n, batch_.schedule().offset} : Rows<const uint8_t>{at, B() * n, n};
+  }
 
  private:
   static int64_t dimensions(py::handle x) {
@@ -86,6 +92,12 @@ class Sequences {
   Batch batch_;
   std::optional<Rows<const int64_t>> ids_;
 };
+
+Shape plus_axis(int64_t n, const Shape& shape) {
+  Shape longer{n};
+  longer.insert(longer.end(), shape.begin(), shape.end());
+  return longer;
+}
 
 // ---- tape ----------------------------------------------------------------------------------------------------------
 
@@ -144,7 +156,6 @@ struct CoreNetwork {
   template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
 
   Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
-  Shape mask_shape(const Sequences& s) const { return {n.L - 1, s.T(), s.B(), n.D * n.P}; }
 
   // PyTorch's arrays in PyTorch's order; 'each' sees the shape and name of every one, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
@@ -214,7 +225,10 @@ struct CoreNetwork {
     }
     c.h0 = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
     c.c0 = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
-    c.masks = reinterpret_cast<const uint8_t*>(pointer<bool>("masks", masks, mask_shape(s)));
+    const Shape of_masks = s.contiguous_shape(n.D * n.P);
+    c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
+    c.masks_layer = 1;
+    for (const auto size : of_masks) c.masks_layer *= size;
     return c;
   }
 
@@ -361,6 +375,12 @@ struct CoreNetwork {
     return c;
   }
 
+  // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the
+  // slot of the hidden side, of which slots 0, 1, ... are, that belongs to gate 0, from where they go round.
+  std::tuple<int, int, int> step_slots() const {
+    need_a_cell();
+    return {facts(n).slots, facts(n).input_slot, facts(n).rotate};
+  }
   int64_t step_tape_bytes(int64_t B) const { return tape_bytes(Batch(1, B), false); }
 
   template <class Real> void step_at(const std::array<uintptr_t, 4>& weights, const StepAddresses& s, int64_t B, int threads) const {
@@ -376,7 +396,8 @@ struct CoreNetwork {
 
   template <class Real>
   void step_backward_at(const std::array<uintptr_t, 4>& weights, const StepAddresses& s, const std::array<uintptr_t, 2>& seeds,
-                        const std::array<uintptr_t, 3>& inputs, const std::array<uintptr_t, 4>& gradients, int64_t B, int threads) const {
+                        const std::array<uintptr_t, 3>& inputs, const std::array<uintptr_t, 4>& gradients, uintptr_t dz, int64_t B,
+                        int threads) const {
     need_a_cell();
     const Batch batch(1, B, nullptr, {nullptr, 0, 0});
     const Parameters<Real> w = at<Real>(weights), into = at<Real>(gradients);
@@ -389,21 +410,27 @@ struct CoreNetwork {
     c.dx = {at<Real>(inputs[0]), 0, n.I};
     c.dh0 = at<Real>(inputs[1]), c.dc0 = at<Real>(inputs[2]);
     c.gradients = &into;
+    c.dz = at<Real>(dz);
     BackwardRun<Real> run(n, c, threads);
     run_released(run);
   }
 
   // ids: rows of the embedding, 0 where there is none, or nothing where x holds features.
-  template <class Real> py::tuple memory(int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids) const {
+  // lengths: (B,) or None.
+  template <class Real>
+  py::tuple memory(int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::handle lengths) const {
     if (T < 0 || B < 0) throw py::value_error("T and B must not be negative");
+    const int64_t* const given = pointer<int64_t>("lengths", lengths, {B});
+    for (int64_t b = 0; given && b < B; b++)
+      if (given[b] < 0 || given[b] > T) throw py::value_error("lengths must lie in 0..T");
     const int64_t x = times(ids ? *ids : times(T, B), n.I), y = times(times(T, B), n.D * n.P),
                   states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
-    const Batch batch(T, B);
+    const Batch batch = given ? Batch(T, B, given, {nullptr, 0, 0}) : Batch(T, B);
     int64_t parameters = 0;
     if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
     const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
     // rows for the distinct ids, at most: of the table, which pays from two tokens each, and of its gradient
-    const int64_t tokens = times(T, B), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);
+    const int64_t tokens = batch.tokens(), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);
     const int64_t rows = times(times(distinct, facts(n).gates * n.H), sizeof(Real));
     return py::make_tuple(outputs, training ? tape_bytes(batch, dropout) : 0, plus(scratch_bytes<Real>(n, batch, training), rows));
   }

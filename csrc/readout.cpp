@@ -6,24 +6,24 @@
 
 namespace fastrnn {
 
-TeamRun::TeamRun(double work, int64_t most_threads)
-    : microseconds_(work / flops_of_a_lane), gang_(microseconds_ < 40 ? 1 : int(most_threads), microseconds_, {}) {}
+TeamRun::TeamRun(double work, int64_t most_threads, HostThreads host)
+    : microseconds_(work / flops_of_a_lane), gang_(microseconds_ < 40 ? 1 : int(most_threads), microseconds_, host) {}
 
 bool TeamRun::run(Interrupt interrupt) {
   control_ = {interrupt.asked, interrupt.context, 0, 0};
-  barrier_.size = gang_.size();
   auto job = [](void* self, int rank) {
     auto& r = *static_cast<TeamRun*>(self);
     r.work({rank, r.gang_.size(), false, rank == 0, &r.barrier_, &r.control_});
   };
-  gang_.run(job, this, control_);
+  do barrier_.size = gang_.size();  // with fewer threads than were hoped for the scratch is larger than it need be
+  while (!gang_.run(job, this, control_));
   return control_.stop != 0;
 }
 
 template <class Real>
-ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int threads)
+ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int threads, HostThreads host)
     : TeamRun(2. * double(product.n) * double(product.K) * double(product.m) / table_of<Real>(isa).functions.lanes,
-              std::min<int64_t>(threads, (product.n + 5) / 6)),
+              std::min<int64_t>(threads, (product.n + 5) / 6), host),
       functions_(table_of<Real>(isa).functions),
       product_(product) {
   const int64_t N = functions_.lanes;
@@ -37,7 +37,7 @@ ProductRun<Real>::ProductRun(const Isa& isa, const Product<Real>& product, int t
 
 template <class Real>
 SoftmaxRun<Real>::SoftmaxRun(const Isa& isa, const Softmax<Real>& softmax, int threads)
-    : TeamRun(40. * double(softmax.n) * double(softmax.m) / table_of<Real>(isa).functions.lanes, std::min<int64_t>(threads, softmax.n)),
+    : TeamRun(40. * double(softmax.n) * double(softmax.m) / table_of<Real>(isa).functions.lanes, std::min<int64_t>(threads, softmax.n), {}),
       functions_(table_of<Real>(isa).functions),
       softmax_(softmax) {}
 

@@ -13,7 +13,7 @@ class TeamRun {
 
  protected:
   // work: of a vector lane, in operations.
-  TeamRun(double work, int64_t most_threads);
+  TeamRun(double work, int64_t most_threads, HostThreads host);
   virtual ~TeamRun() = default;
   virtual void work(const Team& team) = 0;
   int size() const { return gang_.size(); }
@@ -27,7 +27,7 @@ class TeamRun {
 
 template <class Real> class ProductRun final : public TeamRun {
  public:
-  ProductRun(const Isa& isa, const Product<Real>& product, int threads);
+  ProductRun(const Isa& isa, const Product<Real>& product, int threads, HostThreads host);
 
  private:
   void work(const Team& team) override { functions_.product(product_, team); }

@@ -104,8 +104,8 @@ template <class Real> void take_backward(const Network& n, const Plan& plan, Are
   q.carry = arena.take<Real>(times(B, n.P));
   if (k.has_c) q.dc = arena.take<Real>(times(B, n.H));
   q.columns = arena.take<Real>(times(SH + n.P, q.chunk_pitch));
-  if (!few) q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
-  if (!few) q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
+  if (!few && !q.dz) q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
+  if (!few && !q.dz) q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
   q.column_sums = arena.take<Real>(SH);
   if (d.tokens) q.dtable = arena.take<Real>(times(d.tokens->distinct, GH));
   if (k.phases == 2) q.inner_panel = arena.take<Real>(times(h, q.chunk_pitch));
@@ -121,13 +121,17 @@ template <class Real> void take_backward(const Network& n, const Plan& plan, Are
 template <class Real> struct Layers {
   const Network& n;
   const ForwardCall<Real>& call;
-  const int64_t T = call.batch->schedule().T, B = call.batch->schedule().B, width = n.D * n.P;
+  const int64_t B = call.batch->schedule().B, tokens = call.batch->tokens(), width = n.D * n.P;
 
-  Rows<Real> contiguous(Real* base) const { return {base, B * width, width}; }
-  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch, r.starts}; }
-  static Rows<Real> side(Rows<Real> r, int64_t offset) { return {r.base ? r.base + offset : nullptr, r.time, r.batch, r.starts}; }
-  static Rows<const Real> side(Rows<const Real> r, int64_t offset) {
-    return {r.base ? r.base + offset : nullptr, r.time, r.batch, r.starts};
+  // Rows of so many elements without padding, in the order of the schedule: what lies between two layers.
+  Rows<Real> by_token(Real* base, int64_t size) const {
+    return {base, 0, size, call.batch->schedule().offset, call.batch->schedule().place};
+  }
+  Rows<Real> between(Real* base) const { return by_token(base, width); }
+  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch, r.starts, r.place}; }
+  template <class T> static Rows<T> side(Rows<T> r, int64_t offset) {
+    if (r.base) r.base += offset;
+    return r;
   }
 
   Direction<Real> direction(int64_t l, int side_index, Rows<const Real> x, Rows<Real> y) const {
@@ -155,9 +159,16 @@ template <class Real> struct Layers {
   int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots, n.H)}) + 16; }
 };
 
-// Every element of an array that dropout may have zeroed: kept ones scaled, the others zero whatever they held.
-template <class Real> void drop(const Real* from, const uint8_t* mask, Real scale, Real* to, Range r) {
-  for (int64_t i = r.first; i < r.last; i++) to[i] = mask[i] ? from[i] * scale : Real(0);
+// A row of what dropout may zero: kept elements scaled, the others zero whatever they held.
+template <class Real> void drop(const Real* from, const uint8_t* mask, Real scale, Real* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) to[i] = mask[i] ? from[i] * scale : Real(0);
+}
+
+// f(t, b) for each token of a range, in the order of the schedule.
+template <class F> void for_each_token(const Schedule& schedule, Range tokens, F f) {
+  int64_t t = std::upper_bound(schedule.offset, schedule.offset + schedule.T, tokens.first) - schedule.offset - 1;
+  for (int64_t token = tokens.first; token < tokens.last; t++)
+    for (int64_t s = token - schedule.offset[t]; s < schedule.active[t] && token < tokens.last; s++, token++) f(t, schedule.order[s]);
 }
 
 // The threads of a call and the barriers they meet at.
@@ -206,7 +217,7 @@ template <class Job> bool run_crew(Job& job, Interrupt interrupt) {
 template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& batch, bool dropout, Arena& arena) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   const int64_t tokens = batch.tokens(), h = round_up(n.H, k.lanes);
-  const int64_t output = times(times(batch.schedule().T, batch.schedule().B), times(n.D, n.P));
+  const int64_t output = times(tokens, times(n.D, n.P));
   Saved<Real> saved;
   for (int64_t i = 0; i < n.L * n.D; i++)
     saved.sides.push_back({k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr,
@@ -246,19 +257,19 @@ template <class Real> struct ForwardRun<Real>::Job {
     if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
     Real* between[2] = {};
     if (!call.saved)
-      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(times(layers.T, layers.B), layers.width));
+      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
     const int64_t mark = arena.mark();
     Rows<const Real> x = call.x;
     for (int64_t l = 0; l < n.L; l++) {
       arena.back_to(mark);
       Rows<Real> y = call.y;
-      if (l + 1 < n.L) y = layers.contiguous(call.saved ? call.saved->outputs[l] : between[l % 2]);
+      if (l + 1 < n.L) y = layers.between(call.saved ? call.saved->outputs[l] : between[l % 2]);
       for (int side = 0; side < n.D; side++) {
         directions.push_back(layers.direction(l, side, x, y));
         directions.back().zeros = zeros;
         take_forward<Real>(n, crew.plan, call.batch->tokens(), call.frozen, arena, directions.back());
       }
-      if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks ? layers.contiguous(call.saved->dropped[l]) : y);
+      if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks.base ? layers.between(call.saved->dropped[l]) : y);
     }
   }
 
@@ -276,9 +287,12 @@ template <class Real> struct ForwardRun<Real>::Job {
         kernel.forward(d, team);
       }
       if (wait(crew.all, crew.control, rank == 0)) return;
-      if (!call.masks || l + 1 == n.L) continue;
-      const int64_t size = call.batch->schedule().T * call.batch->schedule().B * n.D * n.P;
-      drop(call.saved->outputs[l], call.masks + l * size, call.scale, call.saved->dropped[l], share_of(size, rank, crew.all.size, 16));
+      if (!call.masks.base || l + 1 == n.L) continue;
+      const Layers<Real> layers{n, call};
+      const Rows<Real> from = layers.between(call.saved->outputs[l]), to = layers.between(call.saved->dropped[l]);
+      const Rows<const uint8_t> mask = Layers<Real>::side(call.masks, l * call.masks_layer);
+      for_each_token(call.batch->schedule(), share_of(layers.tokens, rank, crew.all.size),
+                     [&](int64_t t, int64_t b) { drop<Real>(from.at(t, b), mask.at(t, b), call.scale, to.at(t, b), layers.width); });
       if (wait(crew.all, crew.control, rank == 0)) return;
     }
   }
@@ -312,25 +326,25 @@ template <class Real> struct BackwardRun<Real>::Job {
 
   void lay_out(Arena& arena) {
     const Layers<Real> layers{n, call.forward};
-    const int64_t T = layers.T, B = layers.B;
+    const int64_t B = layers.B;
     gradients.assign(size_t(n.L * n.D), Gradients<Real>{});
     dx.assign(size_t(n.L), Rows<Real>{});
     dx_reverse.assign(size_t(n.L), Rows<Real>{});
     Real* const zeros = arena.take<Real>(layers.zero_row());
     if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
     Real* between[2] = {};
-    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(times(T, B), layers.width));
-    Real* reverse = n.D == 2 ? arena.take<Real>(times(times(T, B), n.L > 1 ? std::max(n.I, layers.width) : n.I)) : nullptr;
+    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
+    Real* reverse = n.D == 2 ? arena.take<Real>(times(layers.tokens, n.L > 1 ? std::max(n.I, layers.width) : n.I)) : nullptr;
     const int64_t mark = arena.mark();
     for (int64_t l = n.L - 1; l >= 0; l--) {
       arena.back_to(mark);
       const int64_t I = n.input_size(l);
-      dx[l] = l ? layers.contiguous(between[(l - 1) % 2]) : call.dx;
-      dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : Rows<Real>{reverse, B * I, I};
+      dx[l] = l ? layers.between(between[(l - 1) % 2]) : call.dx;
+      dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : layers.by_token(reverse, I);
       const Saved<Real>& saved = *call.forward.saved;
       const Rows<const Real> x =
-          l ? Layers<Real>::to_read(layers.contiguous(call.forward.masks ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
-      const Rows<Real> y = l + 1 < n.L ? layers.contiguous(saved.outputs[l]) : call.forward.y;
+          l ? Layers<Real>::to_read(layers.between(call.forward.masks.base ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
+      const Rows<Real> y = l + 1 < n.L ? layers.between(saved.outputs[l]) : call.forward.y;
       const Rows<const Real> dy = l + 1 < n.L ? Layers<Real>::to_read(dx[l + 1]) : call.dy;
       for (int side = 0; side < n.D; side++) {
         const int64_t i = l * n.D + side;
@@ -348,6 +362,7 @@ template <class Real> struct BackwardRun<Real>::Job {
         q.dweight_ih = const_cast<Real*>(g.weight_ih), q.dweight_hh = const_cast<Real*>(g.weight_hh);
         q.dweight_hr = const_cast<Real*>(g.weight_hr);
         q.dbias_ih = const_cast<Real*>(g.bias_ih), q.dbias_hh = const_cast<Real*>(g.bias_hh);
+        q.dz = call.dz;
         take_backward<Real>(n, crew.plan, arena, q);
       }
     }
@@ -356,19 +371,18 @@ template <class Real> struct BackwardRun<Real>::Job {
   // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
   void combine(int64_t l, int rank) {
     if (l == 0 && call.forward.tokens) return combine_distinct(rank);
-    const Schedule schedule = call.forward.batch->schedule();
-    const int64_t I = n.input_size(l), B = schedule.B, rows = schedule.T * B;
-    const uint8_t* mask = l && call.forward.masks ? call.forward.masks + (l - 1) * rows * I : nullptr;
-    const Range mine = share_of(rows, rank, crew.all.size);
-    for (int64_t row = mine.first; row < mine.last; row++) {
-      if (dx[l].starts && row % B >= schedule.active[row / B]) continue;
-      Real* to = dx[l].at(row / B, row % B);
+    const int64_t I = n.input_size(l);
+    const Rows<const uint8_t> mask =
+        l && call.forward.masks.base ? Layers<Real>::side(call.forward.masks, (l - 1) * call.forward.masks_layer) : Rows<const uint8_t>{};
+    const Range mine = share_of(call.forward.batch->tokens(), rank, crew.all.size);
+    for_each_token(call.forward.batch->schedule(), mine, [&](int64_t t, int64_t b) {
+      Real* const to = dx[l].at(t, b);
       if (n.D == 2) {
-        const Real* other = dx_reverse[l].at(row / B, row % B);
+        const Real* other = dx_reverse[l].at(t, b);
         for (int64_t i = 0; i < I; i++) to[i] += other[i];
       }
-      if (mask) drop(to, mask + row * I, call.forward.scale, to, {0, I});
-    }
+      if (mask.base) drop<Real>(to, mask.at(t, b), call.forward.scale, to, I);
+    });
   }
 
   void combine_distinct(int rank) {
@@ -384,7 +398,7 @@ template <class Real> struct BackwardRun<Real>::Job {
     for (int64_t l = n.L - 1; l >= 0; l--) {
       for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(gradients[l * n.D + side], team);
       if (wait(crew.all, crew.control, rank == 0)) return;
-      if (n.D == 1 && !(l && call.forward.masks)) continue;
+      if (n.D == 1 && !(l && call.forward.masks.base)) continue;
       combine(l, rank);
       if (wait(crew.all, crew.control, rank == 0)) return;
     }
@@ -428,9 +442,9 @@ template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch
   const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
   const Layers<Real> layers{n, call};
   const Plan alone{1, 1, true, 0};
-  const int64_t between = times(times(layers.T, layers.B), times(layers.width, std::min<int64_t>(n.L - 1, 2)));
+  const int64_t between = times(layers.tokens, times(layers.width, std::min<int64_t>(n.L - 1, 2)));
   if (!training) forward.take<Real>(between);
-  else backward.take<Real>(plus(between, n.D == 2 ? times(times(layers.T, layers.B), std::max(n.I, layers.width)) : 0));
+  else backward.take<Real>(plus(between, n.D == 2 ? times(layers.tokens, std::max(n.I, layers.width)) : 0));
   const int64_t mark = backward.mark(), start = forward.mark();
   for (int64_t l = 0; l < n.L; l++) {
     forward.back_to(start), backward.back_to(mark);

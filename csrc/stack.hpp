@@ -30,7 +30,7 @@ template <class Real> struct Saved {
     Real *gates, *c, *inner;
   };
   std::vector<Side> sides;     // (L*D)
-  std::vector<Real*> outputs;  // (L-1) (T,B,D*P), contiguous
+  std::vector<Real*> outputs;  // (L-1) [token](D*P)
   std::vector<Real*> dropped;  // (L-1) the same after dropout, or null
 };
 template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& batch, bool dropout, Arena& arena);
@@ -42,7 +42,8 @@ template <class Real> struct ForwardCall {
   Rows<Real> y;
   const Real *h0, *c0;              // (L*D,B,P), (L*D,B,H) or null
   Real *hn, *cn;                    // the same; cn null without c
-  const uint8_t* masks;             // (L-1,T,B,D*P) or null
+  Rows<const uint8_t> masks;        // of layer 0: (T,B,D*P), or base null
+  int64_t masks_layer;              // elements from layer to layer
   Real scale;                       // of what a mask keeps
   const Parameters<Real>* weights;  // (L*D)
   const Panels<Real>* frozen;       // (L*D) or null
@@ -56,6 +57,7 @@ template <class Real> struct BackwardCall {
   const Real *dhn, *dcn;      // or null
   Real *dh0, *dc0;
   const Parameters<Real>* gradients;  // (L*D), written through const_cast by their owner's leave
+  Real* dz;                           // one time step of one layer: its gate gradients in place of the weights', or null
 };
 
 // A call made ready: all memory is there. run() needs no interpreter; true: interrupted. Where the host lends fewer threads than

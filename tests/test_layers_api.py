@@ -354,6 +354,22 @@ def test_estimate_memory() -> None:
     assert [readable(n) for n in (0, 1023, 1536, 5 * 2**30)] == ["0 bytes", "1023 bytes", "1.5 KiB", "5 GiB"]
 
 
+def test_estimate_memory_of_lengths_counts_tokens() -> None:
+    """One long sequence among many short ones takes no more tape and scratch than its tokens."""
+    layer = fastrnn.LSTM(8, 16, 2, bidirectional=True)
+    lengths = [2000] + [3] * 100
+    ragged, full = layer.estimate_memory(2000, 101, lengths=lengths), layer.estimate_memory(2000, 101)
+    assert ragged.outputs == full.outputs
+    assert 0.9 < ragged.tape / full.tape * (2000 * 101) / sum(lengths) < 1.1
+    assert ragged.scratch < full.scratch / 20
+    x = np.zeros((2000, 101, 8), np.float32)
+    assert layer.forward(x, lengths=lengths)[2].core.nbytes == ragged.tape
+    with pytest.raises(ValueError, match=r"estimate_memory got lengths\[1\] = 2001"):
+        layer.estimate_memory(2000, 2, lengths=[1, 2001])
+    with pytest.raises(fastrnn.ShapeError, match="estimate_memory got lengths"):
+        layer.estimate_memory(2000, 2, lengths=[1, 2, 3])
+
+
 # Importing
 
 

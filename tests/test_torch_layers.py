@@ -18,6 +18,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence  # noqa: E402
 
 import fastrnn.torch as ft  # noqa: E402
+from support import run_python  # noqa: E402
 from torch_support import B, H, I, T, assert_alike, error_of, flat, pair, results, states_of  # noqa: E402
 
 # PyTorch's notes on its own slower path.
@@ -431,3 +432,37 @@ def test_after_a_fork() -> None:
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}  # newer Pythons warn of forks beside threads
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=quiet)
     assert done.stdout == "0\n", done.stderr
+
+
+PEAK = """
+import resource, sys, torch, fastrnn.torch as ft
+from torch.nn.utils.rnn import PackedSequence
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+torch.manual_seed(0)
+layer = ft.{kind}(128, 128, 2, bidirectional=True, dropout=0.5)
+sizes = torch.tensor([401] * 3 + [1] * 5997)
+x = torch.randn(7200, 128)
+with torch.inference_mode():
+    layer(PackedSequence(x[:20], torch.tensor([4] * 5)))
+small = layer(PackedSequence(x[:20], torch.tensor([4] * 5)))[0].data.sum().backward()
+before = peak()
+if {training}:
+    layer(PackedSequence(x, sizes))[0].data.sum().backward()
+else:
+    with torch.inference_mode():
+        layer(PackedSequence(x, sizes))
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_memory_of_packed_sequences_grows_with_their_tokens(kind: str, training: bool) -> None:
+    """One sequence of 6000 steps and 400 of 3: 7200 rows, where the padded batch has 2.4 million."""
+    done = run_python(PEAK.format(kind=kind, training=training))
+    assert done.stderr == ""
+    row = 4 * 7200 * 128
+    assert int(done.stdout) < (60 if training else 12) * row

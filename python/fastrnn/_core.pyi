@@ -96,6 +96,7 @@ class Network:
     # The caller vouches for the arrays: contiguous, of the network's dtype. step: x (B, I); h0 and c0 (B, H), or 0 for
     # zeros; y, h and c (B, H), which the step writes (backward reads y, which h may be in inference); the tape's bytes,
     # or 0. weights and gradients: those of weight_ih, weight_hh, bias_ih, bias_hh.
+    def step_slots(self) -> tuple[int, int, int]: ...  # slots; the input side's first; gate 0's on the hidden side
     def step_tape_bytes(self, B: int) -> int: ...
     def step_at(self, weights: tuple[int, ...], step: tuple[int, ...], B: int, threads: int) -> None: ...
     def step_backward_at(
@@ -105,6 +106,7 @@ class Network:
         seeds: tuple[int, int],  # dh and dc (B, H), or 0
         inputs: tuple[int, int, int],  # dx (B, I), dh0 and dc0 (B, H), written
         gradients: tuple[int, ...],  # written
+        dz: int,  # 0, or where the gate gradients (B, slots*H) go in place of all those of the weights
         B: int,
         threads: int,
     ) -> None: ...
@@ -147,6 +149,7 @@ class Network:
         training: bool,
         dropout: bool,
         ids: int | None = None,  # rows of the embedding (0: one-hot); None: x holds features
+        lengths: Array | None = None,  # (B,) int64, each 0..T
     ) -> tuple[int, int, int]:
         """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
 
@@ -177,6 +180,7 @@ def product(
     threads: int,
     out: Array | None = None,  # where the result goes; None: a new array
     add: bool = False,  # to what out holds
+    host: HostThreads | None = None,
 ) -> Array:
     """a b, or with the transpose of either; C-contiguous matrices of one dtype. The same bits for any threads."""
 

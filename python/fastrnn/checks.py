@@ -372,6 +372,7 @@ def call_size(
     training: bool,
     dropout: bool = False,
     ids: int | None = None,
+    lengths: Array | None = None,
 ) -> tuple[int, int, int]:
     """Return the bytes of outputs, tape and scratch of one call, or refuse them by size.
 
@@ -379,11 +380,13 @@ def call_size(
     ----------
     ids
         Rows of the embedding, 0 for one-hot ids, None for features.
+    lengths
+        (B,) int64, each 0..T, or None.
     """
     try:
         if max(time, batch) > INT64_MAX:
             raise OverflowError
-        sizes = network.memory(time, batch, training, dropout, ids)
+        sizes = network.memory(time, batch, training, dropout, ids, lengths)
     except OverflowError as error:
         text = f"{who()}: a call with T = {time} and B = {batch} needs more bytes than 64 bits can count."
         raise SizeError(text) from error
@@ -393,10 +396,16 @@ def call_size(
 
 
 def out_of_memory(
-    who: str, network: "Network", time: int, batch: int, training: bool, ids: int | None = None
+    who: str,
+    network: "Network",
+    time: int,
+    batch: int,
+    training: bool,
+    ids: int | None = None,
+    lengths: Array | None = None,
 ) -> SizeError:
     """Return the error for a call that found no memory, with the size it needed."""
-    need = readable(sum(network.memory(time, batch, training, False, ids)))
+    need = readable(sum(network.memory(time, batch, training, False, ids, lengths)))
     return SizeError(
         f"{who}: no memory for a call with T = {time} and B = {batch}, which needs about {need}. "
         "Take a smaller batch, or shorter sequences with the state carried on."

@@ -48,7 +48,9 @@ class Frozen(Generic[S]):
         """Run over a sequence; arguments, results and errors are those of calling the layer."""
         layer = self._layer
         given = inputs.read(layer, layer._brief, x, state, lengths, reset, embedding)
-        checks.call_size(layer._brief, layer._network, given.time, given.batch, False, ids=given.ids)
+        checks.call_size(
+            layer._brief, layer._network, given.time, given.batch, False, ids=given.ids, lengths=given.lengths
+        )
         try:
             y, hn, cn = self._core.forward(
                 given.x,
@@ -61,7 +63,8 @@ class Frozen(Generic[S]):
                 given.embedding,
             )
         except MemoryError as error:
-            raise checks.out_of_memory(layer._brief(), layer._network, given.time, given.batch, False) from error
+            size = layer._network, given.time, given.batch, False, given.ids, given.lengths
+            raise checks.out_of_memory(layer._brief(), *size) from error
         return layer._finish(y, hn, cn, given.unbatched)
 
     def step(

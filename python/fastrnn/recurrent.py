@@ -179,7 +179,9 @@ class Recurrent(Parametrised, Generic[S]):
         """
         given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
         if training and self._drops:
-            checks.call_size(self._brief, self._network, given.time, given.batch, True, self._drops, given.ids)
+            checks.call_size(
+                self._brief, self._network, given.time, given.batch, True, self._drops, given.ids, given.lengths
+            )
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             masks, scale = self._draw_masks(given, generator)
         else:
@@ -291,8 +293,12 @@ class Recurrent(Parametrised, Generic[S]):
         other.load_state_dict(copied.parameters())
         return other
 
-    def estimate_memory(self, T: int, B: int, training: bool = True) -> MemoryEstimate:
+    def estimate_memory(
+        self, T: int, B: int, training: bool = True, *, lengths: ArrayLike | None = None
+    ) -> MemoryEstimate:
         """Estimate the bytes that a call with T steps and B sequences takes, beside x.
+
+        Tape and scratch grow with the number of tokens, the sum of the lengths; y and dx hold T steps of each sequence.
 
         Parameters
         ----------
@@ -300,18 +306,25 @@ class Recurrent(Parametrised, Generic[S]):
             Time steps and sequences.
         training : bool
             Whether it is `forward`, which saves a tape, or a plain call.
+        lengths : array_like, optional
+            (B,) integers in 0..T, as of the call; T each by default.
 
         Raises
         ------
         TypeError, ValueError
-            If T or B is no integer, or negative.
+            If T or B is no integer, or negative, or lengths do not fit.
         SizeError
             If it needs more memory than this machine has, or than 64 bits can count.
         """
         T, B = operator.index(T), operator.index(B)
         if T < 0 or B < 0:
             raise ValueError(f"estimate_memory got T={T} and B={B}; both must be at least 0")
-        sizes = checks.call_size(self._brief, self._network, T, B, training, training and self._drops)
+        if lengths is not None:
+            problems = checks.Problems(lambda: f"{self._brief()}.estimate_memory")
+            lengths = inputs.read_lengths(problems, lengths, B, T, False)
+            problems.refuse()
+        drops = training and self._drops
+        sizes = checks.call_size(self._brief, self._network, T, B, training, drops, lengths=lengths)
         return MemoryEstimate(*sizes, parameters=sum(p.nbytes for p in self._parameters.values()))
 
     # Parameters
@@ -377,7 +390,7 @@ class Recurrent(Parametrised, Generic[S]):
         self, given: Inputs, masks: Array | None, scale: float, training: bool
     ) -> tuple[Array, Array, Array | None, CoreTape | None]:
         size = self._network, given.time, given.batch, training
-        checks.call_size(self._brief, *size, ids=given.ids)
+        checks.call_size(self._brief, *size, ids=given.ids, lengths=given.lengths)
         try:
             return self._network.forward(
                 self._arrays(),
@@ -395,7 +408,7 @@ class Recurrent(Parametrised, Generic[S]):
                 given.embedding,
             )
         except MemoryError as error:
-            raise checks.out_of_memory(self._brief(), *size, given.ids) from error
+            raise checks.out_of_memory(self._brief(), *size, given.ids, given.lengths) from error
 
     def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
         """Take the batch axis off where x had none, and make h and c the state that the user sees."""

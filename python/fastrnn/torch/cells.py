@@ -23,7 +23,7 @@ class _Cell(nn.RNNCellBase):
 
     def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
-            ends = steps.run(self._cell(), self.hidden_size, input, states, self._weights())
+            ends = steps.run(self, self._cell(), input, states, self._weights())
             if ends is not None:
                 return ends
         return self._run_operators(input, states)

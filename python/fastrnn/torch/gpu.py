@@ -96,7 +96,8 @@ class _Call:
                 raise RuntimeError("packed sequences need their lengths")
             on_host = lengths.cpu()
             self.time, self.batch = int(on_host.max()) if len(on_host) else 0, len(on_host)
-            active = (on_host[None, :] > torch.arange(self.time, device="cpu")[:, None]).sum(1)
+            self.runs = on_host[None, :] > torch.arange(self.time, device="cpu")[:, None]
+            active = self.runs.sum(1)
             starts = (active.cumsum(0) - active).to(x.device, non_blocking=True)
         else:
             self.time, self.batch = (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
@@ -134,6 +135,16 @@ class _Call:
     def tape(self, tape: Tensor, dropout: bool) -> Any:
         return _see(tape[: self.network.tape_bytes(self.time, self.batch, dropout)])
 
+    def masks(self, masks: Tensor | None, packed: bool) -> Any:
+        """Lend the core masks (L-1,T,B,D*P), which those of packed sequences are made."""
+        if masks is None:
+            return None
+        if packed:
+            padded = masks.new_zeros((masks.shape[0], *self.runs.shape, masks.shape[-1]))
+            padded[:, self.runs.to(masks.device, non_blocking=True)] = masks
+            masks = padded
+        return _see(masks.contiguous().view(torch.uint8))
+
     def forward(self, x: Tensor, masks: Tensor | None, scale: float, tape: Tensor | None) -> tuple[Tensor, ...]:
         y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
         hn, cn = self.new_states()
@@ -142,7 +153,7 @@ class _Call:
             y=_rows(y, self.batch_first),
             hn=_see(hn),
             cn=_see(cn),
-            masks=None if masks is None else _see(masks.contiguous().view(torch.uint8)),
+            masks=self.masks(masks, x.dim() == 2),
             scale=scale,
             tape=None if tape is None else self.tape(tape, masks is not None),
         )
@@ -200,7 +211,7 @@ def backward(
         **call.shared,
         tape=call.tape(tape, masks is not None),
         y=_rows(y, call.batch_first),
-        masks=None if masks is None else _see(masks.contiguous().view(torch.uint8)),
+        masks=call.masks(masks, x.dim() == 2),
         scale=scale,
         dy=_rows(dy, call.batch_first),
         dhn=call.state(dhn),

@@ -148,11 +148,7 @@ class _Layer(nn.RNNBase):
     def _packed_masks(self, batch_sizes: Tensor) -> tuple[Tensor | None, float]:
         if not self._drops():
             return None, 1.0
-        drawn = torch.stack(self._draw((int(batch_sizes.sum()),)))
-        runs = torch.arange(int(batch_sizes[0]), device="cpu") < batch_sizes[:, None]
-        masks = drawn.new_zeros((len(drawn), *runs.shape, drawn.shape[-1]))
-        masks[:, runs] = drawn
-        return masks, self._scale()
+        return torch.stack(self._draw((int(batch_sizes.sum()),))), self._scale()
 
     def _elsewhere(self, input: Any) -> bool:
         """Whether torch.nn's own forward is to run: fastrnn cannot compute where the tensor is, and it was asked to."""

@@ -2,8 +2,8 @@
 
 Arguments of all three: ``x`` (T,B,I), with ``batch_first`` (B,T,I), or packed (tokens,I); ``hx`` the initial states,
 (h,), (h, c) or none at all for zeros; ``weights`` in the order of the module's parameters; ``lengths`` (B,) int64;
-``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P) bool and ``scale``, dropout between the layers; then the fields
-of `Options`.
+``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P), for packed x (L-1,tokens,D*P), bool and ``scale``, dropout
+between the layers; then the fields of `Options`.
 ``train`` also returns a tape, bytes that only ``backward`` reads. Tensors in half precision are computed in float32 on
 the CPU; `gpu` says how on a GPU.
 """
@@ -176,10 +176,10 @@ def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int
     """Return how many bytes a tape takes at most; of symbolic sizes a symbolic number."""
     if x.device.type == "cuda":
         each, more = _gpu().tape_room(options, weights, x, dropout)
+        if x.dim() == 2:
+            return int(lengths.max()) * len(lengths) * each + more if lengths is not None and lengths.numel() else more
     else:
         each, more = _network(options, weights, int(x.shape[-1]), x.dtype).tape_room(dropout)
-    if x.dim() == 2:
-        return int(lengths.max()) * len(lengths) * each + more if lengths is not None and lengths.numel() else more
     return math.prod(x.shape[:-1]) * each + more
 
 
@@ -294,7 +294,7 @@ def _train_fake(
     _, masks, _, *given = rest
     options = Options(*given)
     size: Any
-    if x.dim() == 2:  # how many time steps there are stands in the lengths
+    if x.dim() == 2 and x.device.type == "cuda":  # how many time steps there are stands in the lengths
         size = torch.library.get_ctx().new_dynamic_size()
     else:
         size = _tape_size(x, lengths, options, len(weights), masks is not None)

@@ -6,7 +6,7 @@ The core gets addresses, so everything about the tensors is looked at here. Wher
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from .._core import Network
 from .autograd import gradients, nobody_looks
+from .loops import Loop, Rows, loop_of
 from .ops import Options
 from .workers import HOST, team_size
 
@@ -41,12 +42,14 @@ def _fits(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 
 
 def run(
-    cell: str, hidden_size: int, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    module: torch.nn.Module, cell: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...] | None:
     """Return the next states of a batch x (B,I), or None where that is for the operators.
 
     Parameters
     ----------
+    module : Module
+        The cell, by which its loops are told from others'.
     cell : str
         The core's name of it.
     states
@@ -54,10 +57,13 @@ def run(
     weights
         weight_ih, weight_hh, and both biases or none.
     """
+    if not nobody_looks() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
+        return None
     dtype, shape = x.dtype, x.shape
     if dtype not in _DTYPES or len(shape) != 2 or not _fits(x, shape, dtype):
         return None
     B, input_size = shape
+    hidden_size = weights[1].shape[-1]
     wanted = (B, hidden_size)
     grad = x.requires_grad
     for state in states:
@@ -69,11 +75,13 @@ def run(
         if not _fits(weight, size, dtype):
             return None
         grad = grad or weight.requires_grad
-    if not nobody_looks() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
-        return None
     network = _network(cell, input_size, hidden_size, len(weights) == 4, dtype)
     if grad and torch.is_grad_enabled():
-        result: tuple[Tensor, ...] = _Step.apply(_Call(network, cell, len(states)), x, *states, *weights)
+        loop = loop_of(module, network, weights)
+        deferred = loop.open > 0
+        loop.open += 1
+        shared = loop.shared() if deferred else weights
+        result: tuple[Tensor, ...] = _Step.apply(_Call(network, cell, len(states), loop, deferred), x, *states, *shared)
         return result
     ends = _new_ends(cell, x, wanted)
     network.step_at(_addresses(weights), _step(x, states, ends[0], ends, None), B, team_size())
@@ -87,11 +95,14 @@ def _shapes(cell: str, input_size: int, hidden_size: int) -> tuple[tuple[int, ..
     return (rows, input_size), (rows, hidden_size), (rows,), (rows,)
 
 
-class _Call:
+class _Call(NamedTuple):
     """What a step is besides its tensors."""
 
-    def __init__(self, network: Network, cell: str, states: int) -> None:
-        self.network, self.cell, self.states = network, cell, states
+    network: Network
+    cell: str
+    states: int
+    loop: Loop
+    deferred: bool  # whether the gradients of the weights are left to the loop
 
 
 def _new_ends(cell: str, x: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -139,31 +150,66 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None = None) -> tuple[Any, ...]:
         call: _Call = ctx.call
+        call.loop.open = 0
         x, *tensors, y, tape = ctx.saved_tensors
         states, weights = tensors[: call.states], tensors[call.states :]
-        seeds = tuple(None if d is None else d.contiguous() for d in (dh, dc))
-        plain = not torch.is_grad_enabled() and nobody_looks()
-        if not plain or not all(d is None or _fits(d, y.shape, y.dtype) for d in seeds):
-            return None, *_by_operators(call, x, states, weights, y, tape, dh, dc)
         if dh is None and dc is None:
             return (None,) * (2 + len(tensors))
-        dx, dstates, dweights = (
-            torch.empty_like(x),
-            [torch.empty_like(s) for s in states],
-            [*map(torch.empty_like, weights)],
-        )
+        seeds = [None if d is None else d.contiguous() for d in (dh, dc)]
+        if not _as_saved(call, x, states, weights, y, tape, seeds):
+            return None, *_by_operators(call, x, states, weights, y, tape, dh, dc)
+        B, size = y.shape
+        dx, dstates = torch.empty_like(x), [torch.empty_like(s) for s in states]
         # the core writes the gradient of a state that is not there as well
         h, c = (*dstates, *_new_ends(call.cell, x, y.shape)[len(dstates) :], None)[:2]
+        dz, dweights = None, []
+        if call.deferred:
+            dz = x.new_empty((B, call.network.step_slots()[0] * size))
+        else:
+            dweights = [*map(torch.empty_like, weights)]
         call.network.step_backward_at(
             _addresses(weights),
             _step(x, states, y, (), tape),
             (0 if seeds[0] is None else seeds[0].data_ptr(), 0 if seeds[1] is None else seeds[1].data_ptr()),
             (dx.data_ptr(), h.data_ptr(), 0 if c is None else c.data_ptr()),
-            _addresses(dweights),
-            x.shape[0],
+            (0, 0, 0, 0) if dz is not None else _addresses(dweights),
+            0 if dz is None else dz.data_ptr(),
+            B,
             team_size(),
         )
+        if dz is not None:
+            call.loop.leave(Rows(dz, x, states[0] if states else None))
+            return None, dx, *dstates, *(None for _ in weights)
         return None, dx, *dstates, *dweights
+
+
+def _as_saved(
+    call: _Call,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    y: Tensor,
+    tape: Tensor,
+    seeds: Sequence[Tensor | None],
+) -> bool:
+    """Whether backward can go straight to the core, too: hooks on saved tensors may have given others back."""
+    if torch.is_grad_enabled() or not nobody_looks() or len(y.shape) != 2:
+        return False
+    dtype, (B, size) = y.dtype, y.shape
+    shapes = _shapes(call.cell, x.shape[-1], size)
+    return (
+        dtype in _DTYPES
+        and _fits(x, (B, x.shape[-1]), dtype)
+        and all(_fits(s, (B, size), dtype) for s in states)
+        and all(_fits(w, shape, dtype) for w, shape in zip(weights, shapes, strict=False))
+        and _fits(y, (B, size), dtype)
+        and all(d is None or _fits(d, (B, size), dtype) for d in seeds)
+        and type(tape) is Tensor
+        and tape.is_cpu
+        and tape.dtype is torch.uint8
+        and tape.is_contiguous()
+        and tape.numel() >= call.network.step_tape_bytes(B)
+    )
 
 
 def _by_operators(

@@ -34,6 +34,8 @@ def run(
     runs = torch.arange(time, device=x.device)[:, None] < lengths  # (T,B)
     if packed:
         x = x.new_zeros(time, batch, x.shape[1]).index_put((runs,), x)
+        if masks is not None:
+            masks = torch.stack([m.new_zeros(time, batch, m.shape[1]).index_put((runs,), m) for m in masks])
     cuts = torch.zeros_like(runs) if reset is None else reset.to(x.device) & runs
     each = len(weights) // (options.num_layers * options.directions)
     hn, cn = [], []
