@@ -22,9 +22,20 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
+class _Facts(NamedTuple):
+    """What the core says of a cell with such sizes."""
+
+    network: Network
+    weights: tuple[tuple[int, ...], ...]  # their shapes
+    slots: int  # gate gradients of a unit
+
+
 @functools.lru_cache(maxsize=256)
-def _network(cell: str, input_size: int, hidden_size: int, bias: bool, dtype: torch.dtype) -> Network:
-    return Network(cell, _DTYPES[dtype], input_size, hidden_size, 0, 1, False, bias, host=HOST)
+def _facts(cell: str, input_size: int, hidden_size: int, bias: bool, dtype: torch.dtype) -> _Facts:
+    network = Network(cell, _DTYPES[dtype], input_size, hidden_size, 0, 1, False, bias, host=HOST)
+    slots, input_slot, _ = network.step_slots()
+    rows = hidden_size * (slots - input_slot)
+    return _Facts(network, ((rows, input_size), (rows, hidden_size), *[(rows,)] * (2 * bias)), slots)
 
 
 def _fits(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -64,41 +75,35 @@ def run(
         return None
     B, input_size = shape
     hidden_size = weights[1].shape[-1]
+    if not input_size or not hidden_size:
+        return None
+    facts = _facts(cell, input_size, hidden_size, len(weights) == 4, dtype)
     wanted = (B, hidden_size)
     grad = x.requires_grad
     for state in states:
         if not _fits(state, wanted, dtype):
             return None
         grad = grad or state.requires_grad
-    shapes = _shapes(cell, input_size, hidden_size)
-    for weight, size in zip(weights, shapes, strict=False):
+    for weight, size in zip(weights, facts.weights, strict=True):
         if not _fits(weight, size, dtype):
             return None
         grad = grad or weight.requires_grad
-    network = _network(cell, input_size, hidden_size, len(weights) == 4, dtype)
     if grad and torch.is_grad_enabled():
-        loop = loop_of(module, network, weights)
+        loop = loop_of(module, facts.network, weights)
         deferred = loop.open > 0
         loop.open += 1
         shared = loop.shared() if deferred else weights
-        result: tuple[Tensor, ...] = _Step.apply(_Call(network, cell, len(states), loop, deferred), x, *states, *shared)
+        result: tuple[Tensor, ...] = _Step.apply(_Call(facts, cell, len(states), loop, deferred), x, *states, *shared)
         return result
     ends = _new_ends(cell, x, wanted)
-    network.step_at(_addresses(weights), _step(x, states, ends[0], ends, None), B, team_size())
+    facts.network.step_at(_addresses(weights), _step(x, states, ends[0], ends, None), B, team_size())
     return ends
-
-
-@functools.lru_cache(maxsize=256)
-def _shapes(cell: str, input_size: int, hidden_size: int) -> tuple[tuple[int, ...], ...]:
-    """Of the weights; none where the core has no such network."""
-    rows = hidden_size * {"lstm": 4, "gru": 3}.get(cell, 1)
-    return (rows, input_size), (rows, hidden_size), (rows,), (rows,)
 
 
 class _Call(NamedTuple):
     """What a step is besides its tensors."""
 
-    network: Network
+    facts: _Facts
     cell: str
     states: int
     loop: Loop
@@ -140,8 +145,8 @@ class _Step(torch.autograd.Function):
         B = x.shape[0]
         ends = _new_ends(call.cell, x, (B, weights[1].shape[1]))
         y = torch.empty_like(ends[0])  # which backward reads; the caller may write to the other
-        tape = torch.empty(call.network.step_tape_bytes(B), dtype=torch.uint8, device="cpu")
-        call.network.step_at(_addresses(weights), _step(x, states, y, ends, tape), B, team_size())
+        tape = torch.empty(call.facts.network.step_tape_bytes(B), dtype=torch.uint8, device="cpu")
+        call.facts.network.step_at(_addresses(weights), _step(x, states, y, ends, tape), B, team_size())
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *tensors, y, tape)
@@ -164,10 +169,10 @@ class _Step(torch.autograd.Function):
         h, c = (*dstates, *_new_ends(call.cell, x, y.shape)[len(dstates) :], None)[:2]
         dz, dweights = None, []
         if call.deferred:
-            dz = x.new_empty((B, call.network.step_slots()[0] * size))
+            dz = x.new_empty((B, call.facts.slots * size))
         else:
             dweights = [*map(torch.empty_like, weights)]
-        call.network.step_backward_at(
+        call.facts.network.step_backward_at(
             _addresses(weights),
             _step(x, states, y, (), tape),
             (0 if seeds[0] is None else seeds[0].data_ptr(), 0 if seeds[1] is None else seeds[1].data_ptr()),
@@ -196,19 +201,18 @@ def _as_saved(
     if torch.is_grad_enabled() or not nobody_looks() or len(y.shape) != 2:
         return False
     dtype, (B, size) = y.dtype, y.shape
-    shapes = _shapes(call.cell, x.shape[-1], size)
     return (
         dtype in _DTYPES
         and _fits(x, (B, x.shape[-1]), dtype)
         and all(_fits(s, (B, size), dtype) for s in states)
-        and all(_fits(w, shape, dtype) for w, shape in zip(weights, shapes, strict=False))
+        and all(_fits(w, shape, dtype) for w, shape in zip(weights, call.facts.weights, strict=True))
         and _fits(y, (B, size), dtype)
         and all(d is None or _fits(d, (B, size), dtype) for d in seeds)
         and type(tape) is Tensor
         and tape.is_cpu
         and tape.dtype is torch.uint8
         and tape.is_contiguous()
-        and tape.numel() >= call.network.step_tape_bytes(B)
+        and tape.numel() >= call.facts.network.step_tape_bytes(B)
     )
 
 
