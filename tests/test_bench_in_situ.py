@@ -94,6 +94,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == [
         "tagger-packed-LSTM-H128-training-t1",
         "tagger-packed-LSTM-H128-inference-t1",
+        "tagger-long-tail-LSTM-H128-training-t1",
+        "tagger-long-tail-LSTM-H128-inference-t1",
     ]
 
 
