@@ -256,8 +256,8 @@ def programs() -> Iterator[Program]:
             yield Program(name, bind(_language_model, kind, H, L, B, T, training))
     for long_tail in (False, True):
         for training in (True, False):
-            kind, mode = "long-tail" if long_tail else "packed", "training" if training else "inference"
-            yield Program(f"tagger-{kind}-LSTM-H128-{mode}", bind(_tagger, long_tail, training))
+            lengths, mode = "long-tail" if long_tail else "packed", "training" if training else "inference"
+            yield Program(f"tagger-{lengths}-LSTM-H128-{mode}", bind(_tagger, long_tail, training))
     yield Program("actor-critic-resets-LSTM-H128-B8-T128-training", bind(_actor_critic, 128, 8, 128))
     for cell in ("LSTMCell", "GRUCell"):
         yield Program(f"actor-steps-{cell}-H128-B1-inference", bind(_actor, cell, 128, 1))
