@@ -75,7 +75,7 @@ int64_t nanoseconds(clockid_t clock) {
 }
 
 // The CPU clock of a thread, as pthread_getcpuclockid makes it of a thread that one has the handle of.
-clockid_t cpu_clock_of(pid_t thread) { return (~clockid_t(thread) << 3) | 6; }
+clockid_t cpu_clock_of(pid_t thread) { return clockid_t((~uint32_t(thread) << 3) | 6); }
 
 }  // namespace
 

@@ -55,12 +55,11 @@ def call_of(cell: str, dtype: Any, packed: bool, batch_first: bool, dropout: boo
     model = CELLS[cell](num_layers=2, bidirectional=True, batch_first=batch_first)
     ours = fastrnn.torch.accelerate(model).model.to(dtype)
     lengths = torch.tensor([4, 4, 2])
-    x = torch.randn((int(lengths.sum()),) if packed else (3, 4) if batch_first else (4, 3)).new_empty(0)
     x = torch.randn((10, 5) if packed else (3, 4, 5) if batch_first else (4, 3, 5), dtype=dtype)
     P = ours.proj_size or 7
     hx = [torch.randn(4, 3, P, dtype=dtype)] + ([torch.randn(4, 3, 7, dtype=dtype)] if "lstm" in cell else [])
     reset = None if packed else torch.rand((3, 4) if batch_first else (4, 3)) < 0.3
-    masks = torch.rand(1, 4, 3, 2 * P) < 0.5 if dropout else None
+    masks = torch.rand(1, *((10,) if packed else (4, 3)), 2 * P) < 0.5 if dropout else None
     options = ours._options()._replace(batch_first=batch_first and not packed)
     return x, hx, [w.detach() for w in ours._weights()], lengths, reset, masks, 2.0, options
 
