@@ -52,7 +52,7 @@ def test_numpy_loops_compare_one_thread_with_all() -> None:
     on_one = [name for name, _ in select([1], [])]
     on_two = [name for name, _ in select([2], [])]
     assert not any(name.startswith("numpy-beside") for name in on_one)
-    assert on_two == list(PROGRAMS)
+    assert on_two == [name for name, p in PROGRAMS.items() if p.always]
     assert select([1, 2], ["*-t2"]) == [(name, 2) for name in PROGRAMS]
 
 
@@ -68,7 +68,9 @@ def test_tables_name_every_program() -> None:
     assert markdown._row(table.rows[0]).startswith("| a | 4.00 |")
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if "actor" in name or "numpy-beside-product" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in PROGRAMS if "actor" in name or "numpy-beside-product" in name or "H16-" in name]
+)
 def test_programs_that_take_little_time(name: str) -> None:
     if not name.startswith("numpy"):
         pytest.importorskip("torch")
@@ -97,6 +99,12 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         "tagger-long-tail-LSTM-H128-training-t1",
         "tagger-long-tail-LSTM-H128-inference-t1",
     ]
+
+
+def test_single_steps_are_measured_by_name() -> None:
+    assert not any(name.startswith("one-step") for name, _ in select([1], []))
+    found = [name for name, _ in select([1], ["one-step-GRUCell-H512"])]
+    assert found == [f"one-step-GRUCell-H512-B{B}-{mode}" for mode in ("inference", "training") for B in (1, 8, 64)]
 
 
 def test_no_such_program(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from torch_support import ft, nn, torch
 
+import torch.distributed as dist  # isort: skip
 from torch.utils.checkpoint import checkpoint  # isort: skip
 
 KINDS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -192,6 +193,28 @@ def in_two_threads_at_once(cell: Any, x: Any) -> list[Any]:
     return [*found[0], *found[1]]
 
 
+def distributed(cell: Any, x: Any) -> list[Any]:
+    """By DistributedDataParallel, whose hooks on the parameters count the gradients that are ready."""
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Unrolled(cell), find_unused_parameters=True)
+        for _ in range(2):
+            model(x).backward()
+    finally:
+        dist.destroy_process_group()
+    return [x.grad, *gradients(cell)]
+
+
+class Unrolled(nn.Module):
+    def __init__(self, cell: Any) -> None:
+        super().__init__()
+        self.cell, self.unused = cell, nn.Linear(2, 2)
+
+    def forward(self, x: Any) -> Any:
+        return loss(self.cell, x)
+
+
 def with_functional_call(cell: Any, x: Any) -> list[Any]:
     def value(parameters: Any) -> Any:
         return sum(
@@ -228,6 +251,7 @@ CASES: dict[str, Callable[[Any, Any], list[Any]]] = {
         stored_elsewhere,
         in_another_thread,
         in_two_threads_at_once,
+        distributed,
         with_functional_call,
         a_loop_without_backward_before,
     )

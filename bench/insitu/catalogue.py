@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 
 from ..shapes import matches
-from . import numpy_programs, torch_programs
+from . import numpy_programs, step_programs, torch_programs
 from .program import Program
 
-PROGRAMS: dict[str, Program] = {p.name: p for p in (*torch_programs.programs(), *numpy_programs.programs())}
+_FAMILIES = (torch_programs, step_programs, numpy_programs)
+PROGRAMS: dict[str, Program] = {p.name: p for family in _FAMILIES for p in family.programs()}
 
 
 def select(threads: Sequence[int], filters: Sequence[str]) -> list[tuple[str, int]]:
-    """Names, and numbers of threads, of the programs that the filters keep; a program may need more than one thread."""
+    """Names, and numbers of threads, of the programs that the filters keep; a program may need more than one thread.
+
+    Without filters only those that are measured always.
+    """
     return [
         (name, n)
         for n in threads
         for name, program in PROGRAMS.items()
-        if n >= program.threads_from and (not filters or matches(title(name, n), filters))
+        if n >= program.threads_from and (matches(title(name, n), filters) if filters else program.always)
     ]
 
 

@@ -78,11 +78,14 @@ class Program:
         Makes the pair for so many threads; ImportError where something is missing.
     threads_from : int
         The least number of threads at which there is something to compare.
+    always : bool
+        Whether it is measured without being named.
     """
 
     name: str
     build: Callable[[int], Pair]
     threads_from: int = 1
+    always: bool = True
 
     def measure(self, threads: int, seconds: float) -> InSituResult:
         """Verify, then time: runs of pairs of calls, the two versions by turns. What goes wrong is in the result."""

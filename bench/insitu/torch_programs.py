@@ -12,7 +12,8 @@ Kind = Literal["LSTM", "GRU"]
 VOCABULARY, EMBEDDING, TAGS, RATE = 1000, 128, 12, 1e-3
 
 
-def _torch() -> tuple[Any, Any]:
+def import_torch() -> tuple[Any, Any]:
+    """Return torch, seeded, and fastrnn.torch."""
     import torch
 
     import fastrnn.torch
@@ -24,7 +25,7 @@ def _torch() -> tuple[Any, Any]:
 @functools.cache
 def _marks() -> tuple[Any, Any]:
     """Functions (tensor, stopwatch) -> tensor at the recurrent part's way in and way out, also of gradients."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
 
     def mark(forward: Callable[[Stopwatch], None], backward: Callable[[Stopwatch], None]) -> Any:
         def go(ctx: Any, tensor: Any, watch: Stopwatch) -> Any:
@@ -44,7 +45,7 @@ def _marks() -> tuple[Any, Any]:
 
 def _trains(model: Any, loss: Callable[[Any], Any]) -> Callable[[], float]:
     """One step of Adam on the loss of the model."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     adam = torch.optim.Adam(model.parameters(), lr=RATE)
 
     def step() -> float:
@@ -57,11 +58,11 @@ def _trains(model: Any, loss: Callable[[Any], Any]) -> Callable[[], float]:
     return step
 
 
-def _pair(
+def pair_of(
     threads: int, model: Any, training: bool, output: Callable[[Any, Stopwatch], Any], loss: Callable[[Any], Any]
 ) -> Pair:
     """The model as it is and accelerated: `output` of it in inference, or steps on the `loss` of that."""
-    torch, drop_in = _torch()
+    torch, drop_in = import_torch()
     torch.set_num_threads(threads)
     models = model, copy.deepcopy(model)
     drop_in.accelerate(models[1])
@@ -77,7 +78,7 @@ def _pair(
 
 def _layers_alone(plain: Any, fast: Any, training: bool) -> tuple[Job, Job] | None:
     """The recurrent layers of both on features of their sizes."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     if not hasattr(plain, "features"):
         return None
 
@@ -103,7 +104,7 @@ def _layers_alone(plain: Any, fast: Any, training: bool) -> tuple[Job, Job] | No
 
 def _language_model(kind: Kind, H: int, L: int, B: int, T: int, training: bool, threads: int) -> Pair:
     """Embedding, recurrent layers, read-out; cross entropy and Adam."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     model = torch.nn.Module()
     model.embedding, model.head = torch.nn.Embedding(VOCABULARY, EMBEDDING), torch.nn.Linear(H, VOCABULARY)
     model.rnn = getattr(torch.nn, kind)(EMBEDDING, H, L)
@@ -118,12 +119,12 @@ def _language_model(kind: Kind, H: int, L: int, B: int, T: int, training: bool, 
     def loss(logits: Any) -> Any:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:].flatten())
 
-    return _pair(threads, model, training, output, loss)
+    return pair_of(threads, model, training, output, loss)
 
 
 def _tagger(long_tail: bool, training: bool, threads: int) -> Pair:
     """The README's: two bidirectional layers over packed sequences, some of them perhaps much longer than most."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     rnn = torch.nn.utils.rnn
     model = torch.nn.Module()
     model.embedding, model.head = torch.nn.Embedding(VOCABULARY, 64), torch.nn.Linear(256, TAGS)
@@ -142,12 +143,12 @@ def _tagger(long_tail: bool, training: bool, threads: int) -> Pair:
     def loss(logits: Any) -> Any:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tags[:, : logits.shape[1]].flatten())
 
-    return _pair(threads, model, training, output, loss)
+    return pair_of(threads, model, training, output, loss)
 
 
 def _log_normal(n: int) -> Any:
     """So many lengths whose logarithms are normal: half below 10, one or two above 100."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     return torch.exp(2.3 + 1.1 * torch.randn(n)).long().clamp(1, 300)
 
 
@@ -156,7 +157,7 @@ def _log_normal(n: int) -> Any:
 
 def _actor_critic(H: int, B: int, T: int, threads: int) -> Pair:
     """An update over a rollout with episodes that begin inside it: torch.nn loops over time, fastrnn takes the mask."""
-    torch, drop_in = _torch()
+    torch, drop_in = import_torch()
     torch.set_num_threads(threads)
     nn = torch.nn
     plain = nn.Module()
@@ -191,7 +192,7 @@ def _actor_critic(H: int, B: int, T: int, threads: int) -> Pair:
 
 def _actor(cell: str, H: int, B: int, threads: int) -> Pair:
     """One environment step after the other: an encoder, a cell, a policy."""
-    torch, _ = _torch()
+    torch, _ = import_torch()
     nn = torch.nn
     model = nn.Module()
     model.body, model.policy = nn.Sequential(nn.Linear(32, H), nn.Tanh()), nn.Linear(H, 4)
@@ -208,34 +209,7 @@ def _actor(cell: str, H: int, B: int, threads: int) -> Pair:
             logits = m.policy(state[0] if cell == "LSTMCell" else state)
         return logits
 
-    return _pair(threads, model, False, output, lambda logits: logits)
-
-
-def _decoder(cell: str, H: int, B: int, training: bool, threads: int) -> Pair:
-    """Attention over 20 vectors gives a cell's input, 20 times."""
-    torch, _ = _torch()
-    model = torch.nn.Module()
-    model.query, model.cell = torch.nn.Linear(H, H), getattr(torch.nn, cell)(H, H)
-    memory = torch.randn(B, 20, H)
-
-    def output(m: Any, watch: Stopwatch) -> Any:
-        h = c = torch.zeros(B, H)
-        found = []
-        for _ in range(20):
-            weights = torch.softmax(torch.bmm(memory, m.query(h)[:, :, None]), 1)
-            context = (weights * memory).sum(1)
-            if not training:  # with gradients the cell's way back is not told from the rest
-                watch.start()
-            if cell == "LSTMCell":
-                h, c = m.cell(context, (h, c))
-            else:
-                h = m.cell(context, h)
-            if not training:
-                watch.stop()
-            found.append(h)
-        return torch.stack(found)
-
-    return _pair(threads, model, training, output, lambda y: y.square().mean())
+    return pair_of(threads, model, False, output, lambda logits: logits)
 
 
 MODELS: list[tuple[Kind, int, int, int, int]] = [
@@ -261,6 +235,3 @@ def programs() -> Iterator[Program]:
     yield Program("actor-critic-resets-LSTM-H128-B8-T128-training", bind(_actor_critic, 128, 8, 128))
     for cell in ("LSTMCell", "GRUCell"):
         yield Program(f"actor-steps-{cell}-H128-B1-inference", bind(_actor, cell, 128, 1))
-        for training in (True, False):
-            mode = "training" if training else "inference"
-            yield Program(f"decoder-{cell}-H256-B16-{mode}", bind(_decoder, cell, 256, 16, training))
