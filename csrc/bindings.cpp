@@ -14,6 +14,7 @@
 #include "network.hpp"
 #include "processors.hpp"
 #include "readout.hpp"
+#include "steps.hpp"
 
 namespace py = pybind11;
 using namespace fastrnn;
@@ -239,26 +240,6 @@ PYBIND11_MODULE(_core, m) {
           py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
           py::arg("embedding") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
-      .def("step_slots", &CoreNetwork::step_slots)
-      .def("step_tape_bytes", &CoreNetwork::step_tape_bytes, py::arg("B"))
-      .def(
-          "step_at",
-          [](const CoreNetwork& self, std::array<uintptr_t, 4> weights, std::array<uintptr_t, 7> s, int64_t B, int threads) {
-            self.by_dtype(
-                [&](auto real) { self.step_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, B, threads); });
-          },
-          py::arg("weights"), py::arg("step"), py::arg("B"), py::arg("threads"))
-      .def(
-          "step_backward_at",
-          [](const CoreNetwork& self, std::array<uintptr_t, 4> weights, std::array<uintptr_t, 7> s, std::array<uintptr_t, 2> seeds,
-             std::array<uintptr_t, 3> inputs, std::array<uintptr_t, 4> gradients, uintptr_t dz, int64_t B, int threads) {
-            self.by_dtype([&](auto real) {
-              self.step_backward_at<decltype(real)>(weights, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, seeds, inputs, gradients, dz, B,
-                                                    threads);
-            });
-          },
-          py::arg("weights"), py::arg("step"), py::arg("seeds"), py::arg("inputs"), py::arg("gradients"), py::arg("dz"), py::arg("B"),
-          py::arg("threads"))
       .def(
           "tape",
           [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
@@ -295,6 +276,17 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"), py::arg("ids") = py::none(),
           py::arg("lengths") = py::none());
+
+  py::class_<Tensors>(m, "Tensors").def(py::init<py::handle, py::tuple>(), py::arg("exchange"), py::arg("types"));
+
+  py::class_<CoreCell>(m, "Cell")
+      .def(py::init<const CoreNetwork&, const Tensors&>(), py::arg("network"), py::arg("tensors"))
+      .def("slots", &CoreCell::slots)
+      .def("tape_bytes", &CoreCell::tape_bytes, py::arg("B"))
+      .def("step", &CoreCell::step, py::arg("x"), py::arg("states"), py::arg("weights"), py::arg("ends"), py::arg("y"), py::arg("tape"),
+           py::arg("threads"))
+      .def("step_backward", &CoreCell::step_backward, py::arg("x"), py::arg("states"), py::arg("weights"), py::arg("y"), py::arg("tape"),
+           py::arg("seeds"), py::arg("dx"), py::arg("dstates"), py::arg("dweights"), py::arg("dz"), py::arg("threads"));
 
   m.def("isas", [] {
     std::vector<std::string> names;

@@ -47,5 +47,13 @@ struct DlpackManaged {
   void* context;
   void (*deleter)(DlpackManaged*);
 };
+// What a capsule named dlpack_exchange_api holds: DLPack's C functions of a type of tensors.
+struct DlpackExchange {
+  uint32_t major, minor;
+  void* older;
+  void *allocate, *managed_of, *object_of;
+  int (*view)(void* object, Dlpack*);  // null where there is none; the memory is the object's
+  void* stream;
+};
 
 }  // namespace fastrnn

@@ -121,15 +121,6 @@ bool has_c(const Network& n) { return facts(n).has_c; }
 
 // ---- network -------------------------------------------------------------------------------------------------------
 
-// Where the arrays of one time step of a cell begin.
-struct StepAddresses {
-  uintptr_t x;       // (B,I)
-  uintptr_t h0, c0;  // (B,H) or 0: zeros
-  uintptr_t y;       // (B,H) written by the step, read by its backward
-  uintptr_t h, c;    // (B,H) written by the step; h may be y
-  uintptr_t tape;    // step_tape_bytes(B), or 0 in inference
-};
-
 struct CoreNetwork {
   Network n;
   bool f64, bias;
@@ -345,74 +336,6 @@ struct CoreNetwork {
     BackwardRun<Real> run(n, c, threads);
     run_released(run);
     return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
-  }
-
-  // ---- one time step by address ----
-  //
-  // For callers whose arrays are no NumPy arrays, and for whom a description of each would take longer than the step. They
-  // vouch for them: contiguous, of the network's dtype, as large as the comments say, 0 for one that is not there. One layer,
-  // one direction, no projection.
-
-  void need_a_cell() const {
-    if (n.L != 1 || n.D != 1 || facts(n).projected) throw py::value_error("a step by address is for one layer in one direction");
-  }
-  // PyTorch's order; null biases where there are none.
-  template <class Real> Parameters<Real> at(const std::array<uintptr_t, 4>& p) const {
-    auto pointer = [](uintptr_t address) { return reinterpret_cast<const Real*>(address); };
-    return {pointer(p[0]), pointer(p[1]), pointer(p[2]), pointer(p[3]), nullptr};
-  }
-  template <class Real> static Real* at(uintptr_t address) { return reinterpret_cast<Real*>(address); }
-
-  template <class Real>
-  ForwardCall<Real> step_call(const Batch& batch, const Parameters<Real>& weights, const StepAddresses& s, const Saved<Real>* saved) const {
-    ForwardCall<Real> c{};
-    c.batch = &batch;
-    c.x = {at<Real>(s.x), 0, n.I};
-    c.y = {at<Real>(s.y), 0, n.H};
-    c.h0 = at<Real>(s.h0), c.c0 = at<Real>(s.c0), c.hn = at<Real>(s.h), c.cn = at<Real>(s.c);
-    c.weights = &weights;
-    c.saved = saved;
-    return c;
-  }
-
-  // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the
-  // slot of the hidden side, of which slots 0, 1, ... are, that belongs to gate 0, from where they go round.
-  std::tuple<int, int, int> step_slots() const {
-    need_a_cell();
-    return {facts(n).slots, facts(n).input_slot, facts(n).rotate};
-  }
-  int64_t step_tape_bytes(int64_t B) const { return tape_bytes(Batch(1, B), false); }
-
-  template <class Real> void step_at(const std::array<uintptr_t, 4>& weights, const StepAddresses& s, int64_t B, int threads) const {
-    need_a_cell();
-    const Batch batch(1, B, nullptr, {nullptr, 0, 0});
-    const Parameters<Real> w = at<Real>(weights);
-    Saved<Real> saved;
-    Arena arena(at<char>(s.tape));
-    if (s.tape) saved = lay_out_tape<Real>(n, batch, false, arena);
-    ForwardRun<Real> run(n, step_call<Real>(batch, w, s, s.tape ? &saved : nullptr), threads);
-    run_released(run);
-  }
-
-  template <class Real>
-  void step_backward_at(const std::array<uintptr_t, 4>& weights, const StepAddresses& s, const std::array<uintptr_t, 2>& seeds,
-                        const std::array<uintptr_t, 3>& inputs, const std::array<uintptr_t, 4>& gradients, uintptr_t dz, int64_t B,
-                        int threads) const {
-    need_a_cell();
-    const Batch batch(1, B, nullptr, {nullptr, 0, 0});
-    const Parameters<Real> w = at<Real>(weights), into = at<Real>(gradients);
-    Arena arena(at<char>(s.tape));
-    const Saved<Real> saved = lay_out_tape<Real>(n, batch, false, arena);
-    BackwardCall<Real> c{};
-    c.forward = step_call<Real>(batch, w, s, &saved);
-    c.dy = {at<const Real>(seeds[0]), 0, n.H};
-    c.dcn = at<const Real>(seeds[1]);
-    c.dx = {at<Real>(inputs[0]), 0, n.I};
-    c.dh0 = at<Real>(inputs[1]), c.dc0 = at<Real>(inputs[2]);
-    c.gradients = &into;
-    c.dz = at<Real>(dz);
-    BackwardRun<Real> run(n, c, threads);
-    run_released(run);
   }
 
   // ids: rows of the embedding, 0 where there is none, or nothing where x holds features.

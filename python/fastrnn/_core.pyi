@@ -92,24 +92,6 @@ class Network:
         embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
     ) -> tuple[Array, Array, Array | None, Tape | None]:
         """y (of packed sequences packed), hn, cn, and the tape of a training call."""
-    # One time step by address, of one layer in one direction, without a projection; 0 for an array that is not there.
-    # The caller vouches for the arrays: contiguous, of the network's dtype. step: x (B, I); h0 and c0 (B, H), or 0 for
-    # zeros; y, h and c (B, H), which the step writes (backward reads y, which h may be in inference); the tape's bytes,
-    # or 0. weights and gradients: those of weight_ih, weight_hh, bias_ih, bias_hh.
-    def step_slots(self) -> tuple[int, int, int]: ...  # slots; the input side's first; gate 0's on the hidden side
-    def step_tape_bytes(self, B: int) -> int: ...
-    def step_at(self, weights: tuple[int, ...], step: tuple[int, ...], B: int, threads: int) -> None: ...
-    def step_backward_at(
-        self,
-        weights: tuple[int, ...],
-        step: tuple[int, ...],
-        seeds: tuple[int, int],  # dh and dc (B, H), or 0
-        inputs: tuple[int, int, int],  # dx (B, I), dh0 and dc0 (B, H), written
-        gradients: tuple[int, ...],  # written
-        dz: int,  # 0, or where the gate gradients (B, slots*H) go in place of all those of the weights
-        B: int,
-        threads: int,
-    ) -> None: ...
     def tape_room(self, dropout: bool) -> tuple[int, int]:
         """Room for a tape: so many bytes for each of T*B tokens, and so many more."""
     def tape(
@@ -152,6 +134,46 @@ class Network:
         lengths: Array | None = None,  # (B,) int64, each 0..T
     ) -> tuple[int, int, int]:
         """Bytes of one call: outputs, tape, scratch. OverflowError where they pass 2**63 - 1."""
+
+class Tensors:
+    """Reads PyTorch's tensors by DLPack's C functions (exchange: a type's __dlpack_c_exchange_api__)."""
+
+    def __init__(self, exchange: Any, types: tuple[type, ...]) -> None: ...
+
+class Cell:
+    """One time step on tensors, of a network of one layer in one direction without a projection.
+
+    Where some tensor is of another type, dtype, shape or device than it must be, or not contiguous, nothing is computed
+    and the result is False.
+    """
+
+    def __init__(self, network: Network, tensors: Tensors) -> None: ...
+    def slots(self) -> tuple[int, int, int]: ...  # slots of dz; the input side's first; gate 0's on the hidden side
+    def tape_bytes(self, B: int) -> int: ...
+    def step(
+        self,
+        x: Any,  # (B, I)
+        states: tuple[Any, ...],  # h (B, H), or h and c, or nothing for zeros
+        weights: tuple[Any, ...],  # weight_ih, weight_hh, bias_ih, bias_hh
+        ends: tuple[Any, ...],  # the next state, written
+        y: Any,  # h once more, written, for backward; None in inference
+        tape: Any,  # tape_bytes(B) of uint8, written; None in inference
+        threads: int,
+    ) -> bool: ...
+    def step_backward(
+        self,
+        x: Any,
+        states: tuple[Any, ...],
+        weights: tuple[Any, ...],
+        y: Any,
+        tape: Any,
+        seeds: tuple[Any, ...],  # the gradients of the next state, None for zeros
+        dx: Any,  # written
+        dstates: tuple[Any, ...],  # of h, or h and c, written even where the state was zeros
+        dweights: tuple[Any, ...],  # written, unless dz is given
+        dz: Any,  # None, or where the gate gradients (B, slots*H) go in place of those of the weights
+        threads: int,
+    ) -> bool: ...
 
 def softmax(
     logits: Array,  # (n, m)

@@ -28,15 +28,15 @@ class _Cell(nn.RNNCellBase):
                 return ends
         return self._run_operators(input, states)
 
-    def _weights(self) -> list[Tensor]:
+    def _weights(self) -> tuple[Tensor, ...]:
         """Return the parameters of now, wherever a parametrization keeps them."""
         own = self._parameters
         ih, hh = own.get("weight_ih"), own.get("weight_hh")
-        weights = [self.weight_ih if ih is None else ih, self.weight_hh if hh is None else hh]
-        if self.bias:
-            bias_ih, bias_hh = own.get("bias_ih"), own.get("bias_hh")
-            weights += [self.bias_ih if bias_ih is None else bias_ih, self.bias_hh if bias_hh is None else bias_hh]
-        return weights
+        ih, hh = self.weight_ih if ih is None else ih, self.weight_hh if hh is None else hh
+        if not self.bias:
+            return ih, hh
+        bias_ih, bias_hh = own.get("bias_ih"), own.get("bias_hh")
+        return ih, hh, self.bias_ih if bias_ih is None else bias_ih, self.bias_hh if bias_hh is None else bias_hh
 
     def _run_operators(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         refuse_torchscript()
@@ -50,7 +50,7 @@ class _Cell(nn.RNNCellBase):
         batched = input.dim() == 2
         if not batched:
             input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)
-        weights = self._weights()
+        weights = [*self._weights()]
         if in_autocast(input.device):
             input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)

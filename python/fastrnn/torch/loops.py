@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._core import Network, product
+from .._core import Cell, product
 from .workers import HOST, team_size
 
 
@@ -30,15 +30,16 @@ class Rows(NamedTuple):
 class Loop:
     """The weights of one cell as its steps share them, and what the steps of each running backward pass have left."""
 
-    def __init__(self, network: Network, weights: Sequence[Tensor]) -> None:
-        self.network, self.weights = network, list(weights)
+    def __init__(self, cell: Cell, weights: Sequence[Tensor]) -> None:
+        self.cell, self.weights = cell, tuple(weights)
+        self._ids = [*map(id, weights)]
         self.open = 0  # steps since the last backward
         self.left: dict[tuple[int, int], list[Rows]] = {}  # by thread and pass
         self._shared: tuple[Tensor, ...] = ()
         self._made_of: list[tuple[int, bool]] = []
 
-    def fits(self, network: Network, weights: Sequence[Tensor]) -> bool:
-        return self.network is network and all(a is b for a, b in zip(self.weights, weights, strict=True))
+    def fits(self, cell: Cell, weights: Sequence[Tensor]) -> bool:
+        return self.cell is cell and self._ids == [*map(id, weights)]
 
     def shared(self) -> tuple[Tensor, ...]:
         """Return the weights behind the node."""
@@ -66,11 +67,11 @@ class Loop:
 _LOOPS: weakref.WeakKeyDictionary[nn.Module, Loop] = weakref.WeakKeyDictionary()
 
 
-def loop_of(cell: nn.Module, network: Network, weights: Sequence[Tensor]) -> Loop:
+def loop_of(module: nn.Module, cell: Cell, weights: Sequence[Tensor]) -> Loop:
     """Return the loop of a cell, a new one if its weights are others than before."""
-    loop = _LOOPS.get(cell)
-    if loop is None or not loop.fits(network, weights):
-        loop = _LOOPS[cell] = Loop(network, weights)
+    loop = _LOOPS.get(module)
+    if loop is None or not loop.fits(cell, weights):
+        loop = _LOOPS[module] = Loop(cell, weights)
     if loop.left and torch._C._current_graph_task_id() < 0:
         loop.forget()
     return loop
@@ -93,13 +94,13 @@ class _Shared(torch.autograd.Function):
         rows = None if loop is None else loop.left.pop(_here(), None)
         if rows is None:
             return None, *direct
-        made = _gradients(loop.network, len(direct) == 4, rows)
+        made = _gradients(loop.cell, len(direct) == 4, rows)
         return None, *(m if d is None else m + d for m, d in zip(made, direct, strict=True))
 
 
-def _gradients(network: Network, bias: bool, rows: Sequence[Rows]) -> list[Tensor]:
+def _gradients(cell: Cell, bias: bool, rows: Sequence[Rows]) -> list[Tensor]:
     """The sums over all rows of dz times the input and the state; the same bits for any number of threads."""
-    slots, input_slot, turn = network.step_slots()
+    slots, input_slot, turn = cell.slots()
     dz, x = torch.cat([r.dz for r in rows]), torch.cat([r.x for r in rows])
     size = dz.shape[1] // slots
     h0 = torch.cat([dz.new_zeros((len(r.x), size)) if r.h0 is None else r.h0 for r in rows])
