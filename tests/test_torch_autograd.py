@@ -165,10 +165,17 @@ class TestOperators:
         given = (torch.randn_like(y), None, cn if kind == "LSTM" else None, y, tape, *call, None, 1.0, *options)
         torch.library.opcheck(torch.ops.fastrnn.backward.default, given, test_utils=self.CHECKS)
 
-    def test_infer_refuses_to_be_differentiated(self, kind: str) -> None:
-        call, options = operands(kind, True)
-        with pytest.raises(RuntimeError, match="call fastrnn::train"):
-            torch.ops.fastrnn.infer(*call, *options)[0].sum().backward()
+    def test_infer_computes_again_what_is_differentiated(self, kind: str) -> None:
+        found = []
+        for name, more in (("infer", ()), ("train", (None, 1.0))):
+            torch.manual_seed(0)
+            call, options = operands(kind, True)
+            y, hn, *_ = getattr(torch.ops.fastrnn, name)(*call, *more, *options)
+            inputs = [call[0], *call[1], *call[2]]
+            first = torch.autograd.grad(y.square().sum() + hn.sum(), inputs, create_graph=True)
+            found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), inputs)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
 
     def test_rubbish(self, kind: str) -> None:
         call, options = operands(kind, False)
@@ -339,7 +346,7 @@ class TestOtherRoads:
 
     def test_torchscript_is_refused(self, kind: str) -> None:
         layer = make(kind).requires_grad_(False)
-        with pytest.raises(RuntimeError, match="cannot be traced by TorchScript"):
+        with pytest.raises(RuntimeError, match="cannot be traced or compiled by TorchScript"):
             torch.jit.trace(layer, torch.randn(T, B, I, dtype=torch.float64))
 
     def test_compile_with_packed_sequences(self, kind: str) -> None:

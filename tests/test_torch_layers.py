@@ -350,14 +350,6 @@ class TestBehaviour:
             assert type(other) is type(ours)
             assert torch.equal(other(x)[0], wanted)
 
-    def test_autocast_gives_float32(self, kind: str) -> None:
-        _, ours = pair(kind)
-        x = torch.randn(T, B, I)
-        with torch.autocast("cpu", torch.bfloat16):
-            y, _ = ours(x.bfloat16())
-        assert y.dtype == torch.float32
-        assert torch.equal(y, ours(x.bfloat16().float())[0])
-
     def test_other_default_devices(self, kind: str) -> None:
         _, ours = pair(kind, num_layers=2, dropout=0.5)
         x = torch.randn(T, B, I)

@@ -1,6 +1,8 @@
 """Accelerated models in ONNX: standard nodes, and what ONNX Runtime makes of them."""
 
 import collections
+import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,9 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def exported(model: Any, *inputs: Any, **options: Any) -> Any:
-    return torch.onnx.export(
-        model, inputs, dynamo=True, verbose=False, custom_translation_table=ft.onnx_translations(), **options
-    )
+    return torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
 
 
 def run(program: Any, *inputs: Any) -> list[Any]:
@@ -57,6 +57,32 @@ def test_standard_nodes(kind: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(torch.from_numpy(found), value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_older_exporter(kind: str, states: bool) -> None:
+    layer = getattr(nn, kind)(I, H, 2, bidirectional=True).eval()
+    x, h = torch.randn(T, B, I), torch.randn(4, B, H)
+    given = (x, (h, -h) if kind == "LSTM" else h) if states else (x,)
+    wanted = layer(*given)[0]
+    file = io.BytesIO()
+    torch.onnx.export(ft.accelerate(layer).model, given, file, dynamo=False)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    flat = [x, h, -h][: len(session.get_inputs())]
+    (found, *_) = session.run(None, {i.name: t.numpy() for i, t in zip(session.get_inputs(), flat, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_programs_that_were_exported_before(training: bool) -> None:
+    layer = ft.GRU(I, H, batch_first=True).train(training)
+    x = torch.randn(B, T, I)
+    exported = torch.export.export(layer, (x,)).run_decompositions(ft.onnx_decompositions())
+    program = torch.onnx.export(exported, dynamo=True, verbose=False)
+    assert nodes(program)["GRU"] == 1
+    torch.testing.assert_close(torch.from_numpy(run(program, x)[0]), layer(x)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_with_lengths_and_dynamic_sizes() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -89,11 +115,21 @@ def test_a_model_with_lengths_and_dynamic_sizes() -> None:
     ids=str,
 )
 def test_what_onnx_cannot_express(options: dict[str, Any], given: dict[str, Any], words: str) -> None:
+    layer = ft.LSTM(I, H, **options).eval()
+    assert words in refusal(lambda: exported(layer, torch.randn(T, B, I), kwargs=given))
+
+
+def test_programs_that_were_exported_before_name_what_they_need() -> None:
+    program = torch.export.export(ft.LSTM(I, H).eval(), (torch.randn(T, B, I),))
+    assert "onnx_decompositions()" in refusal(lambda: torch.onnx.export(program, dynamo=True, verbose=False))
+
+
+def refusal(export: Callable[[], Any]) -> str:
+    """What an export fails with, and all its causes."""
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
-        exported(ft.LSTM(I, H, **options).eval(), torch.randn(T, B, I), kwargs=given)
-    causes = []
-    error: Any = caught.value
+        export()
+    words, error = [], caught.value
     while error is not None:
-        causes.append(str(error))
+        words.append(str(error))
         error = error.__cause__
-    assert any(words in cause for cause in causes)
+    return " ".join(words)

@@ -15,7 +15,7 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
-from .onnx import onnx_translations
+from .onnx import onnx_decompositions
 from .replace import Report, accelerate, restore
 
 __all__ = [
@@ -27,6 +27,6 @@ __all__ = [
     "RNNCell",
     "Report",
     "accelerate",
-    "onnx_translations",
+    "onnx_decompositions",
     "restore",
 ]

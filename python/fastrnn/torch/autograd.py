@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops, textbook
-from .guards import check_devices
+from . import onnx, ops, textbook
+from .guards import check_devices, exporting_to_onnx
 from .ops import Options, library
 
 
@@ -122,11 +122,19 @@ def _backward_gradients(ctx: Any, ddx: Tensor | None, ddhx: Any, ddweights: Any)
     return *seeds, None, None, of_x, rest[:states], rest[states:], *_FIXED
 
 
-def _infer_gradients(ctx: Any, *gradients: Any) -> None:
-    raise RuntimeError("fastrnn::infer keeps nothing to differentiate: call fastrnn::train, as the modules do")
+def _infer_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, (*inputs[:5], None, 1.0, *inputs[5:]))
 
 
-torch.library.register_autograd("fastrnn::infer", _infer_gradients, lib=library)
+def _infer_gradients(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Any, ...]:
+    """The call is computed again, with a tape: exported programs hold infer, and may be differentiated."""
+    call, _ = _kept(ctx)
+    y, _, _, tape = torch.ops.fastrnn.train(*call)
+    none = (None,) * (2 + len(Options._fields))  # lengths, reset and the options
+    return *gradients(call, y, tape, dy, dhn, dcn), *none
+
+
+torch.library.register_autograd("fastrnn::infer", _infer_gradients, setup_context=_infer_context, lib=library)
 torch.library.register_autograd("fastrnn::train", _train_gradients, setup_context=_train_context, lib=library)
 torch.library.register_autograd("fastrnn::backward", _backward_gradients, setup_context=_backward_context, lib=library)
 
@@ -242,19 +250,26 @@ def run(
     masks: Tensor | None,
     scale: float,
     options: Options,
+    training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Call the operator that fits: with a tape where something is to be differentiated or dropped.
 
-    Forward-mode derivatives, and transforms inside transforms, go through `textbook`, which PyTorch differentiates.
+    A program exported of a module that is not `training` gets the operator without a tape, which computes everything
+    again where it is differentiated after all. Forward-mode derivatives, and transforms inside transforms, go through
+    `textbook`, which PyTorch differentiates.
 
     Raises
     ------
     RuntimeError
         If a tensor is where fastrnn cannot compute, or not all are at one place.
     """
+    compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    if exporting and exporting_to_onnx():
+        return onnx.write(x, hx, weights, lengths, reset, masks, options)
+    if exporting:
+        hx = hx or _zeros(x, lengths, options)  # AOTInductor takes an empty list for none at all
     call = (x, list(hx), list(weights), lengths, reset, masks, scale, *options)
     tensors = (*hx, *weights)
-    compiling = torch.compiler.is_compiling()
     plain = not compiling and _is_plain((x, *tensors))
     if not plain or not x.is_cpu:
         check_devices(options.cell, x, *tensors)
@@ -263,7 +278,7 @@ def run(
         return textbook.run(x, call[1], call[2], lengths, reset, masks, scale, options)
     wanted = torch.is_grad_enabled() and (mapped or x.requires_grad or any(t.requires_grad for t in tensors))
     results: tuple[Tensor, ...]
-    if not wanted and masks is None:
+    if masks is None and (not wanted or (exporting and not training)):
         results = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
     elif not wanted or compiling:
         results = torch.ops.fastrnn.train(*call)
@@ -272,6 +287,13 @@ def run(
     else:
         results = _Train.apply(_pack(call, plain), x, *tensors)
     return results[0], results[1], results[2]
+
+
+def _zeros(x: Tensor, lengths: Tensor | None, options: Options) -> list[Tensor]:
+    """The states that a call without any begins with."""
+    batch = x.shape[0 if options.batch_first else 1] if x.dim() == 3 or lengths is None else lengths.shape[0]
+    sizes = [options.proj_size or options.hidden_size, options.hidden_size][: 1 + options.has_c]
+    return [x.new_zeros((options.num_layers * options.directions, batch, size)) for size in sizes]
 
 
 __all__ = ["gradients", "nobody_looks", "run"]

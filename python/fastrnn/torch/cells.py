@@ -7,11 +7,20 @@ from torch import Tensor, nn
 
 from . import steps
 from .autograd import run
-from .guards import as_autocast, computes_on, in_autocast, refuse_torchscript
+from .guards import (
+    as_autocast,
+    autocast_dtype,
+    computes_on,
+    in_autocast,
+    leaf_call,
+    refuse_torchscript,
+    traced_for_onnx,
+)
+from .identity import StandIn
 from .ops import Options
 
 
-class _Cell(nn.RNNCellBase):
+class _Cell(StandIn, nn.RNNCellBase):
     """What the three share."""
 
     _original: type[nn.RNNCellBase]
@@ -50,13 +59,15 @@ class _Cell(nn.RNNCellBase):
         batched = input.dim() == 2
         if not batched:
             input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)
-        weights = [*self._weights()]
+        weights, to = [*self._weights()], None
         if in_autocast(input.device):
+            to = autocast_dtype(name, (input, *states))
             input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)
         options = Options(self._cell(), self.hidden_size, 0, 1, False, False)
-        _, *ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options)
-        return tuple(s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c])
+        _, *ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options, self.training)
+        ends = [s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c]]
+        return tuple(ends if to is None else (s.to(to) for s in ends))
 
     def _check(self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> None:
         if input.size(1) != self.input_size:
@@ -75,7 +86,8 @@ class _Cell(nn.RNNCellBase):
                 raise RuntimeError(f"expected input and states of dtype {weights[0].dtype}, got {tensor.dtype}")
 
     def _elsewhere(self, input: Tensor) -> bool:
-        return self._fallback and not computes_on(input.device)
+        """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
+        return traced_for_onnx() or not self.hidden_size or (self._fallback and not computes_on(input.device))
 
 
 class LSTMCell(_Cell):
@@ -103,10 +115,17 @@ class LSTMCell(_Cell):
         ValueError, RuntimeError
             Where torch.nn raises them.
         """
-        if self._elsewhere(input):
+        recorded = leaf_call(self, input, hx=hx)
+        if recorded is not None:
+            return recorded
+        if self._elsewhere(input) or not _is_pair(hx):  # where torch.nn knows the error
             return nn.LSTMCell.forward(self, input, hx)
         h, c = self._run(input, () if hx is None else (hx[0], hx[1]))
         return h, c
+
+
+def _is_pair(hx: Any) -> bool:
+    return hx is None or (isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(s, Tensor) for s in hx))
 
 
 class _OneStateCell(_Cell):
@@ -118,6 +137,9 @@ class _OneStateCell(_Cell):
         ValueError, RuntimeError
             Where torch.nn raises them.
         """
+        recorded = leaf_call(self, input, hx=hx)
+        if recorded is not None:
+            return recorded
         if self._elsewhere(input):
             return self._original.forward(self, input, hx)
         return self._run(input, () if hx is None else (hx,))[0]

@@ -1,6 +1,9 @@
 """What calls are refused for."""
 
 import functools
+import sys
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +14,33 @@ from .. import cuda
 def refuse_torchscript() -> None:
     """Raise RuntimeError while TorchScript traces: it would keep results as constants."""
     if torch._C._get_tracing_state() is not None:
-        raise RuntimeError(
-            "fastrnn.torch cannot be traced by TorchScript: use torch.export or torch.compile, or restore(model) first"
-        )
+        raise RuntimeError(NO_TORCHSCRIPT)
+
+
+NO_TORCHSCRIPT = (
+    "fastrnn.torch cannot be traced or compiled by TorchScript: use torch.export or torch.compile, or call "
+    "fastrnn.torch.restore(model) first"
+)
+
+
+def traced_for_onnx() -> bool:
+    """Tell whether torch.onnx.export(dynamo=False) traces, which knows torch.nn's own modules."""
+    return torch._C._get_tracing_state() is not None and exporting_to_onnx()
+
+
+def exporting_to_onnx() -> bool:
+    """Tell whether torch.onnx.export runs."""
+    onnx = sys.modules.get("torch.onnx")  # whose import takes long
+    return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+def leaf_call(module: torch.nn.Module, input: Any, *others: Any, **named: Any) -> Any:
+    """Record a call in the graph that torch.fx makes, where torch.nn's modules are leaves; None if it makes none."""
+    if not isinstance(input, torch.fx.Proxy):
+        return None
+    tracer = input.tracer
+    given = {name: value for name, value in named.items() if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), given)
 
 
 @functools.cache
@@ -62,3 +89,12 @@ def as_autocast(tensor: Tensor) -> Tensor:
         to = torch.get_autocast_dtype("cuda")
         return tensor.to(to) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def autocast_dtype(name: str, tensors: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype of what torch.nn's module of that name makes of these tensors in autocast."""
+    first, *others = tensors
+    lower = torch.get_autocast_dtype(first.device.type)
+    if first.is_cuda or name in ("RNN", "RNNCell") or (name == "LSTM" and lower == torch.bfloat16):
+        return first.dtype if first.dtype == torch.float64 else lower
+    return functools.reduce(torch.promote_types, (t.dtype for t in (first, *others)), lower)

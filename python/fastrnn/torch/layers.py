@@ -9,13 +9,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import run
-from .guards import as_autocast, computes_on, in_autocast, refuse_torchscript
+from .guards import (
+    as_autocast,
+    autocast_dtype,
+    computes_on,
+    in_autocast,
+    leaf_call,
+    refuse_torchscript,
+    traced_for_onnx,
+)
+from .identity import StandIn
 from .ops import Options
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-class _Layer(nn.RNNBase):
+class _Layer(StandIn, nn.RNNBase):
     """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
 
     _original: type[nn.RNNBase]
@@ -26,8 +35,22 @@ class _Layer(nn.RNNBase):
     ) -> tuple[Any, tuple[Tensor, ...]]:
         refuse_torchscript()
         weights = self._weights()
-        if in_autocast(input.data.device if isinstance(input, PackedSequence) else input.device):
-            input, states, weights = _cast(input), [*map(_cast, states)], [*map(_cast, weights)]
+        data = input.data if isinstance(input, PackedSequence) else input
+        if not in_autocast(data.device):
+            return self._run_in_dtype(input, states, weights, lengths, reset)
+        to = autocast_dtype(self._original.__name__, (data, *states))
+        input, states, weights = _cast(input), [*map(_cast, states)], [*map(_cast, weights)]
+        y, ends = self._run_in_dtype(input, states, weights, lengths, reset)
+        return _in_dtype(y, to), tuple(s.to(to) for s in ends)
+
+    def _run_in_dtype(
+        self,
+        input: Tensor | PackedSequence,
+        states: Sequence[Tensor],
+        weights: list[Tensor],
+        lengths: Any,
+        reset: Tensor | None,
+    ) -> tuple[Any, tuple[Tensor, ...]]:
         if isinstance(input, PackedSequence):
             return self._run_packed(input, states, weights, lengths, reset)
         name = self._original.__name__
@@ -49,7 +72,7 @@ class _Layer(nn.RNNBase):
             reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
         masks, scale = self._masks((T, B))
         options = self._options()
-        y, hn, cn = run(input, states, weights, lengths, reset, masks, scale, options)
+        y, hn, cn = run(input, states, weights, lengths, reset, masks, scale, options, self.training)
         ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
         if not batched:
             y, ends = y.squeeze(batch_dim), tuple(s.squeeze(1) for s in ends)
@@ -68,7 +91,7 @@ class _Layer(nn.RNNBase):
         of_rows = _lengths_of(batch_sizes)
         masks, scale = self._packed_masks(batch_sizes)
         options = self._options()._replace(batch_first=False)
-        y, hn, cn = run(data, states, weights, of_rows, None, masks, scale, options)
+        y, hn, cn = run(data, states, weights, of_rows, None, masks, scale, options, self.training)
         ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
         if back is not None:
             ends = tuple(s.index_select(1, back) for s in ends)
@@ -151,7 +174,9 @@ class _Layer(nn.RNNBase):
         return torch.stack(self._draw((int(batch_sizes.sum()),))), self._scale()
 
     def _elsewhere(self, input: Any) -> bool:
-        """Whether torch.nn's own forward is to run: fastrnn cannot compute where the tensor is, and it was asked to."""
+        """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
+        if traced_for_onnx():
+            return True
         data = input.data if isinstance(input, PackedSequence) else input
         return self._fallback and not computes_on(data.device)
 
@@ -162,6 +187,10 @@ def _cast(value: Any) -> Any:
         return as_autocast(value)
     data = as_autocast(value.data)
     return value if data is value.data else value._replace(data=data)
+
+
+def _in_dtype(value: Any, to: torch.dtype) -> Any:
+    return value._replace(data=value.data.to(to)) if isinstance(value, PackedSequence) else value.to(to)
 
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:
@@ -224,7 +253,6 @@ class LSTM(_Layer):
         self,
         input: Any,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
         lengths: Any = None,
         reset: Tensor | None = None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
@@ -255,6 +283,9 @@ class LSTM(_Layer):
         RuntimeError, ValueError, TypeError
             Where torch.nn raises them, and for lengths and resets that do not fit.
         """
+        recorded = leaf_call(self, input, hx=hx, lengths=lengths, reset=reset)
+        if recorded is not None:
+            return recorded
         if self._elsewhere(input):
             _refuse_elsewhere("LSTM", lengths, reset)
             return nn.LSTM.forward(self, input, hx)
@@ -268,7 +299,7 @@ class _OneState(_Layer):
     """GRU and RNN: a state of one tensor."""
 
     def forward(
-        self, input: Any, hx: Tensor | None = None, *, lengths: Any = None, reset: Tensor | None = None
+        self, input: Any, hx: Tensor | None = None, lengths: Any = None, reset: Tensor | None = None
     ) -> tuple[Any, Tensor]:
         """Run over a sequence.
 
@@ -291,6 +322,9 @@ class _OneState(_Layer):
         RuntimeError, ValueError, TypeError
             Where torch.nn raises them, and for lengths and resets that do not fit.
         """
+        recorded = leaf_call(self, input, hx=hx, lengths=lengths, reset=reset)
+        if recorded is not None:
+            return recorded
         if self._elsewhere(input):
             _refuse_elsewhere(self._original.__name__, lengths, reset)
             return self._original.forward(self, input, hx)

@@ -1,109 +1,124 @@
-"""How torch.onnx writes the operators: as the standard nodes LSTM, GRU and RNN."""
+"""How torch.onnx writes calls: as the standard nodes LSTM, GRU and RNN."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .ops import Options
 
 # ONNX's order of the gates, as positions in PyTorch's.
 _GATES = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn_tanh": [0], "rnn_relu": [0]}
+_OPSET = 14  # of the three nodes' definition
 
 
-def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return the ``custom_translation_table`` with which torch.onnx.export writes accelerated models.
+def onnx_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return what makes a program of `torch.export`, exported before, one that torch.onnx.export writes.
 
-    ``torch.onnx.export(model, inputs, path, dynamo=True, custom_translation_table=fastrnn.torch.onnx_translations())``
-    gives one standard LSTM, GRU or RNN node for each layer. Lengths become their ``sequence_lens``.
+    ``torch.onnx.export(program.run_decompositions(fastrnn.torch.onnx_decompositions()), dynamo=True)``. A model needs
+    none of this.
+    """
+
+    def infer(x: Tensor, hx: Any, weights: Any, lengths: Any, reset: Any, *given: Any) -> tuple[Tensor, ...]:
+        return write(x, hx or [], weights, lengths, reset, None, Options(*given))
+
+    def train(
+        x: Tensor, hx: Any, weights: Any, lengths: Any, reset: Any, masks: Any, scale: float, *given: Any
+    ) -> tuple[Tensor, ...]:
+        found = write(x, hx or [], weights, lengths, reset, masks, Options(*given))
+        return *found, x.new_empty(0, dtype=torch.uint8)
+
+    table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions()
+    table[torch.ops.fastrnn.infer.default], table[torch.ops.fastrnn.train.default] = infer, train
+    return table
+
+
+def refuse(x: Tensor, reset: Any, masks: Any, options: Options) -> None:
+    """Raise what keeps torch.onnx.export from writing a call; it met one of the operators."""
+    raise NotImplementedError(
+        _obstacle(x, reset, masks, options)
+        or "torch.onnx.export knows no operator of fastrnn: give it the model, or of a program that was exported "
+        "before program.run_decompositions(fastrnn.torch.onnx_decompositions())"
+    )
+
+
+def _obstacle(x: Tensor, reset: Any, masks: Any, options: Options) -> str | None:
+    if masks is not None:
+        return "dropout between layers has no ONNX node: call model.eval() before exporting it"
+    if reset is not None:
+        return "reset has no ONNX node: export a model that is called without it"
+    if options.proj_size:
+        return "proj_size has no ONNX node: the LSTM of ONNX knows no projection"
+    if x.dim() == 2:
+        return "packed sequences have no ONNX node: export a model that is called with lengths="
+    return None
+
+
+def write(
+    x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], lengths: Any, reset: Any, masks: Any, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write one node for each layer; y, hn and cn.
 
     Raises
     ------
-    ImportError
-        If onnxscript, which torch.onnx needs too, is missing.
     NotImplementedError
-        While exporting, for what the nodes cannot express: resets, projections and dropout.
+        For what the nodes cannot express: resets, projections, dropout and packed sequences.
     """
-    try:
-        import onnxscript
-    except ImportError as error:
-        raise ImportError(f"torch.onnx.export needs onnxscript ({error}): pip install 'fastrnn[torch]'") from error
-    op: Any = onnxscript.opset18
-
-    def infer(x: Any, hx: Any, weights: Any, lengths: Any, reset: Any, *given: Any) -> tuple[Any, Any, Any]:
-        return _Translation(op, Options(*given)).stack(x, hx, weights, lengths, reset)
-
-    def train(
-        x: Any, hx: Any, weights: Any, lengths: Any, reset: Any, masks: Any, scale: float, *given: Any
-    ) -> tuple[Any, Any, Any, Any]:
-        if masks is not None:
-            raise NotImplementedError("dropout between layers has no ONNX node: call model.eval() before exporting it")
-        nothing = op.Constant(value_ints=[])
-        return *_Translation(op, Options(*given)).stack(x, hx, weights, lengths, reset), nothing
-
-    return {torch.ops.fastrnn.infer.default: infer, torch.ops.fastrnn.train.default: train}
-
-
-class _Translation:
-    """A stack of layers, written with the operations ``op``."""
-
-    def __init__(self, op: Any, options: Options) -> None:
-        self.op, self.options = op, options
-
-    def stack(self, x: Any, hx: Any, weights: Sequence[Any], lengths: Any, reset: Any) -> tuple[Any, Any, Any]:
-        op, options = self.op, self.options
-        if reset is not None:
-            raise NotImplementedError("reset has no ONNX node: export a model that is called without it")
-        if options.proj_size:
-            raise NotImplementedError("proj_size has no ONNX node: the LSTM of ONNX knows no projection")
-        if options.batch_first:
-            x = op.Transpose(x, perm=[1, 0, 2])
-        if lengths is not None:
-            lengths = op.Cast(lengths, to=6)  # int32
-        each, D = len(weights) // (options.num_layers * options.directions), options.directions
-        ends: list[list[Any]] = []
-        for layer in range(options.num_layers):
-            sides = [weights[i * each : (i + 1) * each] for i in range(layer * D, (layer + 1) * D)]
-            start = [op.Slice(s, [layer * D], [(layer + 1) * D], [0]) for s in hx or []]
-            x, *end = self.layer(x, start, sides, lengths)
-            ends.append(end)
-        states = [op.Concat(*of_layers, axis=0) for of_layers in zip(*ends, strict=True)]
-        if options.batch_first:
-            x = op.Transpose(x, perm=[1, 0, 2])
-        return x, states[0], states[1] if options.has_c else op.Constant(value_floats=[])
-
-    def layer(self, x: Any, start: list[Any], sides: list[Sequence[Any]], lengths: Any) -> list[Any]:
-        """Write one node; x (T,B,I) in, y (T,B,D*H) and the final states (D,B,H) out."""
-        op, options = self.op, self.options
-        w, r = (self.joined([side[i] for side in sides]) for i in (0, 1))
-        b = None
-        if len(sides[0]) > 2:
-            halves = [self.joined([side[i] for side in sides]) for i in (2, 3)]
-            b = op.Concat(*halves, axis=1)
-        common = {
-            "hidden_size": options.hidden_size,
-            "direction": "bidirectional" if options.bidirectional else "forward",
-        }
-        h, c = (*start, None, None)[:2]
-        if options.cell == "lstm":
-            y, *ends = op.LSTM(x, w, r, b, lengths, h, c, **common)
-        elif options.cell == "gru":
-            y, *ends = op.GRU(x, w, r, b, lengths, h, linear_before_reset=1, **common)
-        else:
-            kind = {"rnn_tanh": "Tanh", "rnn_relu": "Relu"}[options.cell]
-            y, *ends = op.RNN(x, w, r, b, lengths, h, activations=[kind] * options.directions, **common)
-        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
-        return [y, *ends]
-
-    def joined(self, of_sides: list[Any]) -> Any:
-        """Stack a parameter of both directions, its gates in ONNX's order."""
-        op, H = self.op, self.options.hidden_size
-        order = _GATES[self.options.cell]
-        ordered = [
-            op.Concat(*(op.Slice(p, [g * H], [(g + 1) * H], [0]) for g in order), axis=0) if len(order) > 1 else p
-            for p in of_sides
-        ]
-        return op.Concat(*(op.Unsqueeze(p, [0]) for p in ordered), axis=0)
+    why = _obstacle(x, reset, masks, options)
+    if why:
+        raise NotImplementedError(why)
+    if options.batch_first:
+        x = x.transpose(0, 1)
+    if lengths is not None:
+        lengths = lengths.to(torch.int32)
+    each, D = len(weights) // (options.num_layers * options.directions), options.directions
+    ends: list[list[Tensor]] = []
+    for layer in range(options.num_layers):
+        sides = [weights[i * each : (i + 1) * each] for i in range(layer * D, (layer + 1) * D)]
+        x, *end = _node(options, x, [s.narrow(0, layer * D, D) for s in hx], sides, lengths)
+        ends.append(end)
+    states = [torch.cat(of_layers) for of_layers in zip(*ends, strict=True)]
+    if options.batch_first:
+        x = x.transpose(0, 1)
+    return x, states[0], states[1] if options.has_c else x.new_empty(0)
 
 
-__all__ = ["onnx_translations"]
+def _node(
+    options: Options, x: Tensor, start: list[Tensor], sides: list[Sequence[Tensor]], lengths: Any
+) -> list[Tensor]:
+    """One layer: x (T,B,I) in, y (T,B,D*H) and the final states (D,B,H) out."""
+    from torch.onnx.ops import symbolic_multi_out
+
+    w, r = (_joined(options, [side[i] for side in sides]) for i in (0, 1))
+    b = None
+    if len(sides[0]) > 2:
+        b = torch.cat([_joined(options, [side[i] for side in sides]) for i in (2, 3)], 1)
+    attributes: dict[str, Any] = {
+        "hidden_size": options.hidden_size,
+        "direction": "bidirectional" if options.bidirectional else "forward",
+    }
+    if options.cell == "gru":
+        attributes["linear_before_reset"] = 1
+    elif options.cell != "lstm":
+        attributes["activations"] = [options.cell.removeprefix("rnn_").capitalize()] * options.directions
+    (T, B, _), D, H = x.shape, options.directions, options.hidden_size
+    ends = [(D, B, H)] * (1 + options.has_c)
+    y, *states = symbolic_multi_out(
+        options.cell.split("_")[0].upper(),
+        (x, w, r, b, lengths, *start),
+        attributes,
+        dtypes=[x.dtype] * (1 + len(ends)),
+        shapes=[(T, D, B, H), *ends],
+        version=_OPSET,
+    )
+    return [y.transpose(1, 2).reshape(T, B, D * H), *states]
+
+
+def _joined(options: Options, of_sides: list[Tensor]) -> Tensor:
+    """Stack a parameter of both directions, its gates in ONNX's order."""
+    order, H = _GATES[options.cell], options.hidden_size
+    return torch.stack([torch.cat([p.narrow(0, g * H, H) for g in order]) for p in of_sides])
+
+
+__all__ = ["onnx_decompositions", "refuse", "write"]

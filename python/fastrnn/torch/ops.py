@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
-from .guards import check_devices
+from .guards import check_devices, exporting_to_onnx
 from .workers import HOST, team_size
 
 
@@ -54,7 +54,18 @@ _OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidir
 _CALL = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset"
 _DROPOUT = "Tensor? masks, float scale"
 
-library = torch.library.Library("fastrnn", "DEF")
+
+def _new_library() -> torch.library.Library:
+    """Open the namespace of the operators; an import before this one in the same process may have left its own."""
+    before = getattr(torch.ops.fastrnn, "_library", None)
+    if before is not None:
+        before._destroy()
+    found = torch.library.Library("fastrnn", "DEF")
+    torch.ops.fastrnn._library = found
+    return found
+
+
+library = _new_library()
 library.define(f"infer({_CALL}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
 library.define(
     f"train({_CALL}, {_DROPOUT}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag
@@ -284,15 +295,24 @@ def _outputs(
 def _infer_fake(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _refuse_onnx(x, reset, None, Options(*given))
     return _outputs(x, hx, weights, lengths, Options(*given))
+
+
+def _refuse_onnx(x: Tensor, reset: Any, masks: Any, options: Options) -> None:
+    if exporting_to_onnx():
+        from . import onnx
+
+        onnx.refuse(x, reset, masks, options)
 
 
 @torch.library.register_fake("fastrnn::train", lib=library)
 def _train_fake(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, masks, _, *given = rest
+    reset, masks, _, *given = rest
     options = Options(*given)
+    _refuse_onnx(x, reset, masks, options)
     size: Any
     if x.dim() == 2 and x.device.type == "cuda":  # how many time steps there are stands in the lengths
         size = torch.library.get_ctx().new_dynamic_size()

@@ -12,12 +12,10 @@ from torch import nn
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .guards import computes_on
+from .identity import give_back, is_dynamic, obstacle, original_of, take
 from .layers import GRU, LSTM, RNN
 
-_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
-    ours._original: ours for ours in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
-}
-_OURS = tuple(_REPLACEMENTS.values())
+_OURS = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -58,7 +56,7 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for module in self._changed:
-            _put_back(module)
+            give_back(module)
 
 
 def accelerate(
@@ -117,8 +115,7 @@ def accelerate(
             report.skipped[name] = why
             continue
         report.replaced[name] = _described(module)
-        original = _original_of(type(module))
-        _exchange(module, original, _REPLACEMENTS[original])
+        take(module)
         report._changed.append(module)
         if fallback:
             module._fallback = True
@@ -133,57 +130,43 @@ def restore(model: nn.Module) -> nn.Module:
     The model itself.
     """
     for module in model.modules():
-        _put_back(module)
+        give_back(module)
     return model
-
-
-def _put_back(module: nn.Module) -> None:
-    ours = next((kind for kind in type(module).__mro__ if kind in _OURS), None)
-    if ours is not None and (type(module) is ours or _is_dynamic(type(module))):
-        module.__dict__.pop("_fallback", None)
-        _exchange(module, ours, ours._original)
 
 
 def _described(module: nn.Module) -> str:
     return f"{type(module).__name__}({module.extra_repr()})"
 
 
-def _is_dynamic(kind: type) -> bool:
-    """Whether PyTorch made a class for one module, as parametrizations and FSDP do, and kept its forward."""
-    return kind.__module__.startswith("torch.") and kind not in _REPLACEMENTS and "forward" not in vars(kind)
-
-
-def _original_of(kind: type) -> type[nn.Module]:
-    """Return the class of torch.nn that this one is, or is derived from."""
-    return next((base for base in kind.__mro__ if base in _REPLACEMENTS), nn.RNNBase)
-
-
-def _exchange(module: nn.Module, old: type, new: type) -> None:
-    """Make a module of one class one of another; a dynamic class is made anew with the other base."""
-    kind = type(module)
-    if kind is old:
-        module.__class__ = new
-        return
-    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
-    module.__class__ = type(kind.__name__, tuple(new if base is old else base for base in kind.__bases__), own)
-
-
 def _is_recurrent(module: nn.Module) -> bool:
     """Whether a reader of the report would expect it there."""
     scripted = getattr(module, "original_name", None)
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or scripted in {k.__name__ for k in _REPLACEMENTS}
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or scripted in _NAMES or _is_quantized(module)
+
+
+_NAMES = {kind.__name__ for kind in _OURS}
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return any(
+        kind.__module__.startswith(("torch.ao.nn.quantiz", "torchao.")) and kind.__name__ in _NAMES
+        for kind in type(module).__mro__
+    )
 
 
 def _obstacle(module: nn.Module, fallback: bool) -> str | None:
     """Return why a module cannot be replaced."""
     kind = type(module)
-    if kind not in _REPLACEMENTS:
-        if isinstance(module, torch.jit.ScriptModule):
-            return "it is compiled by TorchScript: accelerate the model before scripting it"
-        if not _is_dynamic(kind) or _original_of(kind) not in _REPLACEMENTS:
-            return (
-                f"{kind.__name__} is a subclass of torch.nn.{_original_of(kind).__name__}, whose forward it may change"
-            )
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript, which does not know fastrnn: accelerate the model that it was made of"
+    if _is_quantized(module):
+        return "it is quantized: accelerate the model that it was made of, in float32"
+    if original_of(kind) is None:
+        return f"{kind.__name__} is none of {', '.join(sorted(_NAMES))} and not derived from one of them"
+    if not is_dynamic(kind):
+        why = obstacle(kind)
+        if why:
+            return why
     if "forward" in vars(module):
         return "its forward was replaced"
     for parameter in module.parameters():
