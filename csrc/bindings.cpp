@@ -32,11 +32,14 @@ struct Frozen {
   std::variant<CoreFrozen<float>, CoreFrozen<double>> core;
 };
 
+// Not of a class derived from it, which may hold more than numbers: a mask, units.
+bool is_bare(py::handle h) { return Py_TYPE(h.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
+
 // An array of Real, contiguous, of that shape; null pointer for None. False: something else.
 template <class Real> bool plain(py::handle h, const Shape& shape, bool writable, const Real*& p) {
   p = nullptr;
   if (h.is_none()) return true;
-  if (!is_array_of<Real>(h)) return false;
+  if (!is_array_of<Real>(h) || !(writable || is_bare(h))) return false;
   const auto a = py::reinterpret_borrow<py::array>(h);
   if (!has_shape(a, shape) || !is_contiguous(a) || (writable && !a.writeable())) return false;
   p = static_cast<const Real*>(a.data());
@@ -51,7 +54,7 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
                                       int threads) {
   const Network& n = f.network.n;
   const bool pair = has_c(n);
-  if (n.D != 1 || !is_array_of<Real>(x)) return py::none();
+  if (n.D != 1 || !is_array_of<Real>(x) || !is_bare(x)) return py::none();
   const auto xa = py::reinterpret_borrow<py::array>(x);
   if (xa.ndim() != 2 || !is_contiguous(xa) || xa.shape(1) != n.I) return py::none();
   const int64_t B = xa.shape(0);

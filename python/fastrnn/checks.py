@@ -173,8 +173,37 @@ def unsafe_dtype(problems: Problems, name: str, is_array: bool, got: np.dtype[An
     problems.type(f"{name} with dtype {got}", why + ".")
 
 
+class MoreThanNumbersError(TypeError):
+    """A value whose numbers alone are not what it says."""
+
+
+def numbers(value: Any) -> Array:
+    """Return np.asarray of a value.
+
+    Raises
+    ------
+    MoreThanNumbersError
+        Where something would be lost by that: a mask, units, or what a sparse matrix stands for.
+    TypeError, ValueError, RuntimeError
+        Where NumPy raises them; RuntimeError for a PyTorch tensor that requires a gradient.
+    """
+    if type(value) is not np.ndarray:
+        if hasattr(value, "mask") and hasattr(value, "filled"):
+            raise MoreThanNumbersError(
+                "Its mask would be ignored: say where sequences end with lengths=, or fill it in with .filled(0)."
+            )
+        if hasattr(value, "unit") or hasattr(value, "units"):
+            raise MoreThanNumbersError("Its units would be ignored: give its numbers, .value or .magnitude.")
+        if hasattr(value, "toarray") and hasattr(value, "nnz"):
+            raise MoreThanNumbersError("It is sparse: give it dense, with .toarray().")
+    return np.asarray(value)
+
+
 def not_an_array(problems: Problems, name: str, value: object, error: Exception) -> None:
     """Say that NumPy could make no array of a value."""
+    if isinstance(error, MoreThanNumbersError):
+        problems.type(f"{name} of type {type(value).__name__}", str(error))
+        return
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     problems.value(f"{name} of type {type(value).__name__}", f"NumPy cannot make an array of it: {text}")
 

@@ -49,7 +49,7 @@ class StepInputs(NamedTuple):
 def as_array(problems: Problems, name: str, value: ArrayLike) -> Array | None:
     """Return what NumPy makes of a value."""
     try:
-        return np.asarray(value)
+        return checks.numbers(value)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires a gradient
         checks.not_an_array(problems, name, value, error)
         return None
@@ -70,7 +70,9 @@ def integers(
     problems: Problems, name: str, value: ArrayLike, what: str, count: int, matters: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
     """Return ids as int64, each in 0..count-1 where it matters; a problem names the first that is not."""
-    array = np.asarray(value)
+    array = as_array(problems, name, value)
+    if array is None:
+        return np.zeros(0, np.int64)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -30,7 +30,9 @@ def _logits(problems: Problems, value: ArrayLike) -> Array:
 def _mask(problems: Problems, value: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     if value is None:
         return None
-    array = np.asarray(value)
+    array = as_array(problems, "mask", value)
+    if array is None:
+        return None
     if array.dtype != bool:
         problems.type(f"mask with dtype {array.dtype}", "It must be boolean, True where the target counts.")
     elif array.shape != shape:
@@ -108,7 +110,10 @@ def cross_entropy(
     shape = logits.shape[:-1]
     if classes == 0:
         problems.shape(f"logits with shape {logits.shape}", "They must have a last axis with at least one class.")
-    got = np.asarray(targets)
+    got = as_array(problems, "targets", targets)
+    if got is None:
+        problems.refuse()
+    assert got is not None
     counts = _mask(problems, mask, shape)
     if got.shape != shape:
         why = f"There must be one target per row of the logits {logits.shape}: shape {shape}."
@@ -170,7 +175,10 @@ def binary_cross_entropy(
     """
     problems = Problems(lambda: "binary_cross_entropy")
     z = _logits(problems, logits)
-    got = np.asarray(targets)
+    got = as_array(problems, "targets", targets)
+    if got is None:
+        problems.refuse()
+    assert got is not None
     counts = _mask(problems, mask, z.shape)
     if got.shape != z.shape:
         problems.shape(f"targets with shape {got.shape}", f"They must have the shape of the logits: {z.shape}.")

@@ -116,6 +116,12 @@ class _Optimizer(ABC):
                     problems.type(f"{name} with {kind}{where}", f"It must be an array of {parameter.dtype}.")
                 elif g.shape != parameter.shape:
                     problems.shape(f"{name} with shape {g.shape}{where}", f"It must have shape {parameter.shape}.")
+                elif isinstance(g, np.ma.MaskedArray):
+                    problems.type(f"{name}, a masked array{where}", "Its mask would be ignored: give it .filled(0).")
+                if not parameter.flags.writeable:
+                    problems.value(
+                        f"a read-only parameter {name}{where}", "It is edited in place: give a writable copy."
+                    )
         problems.refuse()
         return given or []
 

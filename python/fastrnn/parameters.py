@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import Problems, not_an_array
+from .checks import Problems, not_an_array, numbers
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -67,10 +67,20 @@ class Parameters(dict[str, Array]):
                 array = _as_parameter(problems, name, source[name], target)
                 if array is not None:
                     fitting[name] = array
+        self.writable(problems)
         problems.refuse()
         for name, array in fitting.items():
             self[name][...] = array
         self.changed("load_state_dict")
+
+    def writable(self, problems: Problems) -> None:
+        """Note arrays that cannot be written to, as joblib and object stores hand them out."""
+        names = [name for name, array in self.items() if not array.flags.writeable]
+        if names:
+            why = (
+                "They lie in memory that is only read, of a file or an object store: copy.deepcopy makes writable ones."
+            )
+            problems.value(f"read-only parameters ({', '.join(names)})", why)
 
     def __reduce__(self) -> tuple[type["Parameters"], tuple[dict[str, Array]]]:
         return Parameters, (dict(self),)
@@ -141,7 +151,7 @@ def _common_prefix(names: Mapping[str, Any], source: Mapping[str, Any]) -> str:
 
 def _as_parameter(problems: Problems, name: str, value: ArrayLike, target: Array) -> Array | None:
     try:
-        array = np.asarray(value)
+        array = numbers(value)
     except (TypeError, ValueError, RuntimeError) as error:
         not_an_array(problems, name, value, error)
         return None

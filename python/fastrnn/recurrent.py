@@ -362,6 +362,7 @@ class Recurrent(Parametrised, Generic[S]):
         if forget_bias is not None and not (self._has_cell_state and self.bias):
             why = "Only an LSTM with bias=True has a forget gate's bias: leave it None."
             problems.value(f"forget_bias={forget_bias!r}", why)
+        self._parameters.writable(problems)
         problems.refuse()
         generator = self._rng if rng is None else as_generator(name, rng)
         initialise(self._parameters, self.hidden_size, recurrent, forget_bias, generator)
