@@ -1,6 +1,6 @@
 // Part of bindings.cpp: one time step of a cell on tensors of PyTorch, for whom arrays would take longer than the step.
 #pragma once
-#include <array>
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 
@@ -79,7 +79,8 @@ class CoreCell {
   // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the
   // slot of the hidden side, of which slots 0, 1, ... are, that belongs to gate 0, from where they go round.
   std::tuple<int, int, int> slots() const { return {facts(n()).slots, facts(n()).input_slot, facts(n()).rotate}; }
-  int64_t tape_bytes(int64_t B) const { return core_.tape_bytes(Batch(1, B), false); }
+  // At least one: a tensor of none has no memory.
+  int64_t tape_bytes(int64_t B) const { return std::max<int64_t>(core_.tape_bytes(Batch(1, B), false), 1); }
 
   // Writes the next state to ends and, with a tape, y, which backward reads. False: some tensor is not as it must be.
   bool step(py::handle x, const py::tuple& states, const py::tuple& weights, const py::tuple& ends, py::handle y, py::handle tape,

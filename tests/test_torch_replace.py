@@ -299,6 +299,7 @@ else:
     mesh = init_device_mesh("cpu", (2,))
     fully_shard(model[1], mesh=mesh)
     fully_shard(model, mesh=mesh)
+    assert isinstance(model[1], ft.LSTM) and isinstance(model[1], nn.LSTM), type(model[1]).__mro__
     model(mine)[0].square().mean().backward()
     together = [p.grad.full_tensor() for p in model.parameters()]
 for a, b in zip(together, alone, strict=True):
