@@ -59,7 +59,7 @@ def _decoder(cell: str, H: int, B: int, training: bool, threads: int) -> Pair:
         h = c = torch.zeros(B, H)
         found = []
         for _ in range(STEPS):
-            weights = torch.softmax(torch.bmm(memory, m.query(h)[:, :, None]), 1)
+            weights = torch.softmax(torch.bmm(memory, m.query(h)[:, :, None]) * H**-0.5, 1)
             context = (weights * memory).sum(1)
             if not training:  # with gradients the cell's way back is not told from the rest
                 watch.start()
