@@ -1,4 +1,4 @@
-"""Small programs of public packages with fastrnn beneath, run by .ci/packages: each compares with what torch.nn gives."""
+"""Public packages with fastrnn beneath, run by .ci/packages: each program compares with what torch.nn gives."""
 
 import copy
 
