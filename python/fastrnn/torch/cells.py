@@ -10,11 +10,9 @@ from .autograd import run
 from .guards import (
     as_autocast,
     autocast_dtype,
-    computes_on,
     in_autocast,
     leaf_call,
     refuse_torchscript,
-    traced_for_onnx,
 )
 from .identity import StandIn
 from .ops import Options
@@ -25,7 +23,6 @@ class _Cell(StandIn, nn.RNNCellBase):
 
     _original: type[nn.RNNCellBase]
     _core: str  # the core's name of the cell
-    _fallback = False
 
     def _cell(self) -> str:
         return self._core
@@ -85,9 +82,8 @@ class _Cell(StandIn, nn.RNNCellBase):
             if tensor.dtype != weights[0].dtype:
                 raise RuntimeError(f"expected input and states of dtype {weights[0].dtype}, got {tensor.dtype}")
 
-    def _elsewhere(self, input: Tensor) -> bool:
-        """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
-        return traced_for_onnx() or not self.hidden_size or (self._fallback and not computes_on(input.device))
+    def _elsewhere(self, input: Any) -> bool:
+        return not self.hidden_size or super()._elsewhere(input)
 
 
 class LSTMCell(_Cell):

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from .guards import NO_TORCHSCRIPT
+from .guards import NO_TORCHSCRIPT, computes_on, traced_for_onnx
 
 _set_class = object.__dict__["__class__"].__set__
 _STAND_INS: dict[type[nn.Module], type[nn.Module]] = {}  # by the class that they stand in for
@@ -55,6 +56,7 @@ class StandIn:
 
     _original: type[nn.Module]  # torch.nn's
     _was: type
+    _fallback = False  # whether tensors where fastrnn cannot compute go to torch.nn's own forward
     __class__ = property(_class, _set)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -71,6 +73,13 @@ class StandIn:
             kind = type(self)
             make, given = _anew, (kind if kind in _STAND_INS.values() else vars(kind).get("_was", kind),)
         return make, given, *state
+
+    def _elsewhere(self, input: Any) -> bool:
+        """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
+        if traced_for_onnx():
+            return True
+        data = input.data if isinstance(input, PackedSequence) else input
+        return self._fallback and not computes_on(data.device)
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(NO_TORCHSCRIPT)

@@ -12,11 +12,9 @@ from .autograd import run
 from .guards import (
     as_autocast,
     autocast_dtype,
-    computes_on,
     in_autocast,
     leaf_call,
     refuse_torchscript,
-    traced_for_onnx,
 )
 from .identity import StandIn
 from .ops import Options
@@ -28,7 +26,6 @@ class _Layer(StandIn, nn.RNNBase):
     """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
 
     _original: type[nn.RNNBase]
-    _fallback = False  # whether tensors where fastrnn cannot compute go to torch.nn's own forward
 
     def _run(
         self, input: Tensor | PackedSequence, states: Sequence[Tensor], lengths: Any, reset: Tensor | None
@@ -172,13 +169,6 @@ class _Layer(StandIn, nn.RNNBase):
         if not self._drops():
             return None, 1.0
         return torch.stack(self._draw((int(batch_sizes.sum()),))), self._scale()
-
-    def _elsewhere(self, input: Any) -> bool:
-        """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
-        if traced_for_onnx():
-            return True
-        data = input.data if isinstance(input, PackedSequence) else input
-        return self._fallback and not computes_on(data.device)
 
 
 def _cast(value: Any) -> Any:
