@@ -92,7 +92,7 @@ class TestAccelerate:
         assert list(report.replaced) == ["encoder"]
         assert report.skipped == {"decoder.gru": "not included", "decoder.cell": "excluded"}
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
     @pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
     def test_what_is_left_alone(self) -> None:
         model = nn.ModuleDict(

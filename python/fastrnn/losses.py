@@ -133,7 +133,7 @@ def cross_entropy(
 
     rows = np.require(logits.reshape(-1, classes), requirements=["C", "A"])
     right = np.ascontiguousarray(cast("Array", targets).reshape(-1))
-    count = len(rows) if counts is None else np.count_nonzero(counts)
+    count = len(rows) if counts is None else int(np.count_nonzero(counts))
     scale = 1 / count if reduction == "mean" and count else 1.0
     flat = None if out is None else out.reshape(-1, classes)
     losses, dlogits = _core.softmax(rows, right, label_smoothing, scale, get_num_threads(), flat)
