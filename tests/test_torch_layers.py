@@ -407,6 +407,26 @@ def test_with_the_samples_that_pytorch_tests_its_own_with(training: bool, dtype:
     assert count > 30
 
 
+def test_with_the_errors_that_pytorch_expects_of_its_own() -> None:
+    pytest.importorskip("expecttest", reason="PyTorch's own test tools need expecttest")
+    count = 0
+    for info in samples_of_pytorch():
+        find = info.module_error_inputs_func
+        for error in find(info, device="cpu", dtype=torch.float64, requires_grad=False, training=True):
+            sample = error.module_error_input
+            arguments = sample.constructor_input
+            kind = getattr(ft, info.name[3:])
+            if "CONSTRUCTION" in error.error_on.name:
+                with pytest.raises(error.error_type, match=error.error_regex):
+                    kind(*arguments.args, **arguments.kwargs)
+            else:
+                module = kind(*arguments.args, **arguments.kwargs).double()
+                with pytest.raises(error.error_type, match=error.error_regex):
+                    module(*sample.forward_input.args, **sample.forward_input.kwargs)
+            count += 1
+    assert count > 20
+
+
 def test_after_a_fork() -> None:
     """Both sides have threads of their own, which a child does not inherit."""
     code = """
