@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from . import episodes
 from .cells import GRUCell, LSTMCell, RNNCell
 from .guards import computes_on
 from .identity import give_back, is_dynamic, obstacle, original_of, take
@@ -33,19 +34,23 @@ class Report:
         Names of the modules that fastrnn computed before, and what they are.
     skipped : dict of str to str
         Names of recurrent modules that were left alone, and why.
+    sequences : dict of str to str
+        Names of modules of sb3-contrib and torchrl whose sequences run in one call even where episodes start inside,
+        and what they are.
     """
 
     model: nn.Module
     replaced: dict[str, str] = field(default_factory=dict)
     already: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    sequences: dict[str, str] = field(default_factory=dict)
     _changed: list[nn.Module] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         ours = self.replaced | self.already
         lines = [f"fastrnn runs {len(ours)} of {len(ours) + len(self.skipped)} recurrent modules"]
-        width = max((len(name or "(the model)") for name in (*ours, *self.skipped)), default=0)
-        lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in ours.items()]
+        width = max((len(name or "(the model)") for name in (*ours, *self.sequences, *self.skipped)), default=0)
+        lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in (ours | self.sequences).items()]
         lines += [f"  {name or '(the model)':{width}}  skipped: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -56,7 +61,7 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for module in self._changed:
-            give_back(module)
+            _restore(module)
 
 
 def accelerate(
@@ -119,7 +124,20 @@ def accelerate(
         report._changed.append(module)
         if fallback:
             module._fallback = True
+    for name, module in modules.items():
+        if episodes.has_sequences(module):
+            _take_sequences(report, name, module, name in left)
     return report
+
+
+def _take_sequences(report: Report, name: str, module: nn.Module, excluded: bool) -> None:
+    why = "excluded" if excluded else episodes.obstacle(module)
+    if why:
+        report.skipped[name] = why
+        return
+    if episodes.take_sequences(module):
+        report._changed.append(module)
+    report.sequences[name] = f"{type(module).__name__}: one call where episodes start inside a sequence"
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -130,8 +148,13 @@ def restore(model: nn.Module) -> nn.Module:
     The model itself.
     """
     for module in model.modules():
-        give_back(module)
+        _restore(module)
     return model
+
+
+def _restore(module: nn.Module) -> None:
+    give_back(module)
+    episodes.give_back_sequences(module)
 
 
 def _described(module: nn.Module) -> str:
