@@ -44,10 +44,10 @@ py::object as_array(py::handle h) {
   return py::array(py::dtype(kinds[d->type.kind] + std::to_string(size)), shape, strides, static_cast<char*>(d->data) + d->offset, h);
 }
 
-bool has_shape(const py::array& a, const Shape& shape) {
+template <class Sizes> bool has_shape(const py::array& a, const Sizes& shape) {
   if (a.ndim() != py::ssize_t(shape.size())) return false;
   for (size_t i = 0; i < shape.size(); i++)
-    if (a.shape(i) != shape[i]) return false;
+    if (a.shape(i) != shape.begin()[i]) return false;
   return true;
 }
 bool is_contiguous(const py::array& a) { return a.flags() & py::array::c_style; }

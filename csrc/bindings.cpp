@@ -23,10 +23,23 @@ namespace {
 
 // ---- frozen --------------------------------------------------------------------------------------------------------
 
+// A step made ready for B rows: the next one with as many takes it again, and allocates nothing.
+template <class Real> struct Prepared {
+  int64_t B;
+  int threads;
+  Batch batch;
+  ForwardRun<Real> run;
+
+  Prepared(const Network& n, ForwardCall<Real> call, int64_t rows, int on)
+      : B(rows), threads(on), batch(1, B, nullptr, {nullptr, 0, 0}), run(n, (call.batch = &batch, call), threads) {}
+};
+
 template <class Real> struct CoreFrozen {
   CoreNetwork network;
   FrozenWeights<Real> weights;
+  mutable std::unique_ptr<Prepared<Real>> ready{};  // taken and put back by who holds the GIL; a caller beside it makes its own
 };
+constexpr int64_t most_to_keep_ready = int64_t(8) << 20;
 
 struct Frozen {
   std::variant<CoreFrozen<float>, CoreFrozen<double>> core;
@@ -36,7 +49,7 @@ struct Frozen {
 bool is_bare(py::handle h) { return Py_TYPE(h.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
 
 // An array of Real, contiguous, of that shape; null pointer for None. False: something else.
-template <class Real> bool plain(py::handle h, const Shape& shape, bool writable, const Real*& p) {
+template <class Real> bool plain(py::handle h, std::initializer_list<int64_t> shape, bool writable, const Real*& p) {
   p = nullptr;
   if (h.is_none()) return true;
   if (!is_array_of<Real>(h) || !(writable || is_bare(h))) return false;
@@ -44,6 +57,18 @@ template <class Real> bool plain(py::handle h, const Shape& shape, bool writable
   if (!has_shape(a, shape) || !is_contiguous(a) || (writable && !a.writeable())) return false;
   p = static_cast<const Real*>(a.data());
   return true;
+}
+
+template <class Real> void step_with(const CoreFrozen<Real>& f, ForwardCall<Real> call, int64_t B, int threads) {
+  std::unique_ptr<Prepared<Real>> ready = std::move(f.ready);
+  if (ready && ready->B == B && ready->threads == threads) {
+    call.batch = &ready->batch;
+    ready->run.again(call);
+  } else {
+    ready.reset(new Prepared<Real>(f.network.n, call, B, threads));
+  }
+  run_released(ready->run);
+  if (ready->run.bytes() <= most_to_keep_ready) f.ready = std::move(ready);
 }
 
 template <class Real> bool overlap(const Real* a, int64_t n, const Real* b, int64_t m) { return a && b && a < b + m && b < a + n; }
@@ -58,7 +83,7 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
   const auto xa = py::reinterpret_borrow<py::array>(x);
   if (xa.ndim() != 2 || !is_contiguous(xa) || xa.shape(1) != n.I) return py::none();
   const int64_t B = xa.shape(0);
-  const Shape h_shape{n.L, B, n.P}, c_shape{n.L, B, n.H};
+  const std::initializer_list<int64_t> h_shape{n.L, B, n.P}, c_shape{n.L, B, n.H};
   // Splits a state into its members; false if it is no state of this cell.
   auto members = [&](py::handle s, py::handle& h, py::handle& c) {
     h = s, c = Py_None;
@@ -99,16 +124,13 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
       next = h;
     }
   }
-  const Batch batch(1, B, nullptr, {nullptr, 0, 0});
   ForwardCall<Real> c{};
-  c.batch = &batch;
   c.x = {x_at, 0, n.I};
   c.y = {const_cast<Real*>(out_at), 0, n.P};
   c.h0 = h0_at, c.c0 = c0_at;
   c.hn = const_cast<Real*>(hn_at), c.cn = const_cast<Real*>(cn_at);
   c.frozen = f.weights.panels();
-  ForwardRun<Real> run(n, c, threads);
-  run_released(run);
+  step_with(f, c, B, threads);
   return py::make_tuple(y, next);
 }
 
@@ -297,7 +319,9 @@ PYBIND11_MODULE(_core, m) {
       if (isa->supported()) names.push_back(isa->name);
     return names;
   });
+  m.def("cells", [] { return std::vector<std::string>(cell_names, cell_names + cell_count); });
   m.def("available_threads", &available_threads);
+  m.def("fill_memory", &fill_memory, py::arg("on"));
   m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));
   m.def(
       "product",

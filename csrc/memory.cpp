@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -36,6 +37,8 @@ Spare& spare() {
   return *one;
 }
 
+bool fills = false;
+
 constexpr int64_t huge_page = int64_t(2) << 20, worth_huge_pages = 2 * huge_page;
 
 }  // namespace
@@ -47,9 +50,16 @@ void use_huge_pages(char* block, int64_t bytes) {
   if (whole > 0) madvise(first, size_t(whole), MADV_HUGEPAGE);  // a wish: where it is not granted nothing is lost
 }
 
+void fill_memory(bool on) { fills = on; }
+
 Memory::Memory(int64_t bytes, bool short_lived) : bytes_(std::max<int64_t>(bytes, 128)), short_lived_(short_lived) {
+  get();
+  if (fills) std::memset(data_, 0xff, size_t(bytes_));
+}
+
+void Memory::get() {
   Spare& kept = spare();
-  if (short_lived && bytes_ <= most_to_keep && kept.lock.try_lock()) {
+  if (short_lived_ && bytes_ <= most_to_keep && kept.lock.try_lock()) {
     const bool fits = kept.bytes >= bytes_ && kept.bytes / 4 <= bytes_ + (1 << 20);
     if (fits) std::swap(data_, kept.data), bytes_ = kept.bytes, kept.bytes = 0;
     kept.lock.unlock();
@@ -58,7 +68,7 @@ Memory::Memory(int64_t bytes, bool short_lived) : bytes_(std::max<int64_t>(bytes
   void* p = nullptr;
   if (posix_memalign(&p, 128, size_t(bytes_))) throw std::bad_alloc();
   data_ = static_cast<char*>(p);
-  if (short_lived) use_huge_pages(data_, bytes_);
+  if (short_lived_) use_huge_pages(data_, bytes_);
 }
 
 Memory::~Memory() {

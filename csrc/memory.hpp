@@ -13,6 +13,9 @@ int64_t plus(int64_t a, int64_t b);
 // kernel writes to it.
 void use_huge_pages(char* block, int64_t bytes);
 
+// On, all memory of calls and tapes holds 0xff before it is used: NaN, and pointers that fault. For tests.
+void fill_memory(bool on);
+
 // Memory aligned for vectors. A short-lived one, of a call, leaves its block to the next call if that is a large one.
 class Memory {
  public:
@@ -28,6 +31,7 @@ class Memory {
   int64_t bytes() const { return bytes_; }
 
  private:
+  void get();
   char* data_ = nullptr;
   int64_t bytes_ = 0;
   bool short_lived_ = false;

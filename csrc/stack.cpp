@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "plan.hpp"
 
@@ -174,23 +175,24 @@ template <class F> void for_each_token(const Schedule& schedule, Range tokens, F
 // The threads of a call and the barriers they meet at.
 struct Crew {
   Load load;
-  double alone_us;  // predicted for one thread
-  Gang gang;
-  Plan plan;
+  HostThreads host;
+  Plan alone, wanted;  // the best plans for one thread and for all that may be used
+  std::optional<Gang> gang;
+  Plan plan{};
   Control control{};
   Barrier all{}, team[2]{};
 
-  Crew(const Load& l, int threads, HostThreads host)
-      : load(l), alone_us(plan_of(load, 1).microseconds), gang(wanted(load, threads), alone_us, host) {
-    make_plan();
+  Crew(const Load& l, int threads, HostThreads h)
+      : load(l), host(h), alone(plan_of(load, 1)), wanted(threads > 1 ? plan_of(load, threads) : alone) {
+    lease();
   }
-  static int wanted(const Load& load, int threads) {
-    const Plan plan = plan_of(load, threads);
-    return plan.teams * plan.size;
+  void lease() {
+    gang.emplace(wanted.teams * wanted.size, alone.microseconds, host);
+    make_plan();
   }
   // The threads that the best plan wants may be had or not; with fewer there is another best plan.
   void make_plan() {
-    plan = plan_of(load, gang.size());
+    plan = gang->size() == wanted.teams * wanted.size ? wanted : plan_of(load, gang->size());
     all.size = plan.teams * plan.size;
     team[0].size = team[1].size = plan.size;
   }
@@ -203,7 +205,7 @@ struct Crew {
 template <class Job> bool run_crew(Job& job, Interrupt interrupt) {
   Crew& crew = job.crew;
   crew.control = {interrupt.asked, interrupt.context, 0, 0};
-  while (!crew.gang.run([](void* self, int rank) { static_cast<Job*>(self)->worker(rank); }, &job, crew.control)) {
+  while (!crew.gang->run([](void* self, int rank) { static_cast<Job*>(self)->worker(rank); }, &job, crew.control)) {
     crew.make_plan();
     job.prepare();
   }
@@ -232,24 +234,15 @@ template <class Real> Saved<Real> lay_out_tape(const Network& n, const Batch& ba
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-template <class Real> struct ForwardRun<Real>::Job {
+namespace {
+
+// The directions of a call, and what each needs of its scratch.
+template <class Real> struct ForwardWork {
   Network n;
   ForwardCall<Real> call;
-  const Kernel<Real>& kernel = kernel_of<Real>(n);
-  Crew crew;
-  Memory memory;
-  std::vector<Direction<Real>> directions;
+  std::vector<Direction<Real>> directions{};  // (L*D)
 
-  Job(const Network& network, const ForwardCall<Real>& c, int threads)
-      : n(network), call(c), crew(load_of<Real>(n, call, false), threads, n.host) {
-    prepare();
-  }
-
-  void prepare() {
-    memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
-  }
-
-  void lay_out(Arena& arena) {
+  void lay_out(const Plan& plan, Arena& arena) {
     const Layers<Real> layers{n, call};
     directions.clear();
     directions.reserve(size_t(n.L * n.D));
@@ -267,19 +260,52 @@ template <class Real> struct ForwardRun<Real>::Job {
       for (int side = 0; side < n.D; side++) {
         directions.push_back(layers.direction(l, side, x, y));
         directions.back().zeros = zeros;
-        take_forward<Real>(n, crew.plan, call.batch->tokens(), call.frozen, arena, directions.back());
+        take_forward<Real>(n, plan, call.batch->tokens(), call.frozen, arena, directions.back());
       }
       if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks.base ? layers.between(call.saved->dropped[l]) : y);
     }
   }
+};
+
+}  // namespace
+
+template <class Real> struct ForwardRun<Real>::Job {
+  ForwardWork<Real> work;
+  const Kernel<Real>& kernel = kernel_of<Real>(work.n);
+  Crew crew;
+  Memory memory;
+
+  Job(const Network& n, const ForwardCall<Real>& call, int threads) : work{n, call}, crew(load_of<Real>(n, call, false), threads, n.host) {
+    prepare();
+  }
+
+  void prepare() {
+    memory = laid_out([this](Arena& arena) { work.lay_out(crew.plan, arena); }, true);
+  }
+
+  void again(const ForwardCall<Real>& call) {
+    work.call = call;
+    const Plan before = crew.plan;
+    crew.lease();
+    const bool same = before.teams == crew.plan.teams && before.size == crew.plan.size && before.by_rows == crew.plan.by_rows;
+    if (!same) {
+      Arena count(nullptr);
+      work.lay_out(crew.plan, count);
+      if (count.most() > memory.bytes()) return prepare();
+    }
+    Arena arena(memory.data());
+    work.lay_out(crew.plan, arena);
+  }
 
   void worker(int rank) {
     if (rank >= crew.all.size) return;
+    const Network& n = work.n;
+    const ForwardCall<Real>& call = work.call;
     const Team team = crew.place(rank);
     const Range sides = crew.directions(rank, n.D);
     for (int64_t l = 0; l < n.L; l++) {
       for (int64_t side = sides.first; side < sides.last; side++) {
-        const Direction<Real>& d = directions[l * n.D + side];
+        const Direction<Real>& d = work.directions[l * n.D + side];
         if (!call.frozen) {
           kernel.pack(d, team);
           if (wait(team)) break;
@@ -301,30 +327,23 @@ template <class Real> struct ForwardRun<Real>::Job {
 template <class Real>
 ForwardRun<Real>::ForwardRun(const Network& n, const ForwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
 template <class Real> ForwardRun<Real>::~ForwardRun() = default;
-template <class Real> double ForwardRun<Real>::microseconds() const { return job_->crew.alone_us; }
+template <class Real> double ForwardRun<Real>::microseconds() const { return job_->crew.alone.microseconds; }
 template <class Real> bool ForwardRun<Real>::run(Interrupt interrupt) { return run_crew(*job_, interrupt); }
+template <class Real> void ForwardRun<Real>::again(const ForwardCall<Real>& call) { job_->again(call); }
+template <class Real> int64_t ForwardRun<Real>::bytes() const { return job_->memory.bytes(); }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-template <class Real> struct BackwardRun<Real>::Job {
+namespace {
+
+// The same of the way back, and where the gradients between two layers lie.
+template <class Real> struct BackwardWork {
   Network n;
   BackwardCall<Real> call;
-  const Kernel<Real>& kernel = kernel_of<Real>(n);
-  Crew crew;
-  Memory memory;
-  std::vector<Gradients<Real>> gradients;  // (L*D)
-  std::vector<Rows<Real>> dx, dx_reverse;  // (L) what the two directions of a layer give
+  std::vector<Gradients<Real>> gradients{};    // (L*D)
+  std::vector<Rows<Real>> dx{}, dx_reverse{};  // (L) what the two directions of a layer give
 
-  Job(const Network& network, const BackwardCall<Real>& c, int threads)
-      : n(network), call(c), crew(load_of<Real>(n, call.forward, true), threads, n.host) {
-    prepare();
-  }
-
-  void prepare() {
-    memory = laid_out([this](Arena& arena) { lay_out(arena); }, true);
-  }
-
-  void lay_out(Arena& arena) {
+  void lay_out(const Plan& plan, Arena& arena) {
     const Layers<Real> layers{n, call.forward};
     const int64_t B = layers.B;
     gradients.assign(size_t(n.L * n.D), Gradients<Real>{});
@@ -363,18 +382,18 @@ template <class Real> struct BackwardRun<Real>::Job {
         q.dweight_hr = const_cast<Real*>(g.weight_hr);
         q.dbias_ih = const_cast<Real*>(g.bias_ih), q.dbias_hh = const_cast<Real*>(g.bias_hh);
         q.dz = call.dz;
-        take_backward<Real>(n, crew.plan, arena, q);
+        take_backward<Real>(n, plan, arena, q);
       }
     }
   }
 
   // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
-  void combine(int64_t l, int rank) {
-    if (l == 0 && call.forward.tokens) return combine_distinct(rank);
+  void combine(int64_t l, int rank, int workers) {
+    if (l == 0 && call.forward.tokens) return combine_distinct(rank, workers);
     const int64_t I = n.input_size(l);
     const Rows<const uint8_t> mask =
         l && call.forward.masks.base ? Layers<Real>::side(call.forward.masks, (l - 1) * call.forward.masks_layer) : Rows<const uint8_t>{};
-    const Range mine = share_of(call.forward.batch->tokens(), rank, crew.all.size);
+    const Range mine = share_of(call.forward.batch->tokens(), rank, workers);
     for_each_token(call.forward.batch->schedule(), mine, [&](int64_t t, int64_t b) {
       Real* const to = dx[l].at(t, b);
       if (n.D == 2) {
@@ -385,21 +404,40 @@ template <class Real> struct BackwardRun<Real>::Job {
     });
   }
 
-  void combine_distinct(int rank) {
-    const Range mine = share_of(call.dx.base ? call.forward.tokens->distinct : 0, rank, crew.all.size);
+  void combine_distinct(int rank, int workers) {
+    const Range mine = share_of(call.dx.base ? call.forward.tokens->distinct : 0, rank, workers);
     for (int64_t u = mine.first; u < mine.last; u++)
       for (int64_t i = 0; i < n.I; i++) dx[0].at(u, 0)[i] += dx_reverse[0].at(u, 0)[i];
+  }
+};
+
+}  // namespace
+
+template <class Real> struct BackwardRun<Real>::Job {
+  BackwardWork<Real> work;
+  const Kernel<Real>& kernel = kernel_of<Real>(work.n);
+  Crew crew;
+  Memory memory;
+
+  Job(const Network& n, const BackwardCall<Real>& call, int threads)
+      : work{n, call}, crew(load_of<Real>(n, call.forward, true), threads, n.host) {
+    prepare();
+  }
+
+  void prepare() {
+    memory = laid_out([this](Arena& arena) { work.lay_out(crew.plan, arena); }, true);
   }
 
   void worker(int rank) {
     if (rank >= crew.all.size) return;
+    const Network& n = work.n;
     const Team team = crew.place(rank);
     const Range sides = crew.directions(rank, n.D);
     for (int64_t l = n.L - 1; l >= 0; l--) {
-      for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(gradients[l * n.D + side], team);
+      for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(work.gradients[l * n.D + side], team);
       if (wait(crew.all, crew.control, rank == 0)) return;
-      if (n.D == 1 && !(l && call.forward.masks.base)) continue;
-      combine(l, rank);
+      if (n.D == 1 && !(l && work.call.forward.masks.base)) continue;
+      work.combine(l, rank, crew.all.size);
       if (wait(crew.all, crew.control, rank == 0)) return;
     }
   }
@@ -408,7 +446,7 @@ template <class Real> struct BackwardRun<Real>::Job {
 template <class Real>
 BackwardRun<Real>::BackwardRun(const Network& n, const BackwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
 template <class Real> BackwardRun<Real>::~BackwardRun() = default;
-template <class Real> double BackwardRun<Real>::microseconds() const { return job_->crew.alone_us; }
+template <class Real> double BackwardRun<Real>::microseconds() const { return job_->crew.alone.microseconds; }
 template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return run_crew(*job_, interrupt); }
 
 // ---- frozen weights, sizes -----------------------------------------------------------------------------------------
@@ -434,27 +472,16 @@ template <class Real> FrozenWeights<Real>::FrozenWeights(const Network& n, const
 }
 
 template <class Real> int64_t scratch_bytes(const Network& n, const Batch& batch, bool training) {
-  Arena nowhere(nullptr), forward(nullptr), backward(nullptr);
-  const Saved<Real> saved = training ? lay_out_tape<Real>(n, batch, false, nowhere) : Saved<Real>{};
-  ForwardCall<Real> call{};
-  call.batch = &batch;
-  call.saved = training ? &saved : nullptr;
-  const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
-  const Layers<Real> layers{n, call};
   const Plan alone{1, 1, true, 0};
-  const int64_t between = times(layers.tokens, times(layers.width, std::min<int64_t>(n.L - 1, 2)));
-  if (!training) forward.take<Real>(between);
-  else backward.take<Real>(plus(between, n.D == 2 ? times(layers.tokens, std::max(n.I, layers.width)) : 0));
-  const int64_t mark = backward.mark(), start = forward.mark();
-  for (int64_t l = 0; l < n.L; l++) {
-    forward.back_to(start), backward.back_to(mark);
-    for (int side = 0; side < n.D; side++) {
-      Gradients<Real> q{};
-      q.forward = layers.direction(l, side, {}, {});
-      take_forward<Real>(n, alone, batch.tokens(), false, forward, q.forward);
-      if (training) take_backward<Real>(n, alone, backward, q);
-    }
-  }
+  Arena tape(nullptr), forward(nullptr), backward(nullptr);
+  const Saved<Real> saved = training ? lay_out_tape<Real>(n, batch, false, tape) : Saved<Real>{};
+  const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
+  BackwardCall<Real> call{};
+  call.forward.batch = &batch;
+  call.forward.saved = training ? &saved : nullptr;
+  call.gradients = none.data();
+  ForwardWork<Real>{n, call.forward}.lay_out(alone, forward);
+  if (training) BackwardWork<Real>{n, call}.lay_out(alone, backward);
   return std::max(forward.most(), backward.most());
 }
 

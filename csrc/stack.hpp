@@ -68,6 +68,9 @@ template <class Real> class ForwardRun {
   ~ForwardRun();
   double microseconds() const;  // predicted, for one thread
   bool run(Interrupt interrupt);
+  // After run(), for another run with other arrays of the same shapes: nothing is allocated, if as many threads are lent.
+  void again(const ForwardCall<Real>& call);
+  int64_t bytes() const;  // of scratch
 
  private:
   struct Job;

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import reference
 from fastrnn import _core
+from support import CELLS as TESTED
 from support import Array, assert_same_bits
 
 I, H, L, THREADS = 5, 9, 2, 2
@@ -14,6 +16,13 @@ B, T = len(LENGTHS), 6
 RUNS = np.arange(T)[:, None] < LENGTHS  # (T,B)
 CELLS = {"rnn_tanh": 1, "gru": 3, "gru_original": 3, "lstm": 4}
 every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def test_every_cell_of_the_core_is_tested() -> None:
+    assert {f"{cell.textbook}_projected" if cell.projected else cell.textbook for cell in TESTED.values()} == {
+        *_core.cells()
+    }
+    assert {cell.textbook for cell in TESTED.values()} == {*reference.CELLS}
 
 
 class Call:

@@ -188,6 +188,12 @@ def softmax(
 def isas() -> list[str]:
     """The instruction sets that this wheel holds and this CPU runs, best first; "scalar" is the last."""
 
+def cells() -> list[str]:
+    """The list of cells in csrc/fastrnn.hpp."""
+
+def fill_memory(on: bool) -> None:
+    """Whether the memory of calls and tapes is filled with 0xff, NaN, before it is used; for tests."""
+
 def available_threads() -> int:
     """Processors this process may use: its affinity mask, cut by the cgroup's quota."""
 
