@@ -74,6 +74,12 @@ class TestAccelerate:
             "super().forward"
         )
 
+    def test_a_model_without_any(self) -> None:
+        assert str(ft.accelerate(nn.Linear(2, 3))) == (
+            "fastrnn runs 0 of 0 recurrent modules\n"
+            "  Linear.modules() has none: a loss or a trainer may keep its network elsewhere; accelerate that"
+        )
+
     def test_a_copy(self) -> None:
         model, words, lengths = model_and_data()
         report = ft.accelerate(model, inplace=False)
