@@ -1,4 +1,4 @@
-"""Public packages with fastrnn beneath, run by .ci/packages: each program compares with what torch.nn gives."""
+"""Public packages with fastrnn beneath, run by .ci/long: each program compares with what torch.nn gives."""
 
 import copy
 import logging

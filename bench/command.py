@@ -184,8 +184,8 @@ def _need_rich() -> None:
 
 def _plots(report: Report, folder: Path, warn: Callable[[str], None]) -> list[Path]:
     try:
-        from . import plots
+        from . import chart, plots
     except ImportError as error:
         warn(f"no plots ({error}): pip install 'fastrnn[plot]'")
         return []
-    return plots.write(report, folder)
+    return plots.write(report, folder) + chart.write(report, folder)

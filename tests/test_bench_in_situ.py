@@ -69,11 +69,18 @@ def test_tables_name_every_program() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in PROGRAMS if "actor" in name or "numpy-beside-product" in name or "H16-" in name]
+    "name",
+    [
+        n
+        for n in PROGRAMS
+        if "actor" in n or "numpy-beside-product" in n or "H16-B1" in n or ("-act-" in n and "B8" in n)
+    ],
 )
 def test_programs_that_take_little_time(name: str) -> None:
     if not name.startswith("numpy"):
         pytest.importorskip("torch")
+    if "-act-" in name:
+        pytest.importorskip({"sb3": "sb3_contrib", "torchrl": "tensordict"}[name.split("-")[0]])
     result = PROGRAMS[name].measure(2, 1e-3)
     assert (result.failed, result.skipped) == ("", "")
 

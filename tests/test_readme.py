@@ -1,5 +1,6 @@
 """The README's Python examples, run as they stand, one after the other in one namespace."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,26 @@ BLOCKS = python_blocks(README.read_text(encoding="utf-8"))
 
 def test_every_python_example_runs() -> None:
     blocks = [block for block in BLOCKS if "import torch" not in block]
-    assert len(blocks) >= 5
+    assert blocks
     run(blocks)
 
 
 def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     run([block for block in BLOCKS if "import torch" in block])
-    assert capsys.readouterr().out.startswith("fastrnn runs 1 of 1 recurrent modules\n  encoder  LSTM(64, 128, ")
+    assert capsys.readouterr().out.startswith("fastrnn runs 1 of 1 recurrent modules\n  1  LSTM(64, 128, ")
+
+
+@pytest.mark.filterwarnings("default")  # compilers and exporters of PyTorch warn of their own
+@pytest.mark.parametrize("page", ["pytorch.md"])
+def test_the_code_of_pages_about_pytorch_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    run(python_blocks((README.parent / "docs" / page).read_text(encoding="utf-8")))
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)|src(?:set)?=\"([^\"]+)", README.read_text(encoding="utf-8"))
+    assert len(links) > 15
+    assert [link for pair in links for link in pair if link and not (README.parent / link).exists()] == []

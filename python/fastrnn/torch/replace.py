@@ -52,6 +52,11 @@ class Report:
         width = max((len(name or "(the model)") for name in (*ours, *self.sequences, *self.skipped)), default=0)
         lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in (ours | self.sequences).items()]
         lines += [f"  {name or '(the model)':{width}}  skipped: {why}" for name, why in self.skipped.items()]
+        if len(lines) == 1:
+            kind = type(self.model).__name__
+            lines.append(
+                f"  {kind}.modules() has none: a loss or a trainer may keep its network elsewhere; accelerate that"
+            )
         return "\n".join(lines)
 
     def __enter__(self) -> Self:
