@@ -1,0 +1,430 @@
+#include "cuda/host/stack.hpp"
+
+#include <algorithm>
+
+namespace fastrnn::cuda {
+
+// ---- plans ---------------------------------------------------------------------------------------------------------
+
+int step_columns(int64_t units, int64_t B, int directions, int processors) {
+  const int64_t blocks = (units + 15) / 16 * ((B + 7) / 8) * directions;
+  return blocks <= 2 * int64_t(processors) ? 8 : 32;
+}
+
+int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes) {
+  return std::max<int64_t>(1, std::min(T, chunk_bytes / std::max<int64_t>(1, times(B, token_bytes))));
+}
+
+int product_shares(int64_t n, int64_t K, int64_t m, int64_t result_bytes, int processors) {
+  const int64_t tiles = ((n + 63) / 64) * ((m + 63) / 64), fill = 2 * int64_t(processors) / std::max<int64_t>(1, tiles);
+  const int64_t room = workspace_bytes / std::max<int64_t>(1, result_bytes);
+  return int(std::clamp<int64_t>(std::min({fill, room, K / 512}), 1, 64));
+}
+
+namespace {
+
+template <class T> constexpr int64_t piece = 16 / int64_t(sizeof(T));
+template <class T> int64_t padded(int64_t n) { return plus(n, piece<T> - 1) / piece<T> * piece<T>; }
+bool whole(const void* p) { return uintptr_t(p) % 16 == 0; }
+
+template <class T> Rows<T> contiguous(T* base, int64_t B, int64_t n) { return {base, B * n, n}; }
+template <class T> Rows<const T> to_read(Rows<T> r) { return {r.base, r.time, r.batch, r.starts}; }
+template <class T> Rows<T> side_of(Rows<T> r, int64_t offset) {
+  if (r.base) r.base += offset;
+  return r;
+}
+
+// What both ways of a call share: the rows of all layers, and the small steps between the kernels.
+template <class K> struct Run {
+  using Store = typename K::Store;
+  using Real = typename K::Real;
+  const K& k;
+  const Network& n;
+  const Gpu& gpu;
+  const ForwardCall<Store, Real>& call;
+  Arena& arena;
+  cudaStream_t stream;
+  const bool runs = arena.deals();
+  const CellKernels<Store, Real>& cell = k.cell[int(n.cell)];
+  const Sequences& sequences = call.sequences;
+  const int64_t T = sequences.T, B = sequences.B, H = n.H, P = n.P, width = n.D * n.P, tokens = times(T, B);
+  const int64_t GH = times(cell.gates, H), SH = times(cell.slots, H);
+  char* workspace = nullptr;
+
+  void copy(void* to, const void* from, int64_t bytes) {
+    if (!runs || !bytes) return;
+    if (from) check(cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
+    else zero(to, bytes);
+  }
+  void zero(void* to, int64_t bytes) {
+    if (runs && bytes) check(cudaMemsetAsync(to, 0, size_t(bytes), stream), "cudaMemsetAsync");
+  }
+
+  // C (n,m) = A B with C of Store, or of Real if it is 'wide'.
+  void multiply(const MatrixProduct<Store>& p, void* c, bool wide) {
+    if (!runs) return;
+    if (gpu.blas && p.n && p.K && p.m && gpu.blas->multiply(p, c, wide, n.precision, workspace, workspace_bytes, stream)) return;
+    const int shares = product_shares(p.n, p.K, p.m, times(times(p.n, p.m), sizeof(Real)), gpu.processors);
+    k.product(p, c, wide, shares, reinterpret_cast<Real*>(workspace), stream);
+  }
+
+  // The input of layer l; without a tape the layers before it left theirs in 'between'.
+  Rows<const Store> input(int64_t l, Store* const* between) const {
+    if (l == 0) return call.x;
+    Store* const from = call.masks ? call.saved->dropped[l - 1] : call.saved ? call.saved->outputs[l - 1] : between[(l - 1) % 2];
+    return to_read(contiguous(from, B, width));
+  }
+
+  // Rows of some tokens as one matrix; copied to 'room' if they are not that, or hold what must not count.
+  struct Matrix {
+    const Store* base;
+    int64_t pitch;
+  };
+  int64_t pitch_of(const Rows<const Store>& rows) const { return B == 1 ? rows.time : rows.batch; }
+  bool is_matrix(const Rows<const Store>& rows, int64_t size) const {
+    return !rows.starts && pitch_of(rows) >= size && (T == 1 || B == 1 || rows.time == B * rows.batch);
+  }
+  Matrix matrix(const Rows<const Store>& rows, int64_t size, bool clean, Store* room, int64_t first, int64_t count) {
+    if (is_matrix(rows, size) && !(clean && sequences.length)) return {rows.base + first * pitch_of(rows), pitch_of(rows)};
+    if (runs) k.gather(sequences, rows, room, size, first, count, stream);
+    return {room, size};
+  }
+
+  StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
+  int64_t phase_units(int p, bool forward) const {
+    const bool to_projection = forward ? p == 1 : p == 0;
+    return cell.projected && to_projection ? P : H;
+  }
+  // The lowest time of steps [first, last).
+  int64_t lowest(bool reverse, int64_t first, int64_t last) const { return reverse ? T - last : first; }
+};
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+template <class K> struct ForwardRun : Run<K> {
+  using Base = Run<K>;
+  using Store = typename Base::Store;
+  using Real = typename Base::Real;
+  using Base::arena, Base::B, Base::call, Base::cell, Base::gpu, Base::H, Base::k, Base::n, Base::P, Base::runs, Base::stream, Base::T;
+
+  Sweep<Store, Real> sweep;
+  Rows<const Store> x;
+  Store* gathered[2];
+  Real* z[2];
+  int64_t chunk;
+
+  // As it stands, if its rows are whole pieces apart.
+  Padded<const Store> padded_weight(const Store* w, int64_t rows, int64_t size) {
+    if (size % piece<Store> == 0 && (w == nullptr || whole(w))) return {w, size};
+    Store* const to = arena.template take<Store>(times(rows, padded<Store>(size)));
+    if (runs) k.pad(w, to, rows, size, padded<Store>(size), stream);
+    return {to, padded<Store>(size)};
+  }
+
+  void prepare(Side<Store, Real>& s, int64_t l, int d, Rows<Store> y) {
+    const int64_t i = l * n.D + d, h_row = padded<Store>(P), inner_row = padded<Store>(H);
+    const Weights<const Store> w = call.weights ? call.weights[i] : Weights<const Store>{};
+    s = {};
+    s.reverse = d == 1;
+    s.weight[0] = padded_weight(w.hh, this->GH, P);
+    s.weight[1] = cell.projected ? padded_weight(w.hr, P, H) : s.weight[0];
+    s.bias_ih = w.bias_ih, s.bias_hh = w.bias_hh;
+    s.recurrent = arena.template take<Store>(times(2 * B, h_row));
+    if (cell.phases == 2) s.inner = arena.template take<Store>(times(B, inner_row));
+    if (cell.phases == 2 && !cell.projected) s.kept = arena.template take<Real>(times(times(B, cell.tape), H));
+    s.y = side_of(y, d * P);
+    if (call.saved) {
+      const auto& saved = call.saved->sides[size_t(i)];
+      s.tape_gates = saved.gates, s.tape_c = saved.c, s.tape_inner = saved.inner;
+    }
+    if (!runs) return;
+    const Real* const h0 = call.h0 ? call.h0 + i * B * P : nullptr;
+    s.h = call.hn + i * B * P;
+    this->zero(s.recurrent, 2 * B * h_row * int64_t(sizeof(Store)));
+    k.pad_state(h0, s.recurrent, B, P, h_row, stream);
+    if (s.inner) this->zero(s.inner, B * inner_row * int64_t(sizeof(Store)));
+    this->copy(s.h, h0, B * P * int64_t(sizeof(Real)));
+    if (!cell.has_c) return;
+    s.c = call.cn + i * B * H;
+    this->copy(s.c, call.c0 ? call.c0 + i * B * H : nullptr, B * H * int64_t(sizeof(Real)));
+  }
+
+  // W_ih x of steps [first, last).
+  void project(int64_t l, int d, int64_t first, int64_t last) {
+    const int64_t I = n.input_size(l), from = this->lowest(d == 1, first, last) * B, count = (last - first) * B;
+    const auto rows = this->matrix(x, I, false, gathered[d], from, count);
+    sweep.side[d].z = z[d], sweep.side[d].z_first = from;
+    const Store* const w = call.weights ? call.weights[l * n.D + d].ih : nullptr;
+    this->multiply({{rows.base, rows.pitch, 1}, {w, I, 1}, count, I, this->GH, this->GH, false}, z[d], true);
+  }
+
+  void layer(int64_t l, Rows<Store> y) {
+    const int64_t I = n.input_size(l);
+    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P;
+    for (int d = 0; d < n.D; d++) prepare(sweep.side[d], l, d, y);
+    chunk = chunk_steps(T, B, times(this->GH, sizeof(Real) * n.D), gpu.chunk_bytes);
+    for (int d = 0; d < n.D; d++) {
+      z[d] = arena.template take<Real>(times(times(chunk, B), this->GH));
+      gathered[d] = this->is_matrix(x, I) ? nullptr : arena.template take<Store>(times(times(chunk, B), I));
+    }
+    if (!runs) return;
+    for (int64_t first = 0; first < T; first += chunk) {
+      const int64_t last = std::min(first + chunk, T);
+      for (int d = 0; d < n.D; d++) project(l, d, first, last);
+      bool chained = false;  // the first step must see what came before it
+      for (int64_t step = first; step < last; step++)
+        for (int p = 0; p < cell.phases; p++) {
+          StepLaunch how = this->step_launch(this->phase_units(p, true));
+          how.chained = chained;
+          cell.forward(sweep, step, p, how, stream);
+          chained = gpu.chains;
+        }
+    }
+  }
+
+  void run() {
+    this->workspace = arena.template take<char>(workspace_bytes);
+    const int64_t output = times(this->tokens, this->width);
+    Store* between[2] = {};
+    if (!call.saved)
+      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.template take<Store>(output);
+    const int64_t mark = arena.mark();
+    for (int64_t l = 0; l < n.L; l++) {
+      arena.back_to(mark);
+      x = this->input(l, between);
+      const bool top = l + 1 == n.L;
+      layer(l, top ? call.y : contiguous(call.saved ? call.saved->outputs[size_t(l)] : between[l % 2], B, this->width));
+      if (!top && call.masks && runs)
+        k.drop(call.saved->outputs[size_t(l)], call.masks + l * output, call.saved->dropped[size_t(l)], call.scale, output, stream);
+    }
+  }
+};
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+template <class K> struct BackwardRun : Run<K> {
+  using Base = Run<K>;
+  using Store = typename Base::Store;
+  using Real = typename Base::Real;
+  using Base::arena, Base::B, Base::call, Base::cell, Base::gpu, Base::GH, Base::H, Base::k, Base::n, Base::P, Base::runs, Base::SH,
+      Base::stream, Base::T;
+  const BackwardCall<Store, Real>& back;
+
+  // Weight gradients are added up in Real over the chunks; where that is Store, in place.
+  struct SideScratch {
+    Real *dih, *dhh, *dhr, *sums;
+    Store *x, *before;
+  };
+  BackSweep<Store, Real> sweep;
+  SideScratch scratch[2];
+  Rows<const Store> x;
+  Store* dx;  // (T,B,I) of the layer at hand
+  int64_t chunk;
+  static constexpr int sum_shares = 64;
+  static constexpr bool in_place = sizeof(Store) == sizeof(Real);
+
+  BackwardRun(const K& kernels, const Network& network, const Gpu& g, const BackwardCall<Store, Real>& b, Arena& a, cudaStream_t s)
+      : Base{kernels, network, g, b.forward, a, s}, back(b) {}
+
+  // For phase p the gates of the hidden side in the order of the slots: slot s belongs to gate (s + shift) % G.
+  int shift() const { return cell.gates - cell.rotate; }
+
+  void prepare(BackSide<Store, Real>& s, int64_t l, int d, Rows<const Store> y, Rows<const Store> dy) {
+    const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots, inner_row);
+    const Weights<const Store> w = call.weights ? call.weights[i] : Weights<const Store>{};
+    const bool top = l + 1 == n.L;
+    s = {};
+    s.reverse = d == 1;
+    for (int p = 0; p < cell.phases; p++) {
+      const PhaseFacts& ph = cell.phase[p];
+      const bool projects = cell.projected && p == 1;
+      const int64_t row = projects ? padded<Store>(P) : times(ph.gates, inner_row), rows = projects ? H : P;
+      Store* const to = arena.template take<Store>(times(rows, row));
+      if (runs && projects) k.turn(w.hr, to, P, H, row, 1, 0, 1, stream);
+      else if (runs) k.turn(w.hh, to, H, P, inner_row, ph.gates, ph.hidden_slot + shift(), cell.gates, stream);
+      s.weight[p] = {to, row};
+    }
+    s.recurrent = arena.template take<Store>(times(2 * B, wide));
+    if (cell.projected) s.projected = arena.template take<Store>(times(B, padded<Store>(P)));
+    s.y = side_of(y, d * P), s.dy = side_of(dy, d * P);
+    if (top) s.hidden = side_of(back.hidden, d * P);
+    s.dgates = arena.template take<Store>(times(times(chunk, B), SH));
+    if (cell.projected) s.dprojected = arena.template take<Store>(times(times(chunk, B), P));
+    if (!runs) return;
+    const auto& saved = call.saved->sides[size_t(i)];
+    s.tape_gates = saved.gates, s.tape_c = saved.c;
+    s.h0 = call.h0 ? call.h0 + i * B * P : nullptr;
+    s.c0 = call.c0 ? call.c0 + i * B * H : nullptr;
+    s.dh = back.dh0 + i * B * P;
+    this->zero(s.recurrent, 2 * B * wide * int64_t(sizeof(Store)));
+    if (s.projected) this->zero(s.projected, B * padded<Store>(P) * int64_t(sizeof(Store)));
+    this->copy(s.dh, back.dhn ? back.dhn + i * B * P : nullptr, B * P * int64_t(sizeof(Real)));
+    if (!cell.has_c) return;
+    s.dc = back.dc0 + i * B * H;
+    this->copy(s.dc, back.dcn ? back.dcn + i * B * H : nullptr, B * H * int64_t(sizeof(Real)));
+  }
+
+  Real* accumulator(Store* gradient, int64_t count) {
+    if constexpr (in_place) return gradient;
+    return arena.template take<Real>(count);
+  }
+  void prepare_gradients(int64_t l, int d) {
+    const int64_t I = n.input_size(l), rows = times(chunk, B);
+    const Weights<Store> g = back.gradients ? back.gradients[l * n.D + d] : Weights<Store>{};
+    SideScratch& s = scratch[d];
+    s = {};
+    s.dih = accumulator(g.ih, times(GH, I)), s.dhh = accumulator(g.hh, times(GH, P));
+    if (cell.projected) s.dhr = accumulator(g.hr, times(P, H));
+    s.sums = arena.template take<Real>(SH);
+    if (!this->is_matrix(x, I) || call.sequences.length) s.x = arena.template take<Store>(times(rows, I));
+    s.before = arena.template take<Store>(times(rows, P));
+  }
+
+  // dweight_hh, a run of gates whose slots lie side by side at a time; the second phase's gates multiplied another operand.
+  void recurrent_gradient(int d, int64_t count, const Store* inner, bool add) {
+    for (int p = 0; p < (cell.projected ? 1 : cell.phases); p++) {
+      const PhaseFacts& ph = cell.phase[p];
+      const Store* const operand = p == 0 ? scratch[d].before : inner;
+      for (int gate = ph.first; gate < ph.first + ph.gates;) {
+        const int slot = (gate + cell.rotate) % cell.gates, run = std::min(ph.first + ph.gates - gate, cell.gates - slot);
+        this->multiply({{sweep.side[d].dgates + slot * H, 1, SH}, {operand, 1, P}, run * H, count, P, P, add},
+                       scratch[d].dhh + gate * H * P, true);
+        gate += run;
+      }
+    }
+  }
+
+  // What the steps [first, last) give to the gradients, and their dx.
+  void gradients(int64_t l, int d, int64_t first, int64_t last, bool add) {
+    const int64_t I = n.input_size(l), from = this->lowest(d == 1, first, last) * B, count = (last - first) * B;
+    const BackSide<Store, Real>& s = sweep.side[d];
+    const SideScratch& to = scratch[d];
+    const Store* const of_input = s.dgates + cell.input_slot * H;
+    const auto rows = this->matrix(x, I, true, to.x, from, count);
+    const auto& saved = call.saved->sides[size_t(l * n.D + d)];
+    const Store* const inner = saved.inner ? saved.inner + from * H : nullptr;
+    k.gather_before(call.sequences, s.reverse, s.y, s.h0, to.before, P, from, count, stream);
+    this->multiply({{of_input, 1, SH}, {rows.base, 1, rows.pitch}, GH, count, I, I, add}, to.dih, true);
+    recurrent_gradient(d, count, inner, add);
+    if (cell.projected) this->multiply({{s.dprojected, 1, P}, {inner, 1, H}, P, count, H, H, add}, to.dhr, true);
+    k.sum_columns(s.dgates, reinterpret_cast<Real*>(this->workspace), to.sums, count, SH, shares_of_sums(), add, stream);
+    this->multiply({{of_input, SH, 1}, {call.weights[l * n.D + d].ih, 1, I}, count, GH, I, I, n.D == 2}, dx + from * I, false);
+  }
+  int shares_of_sums() const {
+    return int(std::clamp<int64_t>(workspace_bytes / std::max<int64_t>(1, times(SH, sizeof(Real))), 1, sum_shares));
+  }
+
+  void hand_over(const Real* from, Store* to, int64_t count) {
+    if (!to || (const void*)from == (const void*)to) return;
+    if constexpr (in_place) this->copy(to, from, count * int64_t(sizeof(Store)));
+    else k.narrow(from, to, count, stream);
+  }
+  void finish(int64_t l, int d) {
+    const Weights<Store>& g = back.gradients[l * n.D + d];
+    const SideScratch& s = scratch[d];
+    hand_over(s.dih, g.ih, GH * n.input_size(l));
+    hand_over(s.dhh, g.hh, GH * P);
+    if (cell.projected) hand_over(s.dhr, g.hr, P * H);
+    hand_over(s.sums + cell.input_slot * H, g.bias_ih, GH);
+    for (int slot = 0; slot < cell.gates; slot++)
+      hand_over(s.sums + slot * H, g.bias_hh ? g.bias_hh + (slot + shift()) % cell.gates * H : nullptr, H);
+  }
+
+  void steps(int64_t first, int64_t last) {
+    bool chained = false;
+    for (int64_t step = last - 1; step >= first; step--)
+      for (int p = 0; p < cell.phases; p++) {
+        StepLaunch how = this->step_launch(this->phase_units(p, false));
+        how.chained = chained;
+        cell.backward(sweep, step, p, false, how, stream);
+        chained = gpu.chains;
+      }
+  }
+
+  void layer(int64_t l, Rows<const Store> y, Rows<const Store> dy) {
+    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P;
+    const int64_t per_token = plus(times(SH + 2 * P, sizeof(Store) * n.D), times(n.input_size(l), sizeof(Store)));
+    chunk = chunk_steps(T, B, per_token, gpu.chunk_bytes);
+    for (int d = 0; d < n.D; d++) {
+      prepare(sweep.side[d], l, d, y, dy);
+      prepare_gradients(l, d);
+    }
+    if (!runs) return;
+    if (n.D == 2) this->zero(dx, this->tokens * n.input_size(l) * int64_t(sizeof(Store)));  // both directions add, in any order
+    int64_t last = T;
+    bool add = false;
+    do {  // at least once: without a token the gradients are zero
+      const int64_t first = std::max<int64_t>(0, last - chunk);
+      for (int d = 0; d < n.D; d++) sweep.side[d].first = this->lowest(d == 1, first, last) * B;
+      steps(first, last);
+      for (int d = 0; d < n.D; d++) gradients(l, d, first, last, add);
+      add = true;
+      last = first;
+    } while (last > 0);
+    // Its operand are the gate gradients of step 0, which lie where step 1 would look for those of the step after.
+    cell.backward(sweep, 1, 0, true, this->step_launch(P), stream);
+    for (int d = 0; d < n.D; d++) finish(l, d);
+  }
+
+  void run() {
+    this->workspace = arena.template take<char>(workspace_bytes);
+    const int64_t output = times(this->tokens, this->width);
+    Store* between[2] = {};
+    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.template take<Store>(output);
+    const bool direct = !back.dx.starts;
+    Store* const dense = direct ? back.dx.base : arena.template take<Store>(times(this->tokens, n.I));
+    const int64_t mark = arena.mark();
+    for (int64_t l = n.L - 1; l >= 0; l--) {
+      arena.back_to(mark);
+      const bool top = l + 1 == n.L;
+      x = this->input(l, nullptr);
+      dx = l ? between[(l - 1) % 2] : dense;
+      const Rows<const Store> y = to_read(top ? call.y : contiguous(call.saved->outputs[size_t(l)], B, this->width));
+      layer(l, y, top ? back.dy : to_read(contiguous(between[l % 2], B, this->width)));
+      if (runs && l && call.masks) k.drop(dx, call.masks + (l - 1) * output, dx, call.scale, output, stream);
+    }
+    if (runs && !direct) k.scatter(call.sequences, dense, back.dx, n.I, this->tokens, stream);
+  }
+};
+
+}  // namespace
+
+// ---- what callers see ----------------------------------------------------------------------------------------------
+
+template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network& n, int64_t T, int64_t B, bool dropout, Arena& arena) {
+  const CellKernels<float, float>& cell = kernels_float32.cell[int(n.cell)];  // the numbers are the same in every precision
+  const int64_t tokens = times(T, B), output = times(tokens, n.D * n.P);
+  Saved<Store, Real> saved;
+  for (int64_t i = 0; i < n.L * n.D; i++)
+    saved.sides.push_back({cell.tape ? arena.take<Store>(times(times(tokens, n.H), cell.tape)) : nullptr,
+                           cell.has_c ? arena.take<Real>(times(tokens, n.H)) : nullptr,
+                           cell.phases == 2 ? arena.take<Store>(times(tokens, n.H)) : nullptr});
+  for (int64_t l = 0; l + 1 < n.L; l++) {
+    saved.outputs.push_back(arena.take<Store>(output));
+    saved.dropped.push_back(dropout ? arena.take<Store>(output) : nullptr);
+  }
+  return saved;
+}
+
+template <class K>
+void forward(const K& kernels, const Network& n, const Gpu& gpu, const ForwardCall<typename K::Store, typename K::Real>& call, Arena& arena,
+             cudaStream_t stream) {
+  ForwardRun<K> run{{kernels, n, gpu, call, arena, stream}, {}, {}, {}, {}, 0};
+  run.run();
+}
+template <class K>
+void backward(const K& kernels, const Network& n, const Gpu& gpu, const BackwardCall<typename K::Store, typename K::Real>& call,
+              Arena& arena, cudaStream_t stream) {
+  BackwardRun<K>(kernels, n, gpu, call, arena, stream).run();
+}
+
+#define FASTRNN_INSTANTIATE(Store, Real)                                                                                                 \
+  template Saved<Store, Real> lay_out_tape(const Network&, int64_t, int64_t, bool, Arena&);                                              \
+  template void forward(const Kernels<Store, Real>&, const Network&, const Gpu&, const ForwardCall<Store, Real>&, Arena&, cudaStream_t); \
+  template void backward(const Kernels<Store, Real>&, const Network&, const Gpu&, const BackwardCall<Store, Real>&, Arena&, cudaStream_t);
+FASTRNN_INSTANTIATE(float, float)
+FASTRNN_INSTANTIATE(Bfloat16, float)
+FASTRNN_INSTANTIATE(Float16, float)
+FASTRNN_INSTANTIATE(double, double)
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,84 @@
+// A stack of layers and directions on a GPU: which kernels run in what order, and how a call's memory is laid out. The caller gives all
+// memory; everything is launched into the caller's stream of the current device, and nothing waits. Python-free.
+#pragma once
+#include <vector>
+
+#include "cuda/host/blas.hpp"
+#include "cuda/kernels/kernels.hpp"
+#include "host/memory.hpp"
+
+namespace fastrnn::cuda {
+
+struct Network {
+  Cell cell;
+  Precision precision;
+  int64_t I, H, P, L;  // P == H without a projection
+  int D;
+
+  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+};
+
+// What plans depend on.
+struct Gpu {
+  int processors;
+  bool chains;                                 // kernels may be chained: see Launch
+  Blas* blas;                                  // or null: the own product
+  int64_t chunk_bytes = int64_t(64) << 20;  // what the rows of the time steps that are done at once may take: an L2 cache keeps them
+};
+
+// One layer, one direction; PyTorch's arrays.
+template <class Store> struct Weights {
+  Store *ih, *hh, *bias_ih, *bias_hh, *hr;
+};
+
+// What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
+template <class Store, class Real> struct Saved {
+  struct Side {
+    Store* gates;  // (tokens,tape,H)
+    Real* c;       // (tokens,H)
+    Store* inner;  // (tokens,H)
+  };
+  std::vector<Side> sides;      // (L*D)
+  std::vector<Store*> outputs;  // (L-1) (T,B,D*P)
+  std::vector<Store*> dropped;  // (L-1) the same after dropout, or null
+};
+template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network&, int64_t T, int64_t B, bool dropout, Arena&);
+
+template <class Store, class Real> struct ForwardCall {
+  Sequences sequences;
+  Rows<const Store> x;                  // (T,B,I)
+  Rows<Store> y;                        // (T,B,D*P)
+  const Real *h0, *c0;                  // (L*D,B,P), (L*D,B,H) or null: zeros
+  Real *hn, *cn;                        // the same; cn null without c
+  const uint8_t* masks;                 // (L-1,T,B,D*P) or null
+  Real scale;                           // of what a mask keeps
+  const Weights<const Store>* weights;  // (L*D)
+  const Saved<Store, Real>* saved;      // null: inference
+};
+
+template <class Store, class Real> struct BackwardCall {
+  ForwardCall<Store, Real> forward;  // as it ran
+  Rows<const Store> dy;              // or base null: zeros
+  Rows<Store> dx;                    // (T,B,I)
+  Rows<Store> hidden;                // (T,B,D*P) or base null
+  const Real *dhn, *dcn;             // or null
+  Real *dh0, *dc0;
+  const Weights<Store>* gradients;   // (L*D)
+};
+
+// Each takes its scratch from the arena; with an arena of no memory it only counts, and launches nothing.
+template <class K>
+void forward(const K& kernels, const Network&, const Gpu&, const ForwardCall<typename K::Store, typename K::Real>&, Arena&, cudaStream_t);
+template <class K>
+void backward(const K& kernels, const Network&, const Gpu&, const BackwardCall<typename K::Store, typename K::Real>&, Arena&, cudaStream_t);
+
+// Rows of the batch that a block of a step does: 8, or 32 where that still gives every processor its blocks.
+int step_columns(int64_t units, int64_t B, int directions, int processors);
+// Time steps done at once, so that 'token_bytes' for each of B tokens keep to chunk_bytes.
+int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes);
+// Into how many shares the own product cuts K, whose results take so many bytes each.
+int product_shares(int64_t n, int64_t K, int64_t m, int64_t result_bytes, int processors);
+
+constexpr int64_t workspace_bytes = int64_t(32) << 20;
+
+}  // namespace fastrnn::cuda

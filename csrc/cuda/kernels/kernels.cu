@@ -1,0 +1,136 @@
+// The kernels of one precision, and how they are launched: compiled once for each with
+//   FASTRNN_ISA=device  FASTRNN_VECTOR_BYTES=0    FASTRNN_PRECISION   struct of numbers.hpp    FASTRNN_KERNELS   name of the table below
+#include "cuda/kernels/kernels.hpp"
+
+#include "cuda/kernels/launch.hpp"
+#include "cuda/kernels/products.hpp"
+#include "cuda/kernels/rows.hpp"
+
+namespace fastrnn::cuda {
+namespace {
+
+using T = FASTRNN_PRECISION;
+using Store = T::Store;
+using Real = T::Real;
+using device::block_threads;
+
+int64_t tiles(int64_t n, int64_t each) { return (n + each - 1) / each; }
+
+// ---- steps ---------------------------------------------------------------------------------------------------------
+
+template <class Cell, int p, int N> void forward_phase(const Sweep<Store, Real>& s, int64_t step, const StepLaunch& l,
+                                                       cudaStream_t stream) {
+  using Product = device::Tile<T, Cell::phase[p].gates, N>;
+  const int64_t units = Cell::projected && p == 1 ? s.P : s.H;
+  const Launch how{tiles(units, 16) * tiles(s.sequences.B, N), block_threads, l.directions, Product::shared_bytes, l.chained};
+  launch<device::step_forward<Cell, p, T, N>>(how, stream, s, step);
+}
+template <class Cell, int N> void forward_columns(const Sweep<Store, Real>& s, int64_t step, int phase, const StepLaunch& l,
+                                                  cudaStream_t stream) {
+  if (phase == 0) return forward_phase<Cell, 0, N>(s, step, l, stream);
+  if constexpr (Cell::phases == 2) forward_phase<Cell, 1, N>(s, step, l, stream);
+}
+template <class Cell> void forward(const Sweep<Store, Real>& s, int64_t step, int phase, const StepLaunch& l, cudaStream_t stream) {
+  if (l.columns == 8) forward_columns<Cell, 8>(s, step, phase, l, stream);
+  else forward_columns<Cell, 32>(s, step, phase, l, stream);
+}
+
+template <class Cell, int p, int N>
+void backward_phase(const BackSweep<Store, Real>& s, int64_t step, bool initial, const StepLaunch& l, cudaStream_t stream) {
+  using Product = device::Tile<T, 1, N>;
+  const Launch how{tiles(p == 0 ? s.P : s.H, 16) * tiles(s.sequences.B, N), block_threads, l.directions, Product::shared_bytes, l.chained};
+  launch<device::step_backward<Cell, p, T, N>>(how, stream, s, step, initial);
+}
+template <class Cell, int N>
+void backward_columns(const BackSweep<Store, Real>& s, int64_t step, int phase, bool initial, const StepLaunch& l, cudaStream_t stream) {
+  if (phase == 0) return backward_phase<Cell, 0, N>(s, step, initial, l, stream);
+  if constexpr (Cell::phases == 2) backward_phase<Cell, 1, N>(s, step, initial, l, stream);
+}
+template <class Cell>
+void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool initial, const StepLaunch& l, cudaStream_t stream) {
+  if (l.columns == 8) backward_columns<Cell, 8>(s, step, phase, initial, l, stream);
+  else backward_columns<Cell, 32>(s, step, phase, initial, l, stream);
+}
+
+template <class Cell> constexpr PhaseFacts facts(int p) {
+  return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, Cell::rotate ? 0 : Cell::phase[p].first} : PhaseFacts{};
+}
+template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
+  return {Cell::gates,   Cell::slots,     Cell::tape,
+          Cell::phases,  Cell::rotate,    Cell::input_slot,
+          Cell::has_c,   Cell::projected, {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+          forward<Cell>, backward<Cell>};
+}
+
+// ---- rows ----------------------------------------------------------------------------------------------------------
+
+template <class F> void run(int64_t count, const F& f, cudaStream_t stream) {
+  constexpr int64_t most = 8192;  // blocks; each then goes round
+  const int64_t blocks = tiles(count, block_threads);
+  launch<device::for_each<F>>({blocks < most ? blocks : most, block_threads, 1, 0, false}, stream, count, f);
+}
+
+template <class Out> void add_up(const Real* parts, Out* out, int64_t n, int64_t m, int64_t pitch, int shares, bool add,
+                                 cudaStream_t stream) {
+  run(n * m, device::AddUp<Out, Real>{parts, out, m, pitch, n * m, shares, add}, stream);
+}
+
+template <class Out> void product_into(const MatrixProduct<Store>& p, Out* c, int shares, Real* parts, cudaStream_t stream) {
+  const Launch how{tiles(p.n, 64) * tiles(p.m, 64) * shares, block_threads, 1, device::Tile<T, 4, 64>::shared_bytes, false};
+  launch<device::product<T, Out>>(how, stream, p, shares, c, parts);
+  if (shares > 1) add_up(parts, c, p.n, p.m, p.pitch, shares, p.add, stream);
+}
+void product(const MatrixProduct<Store>& p, void* c, bool wide, int shares, Real* parts, cudaStream_t stream) {
+  if (wide) product_into(p, static_cast<Real*>(c), shares, parts, stream);
+  else product_into(p, static_cast<Store*>(c), shares, parts, stream);
+}
+
+void gather(const Sequences& s, Rows<const Store> from, Store* to, int64_t n, int64_t first, int64_t tokens, cudaStream_t stream) {
+  run(tokens * n, device::Gather<Store>{from, to, s, n, first}, stream);
+}
+void scatter(const Sequences& s, const Store* from, Rows<Store> to, int64_t n, int64_t tokens, cudaStream_t stream) {
+  run(tokens * n, device::Scatter<Store>{from, to, s, n, 0}, stream);
+}
+void gather_before(const Sequences& s, bool reverse, Rows<const Store> y, const Real* h0, Store* to, int64_t P, int64_t first,
+                   int64_t tokens, cudaStream_t stream) {
+  run(tokens * P, device::GatherBefore<Store, Real>{y, h0, to, s, reverse, P, first}, stream);
+}
+void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
+  run(rows * pitch, device::PadRows<Store, Store>{from, to, n, pitch}, stream);
+}
+void pad_state(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
+  run(rows * pitch, device::PadRows<Real, Store>{from, to, n, pitch}, stream);
+}
+void turn(const Store* from, Store* to, int64_t H, int64_t P, int64_t pitch, int gates, int first, int of, cudaStream_t stream) {
+  run(P * gates * pitch, device::Turn<Store>{from, to, H, P, pitch, gates, first, of}, stream);
+}
+void drop(const Store* from, const uint8_t* mask, Store* to, Real scale, int64_t count, cudaStream_t stream) {
+  run(count, device::Drop<Store, Real>{from, mask, to, scale}, stream);
+}
+void sum_columns(const Store* from, Real* parts, Real* sums, int64_t rows, int64_t n, int shares, bool add, cudaStream_t stream) {
+  run(shares * n, device::SumShare<Store, Real>{from, parts, rows, n, shares}, stream);
+  add_up(parts, sums, 1, n, n, shares, add, stream);
+}
+void narrow(const Real* from, Store* to, int64_t count, cudaStream_t stream) { add_up(from, to, 1, count, count, 1, false, stream); }
+
+}  // namespace
+
+#define FASTRNN_CELL(name, type) cell_kernels<device::type>(),
+extern const Kernels<Store, Real> FASTRNN_KERNELS;
+const Kernels<Store, Real> FASTRNN_KERNELS = {
+    {FASTRNN_CELLS(FASTRNN_CELL)}, product, gather, scatter, gather_before, pad, pad_state, turn, drop, sum_columns, narrow};
+
+#ifdef FASTRNN_ONCE
+int kernels_architecture() {
+  cudaFuncAttributes a{};
+  const cudaError_t status = cudaFuncGetAttributes(&a, (const void*)device::step_forward<device::Lstm, 0, T, 8>);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess ? a.ptxVersion : 0;
+}
+void draw_masks(uint8_t* masks, int64_t count, double drop, uint64_t seed, cudaStream_t stream) {
+  const double below = drop * 4294967296.;
+  run(tiles(count, 4), device::DrawMask{masks, seed, count, below < 4294967295. ? uint32_t(below) : 0xffffffffu, drop >= 1}, stream);
+}
+#endif
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,256 @@
+// One phase of one time step of a layer: the recurrent product with the cell as its epilogue, forward and, mirrored below it, backward.
+// A block has 16 units and N rows of the batch; blocks of both directions run in one launch.
+#pragma once
+#include "cuda/kernels/sweep.hpp"
+#include "cuda/kernels/tile.hpp"
+#include "kernels/cells.hpp"
+#include "kernels/timeline.hpp"
+
+namespace fastrnn::device {
+namespace {
+
+using cuda::Sequences;
+
+template <class Store> FASTRNN_DEVICE int64_t pad(int64_t n) {
+  constexpr int64_t piece = 16 / sizeof(Store);
+  return (n + piece - 1) / piece * piece;
+}
+
+struct DeviceOrder : Timeline<DeviceOrder> {
+  const Sequences& sequences;
+  const bool backwards;
+
+  FASTRNN_DEVICE DeviceOrder(const Sequences& s, bool reverse) : sequences(s), backwards(reverse) {}
+  FASTRNN_DEVICE int64_t steps() const { return sequences.T; }
+  FASTRNN_DEVICE bool reverse() const { return backwards; }
+  // Lengths that lie on the GPU were looked at by nobody.
+  FASTRNN_DEVICE int64_t length(int64_t b) const {
+    const int64_t n = sequences.length ? sequences.length[b] : sequences.T;
+    return n < 0 ? 0 : n > sequences.T ? sequences.T : n;
+  }
+  FASTRNN_DEVICE bool reset(int64_t t, int64_t b) const { return sequences.reset.base && *sequences.reset.at(t, b); }
+  FASTRNN_DEVICE bool runs(int64_t t, int64_t b) const { return t < length(b); }
+  // Does nothing reach step t from the one after, but the final state?
+  FASTRNN_DEVICE bool cut_off_after(int64_t t, int64_t b) const { return !is_last(t, b) && cut_after(t, b); }
+  FASTRNN_DEVICE bool any_runs(int64_t t, int64_t first, int64_t last) const {
+    if (!sequences.length) return true;
+    for (int64_t b = first; b < last; b++)
+      if (t < sequences.length[b]) return true;
+    return false;
+  }
+};
+
+// Where this block's 16 units and N rows begin.
+template <int N> struct Place {
+  int64_t unit, row, rows_end;
+  FASTRNN_DEVICE Place(int64_t units, int64_t B) {
+    const int64_t tiles = (units + 15) / 16;
+    unit = int64_t(blockIdx.x) % tiles * 16;
+    row = int64_t(blockIdx.x) / tiles * N;
+    rows_end = row + N < B ? row + N : B;
+  }
+};
+
+// Row i of a tile of weights: gate i / 16 of unit i % 16. 'height' rows from one gate to the next.
+template <class Store> FASTRNN_DEVICE const Store* weight_row(const cuda::Padded<const Store>& w, int first_gate, int64_t height,
+                                                              int64_t unit, int i) {
+  const int64_t u = unit + i % 16;
+  return u < height ? w.base + ((first_gate + i / 16) * height + u) * w.row : nullptr;
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+template <class Cell, int p, class T, int N>
+__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+    step_forward(cuda::Sweep<typename T::Store, typename T::Real> s, int64_t step) {
+  using Store = typename T::Store;
+  using Real = typename T::Real;
+  constexpr Phase phase = Cell::phase[p];
+  constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1, keeps = Cell::phases == 2 && !Cell::projected;
+  using Product = Tile<T, phase.gates, N>;
+  let_next_kernel_start();
+
+  const cuda::Side<Store, Real>& side = s.side[blockIdx.z];
+  const DeviceOrder order(s.sequences, side.reverse);
+  const int64_t B = s.sequences.B, H = s.H, P = s.P, units = projects ? P : H, t = order.time(step);
+  const Place<N> place(units, B);
+  const Store* const before = side.recurrent + step % 2 * B * pad<Store>(P);
+  Store* const after = side.recurrent + (step + 1) % 2 * B * pad<Store>(P);
+
+  const Product product;
+  const auto weight = [&](int i) { return weight_row(side.weight[p], phase.first, units, place.unit, i); };
+  const auto operand = [&](int j) -> const Store* {
+    const int64_t b = place.row + j;
+    if (b >= B) return nullptr;
+    if (p == 1) return side.inner + b * pad<Store>(H);
+    return order.cut_before(t, b) ? nullptr : before + b * pad<Store>(P);
+  };
+  product.run_rows(order.any_runs(t, place.row, place.rows_end) ? p == 1 ? pad<Store>(H) : pad<Store>(P) : 0, weight, operand);
+
+  for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
+    const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
+    if (unit >= units || b >= B) continue;
+    const int64_t token = t * B + b;
+    if (!order.runs(t, b)) {
+      if (last) {
+        after[b * pad<Store>(P) + unit] = before[b * pad<Store>(P) + unit];
+        if (!side.y.starts) side.y.at(t, b)[unit] = narrow<Store>(Real(0));
+      }
+      if (Cell::phases == 2 && side.tape_inner && !projects) side.tape_inner[token * H + unit] = narrow<Store>(Real(0));
+      continue;
+    }
+    const bool cut = order.cut_before(t, b);
+    Unit<Real> u{};
+#pragma unroll
+    for (int g = 0; g < phase.gates; g++) {
+      Real z = product.at(g * 16 + i % 16, i / 16);
+      if (!projects) {
+        const int64_t row = (phase.first + g) * H + unit;
+        const bool apart = Cell::hidden_apart && g == phase.gates - 1;
+        Real x_side = side.z[(token - side.z_first) * Cell::gates * H + row];
+        if (side.bias_ih) x_side += widen(side.bias_ih[row]);
+        if (side.bias_hh) (apart ? z : x_side) += widen(side.bias_hh[row]);
+        if (apart) u.x_side = x_side;
+        else z = x_side + z;
+      }
+      u.z[g] = z;
+    }
+    if (Cell::uses_h_prev && !cut) u.h_prev = side.h[b * P + unit];
+    if (Cell::has_c && p == 0 && !cut) u.c_prev = side.c[b * H + unit];
+    Real* const kept = keeps ? side.kept + b * Cell::tape * H + unit : nullptr;
+    if (keeps && p > 0)
+#pragma unroll
+      for (int k = 0; k < Cell::tape; k++) u.tape[k] = kept[k * H];
+
+    Cell::template forward<p>(u);
+
+    if (last) {
+      const Store h = narrow<Store>(u.out);
+      side.h[b * P + unit] = u.out;
+      after[b * pad<Store>(P) + unit] = h;
+      side.y.at(t, b)[unit] = h;
+    } else {
+      const Store inner = narrow<Store>(u.out);
+      side.inner[b * pad<Store>(H) + unit] = inner;
+      if (side.tape_inner) side.tape_inner[token * H + unit] = inner;
+    }
+    if (Cell::has_c && p == 0) {
+      side.c[b * H + unit] = u.c;
+      if (side.tape_c) side.tape_c[token * H + unit] = u.c;
+    }
+#pragma unroll
+    for (int k = 0; k < (projects ? 0 : Cell::tape); k++) {
+      if (keeps && !last) kept[k * H] = u.tape[k];
+      else if (side.tape_gates) side.tape_gates[(token * Cell::tape + k) * H + unit] = narrow<Store>(u.tape[k]);
+    }
+  }
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+// The slots that a phase's product consumes: those of its gates on the hidden side.
+template <class Cell> FASTRNN_FN constexpr int hidden_slot(int p) { return Cell::rotate ? 0 : Cell::phase[p].first; }
+
+// With 'initial' no step but what comes before the first: dh0, of phase 0 only.
+template <class Cell, int p, class T, int N>
+__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+    step_backward(cuda::BackSweep<typename T::Store, typename T::Real> s, int64_t step, bool initial) {
+  using Store = typename T::Store;
+  using Real = typename T::Real;
+  constexpr Phase phase = Cell::phase[p];
+  constexpr bool through_projection = Cell::projected && p == 1, only_sums = Cell::projected && p == 0;
+  using Product = Tile<T, 1, N>;
+  let_next_kernel_start();
+
+  const cuda::BackSide<Store, Real>& side = s.side[blockIdx.z];
+  const DeviceOrder order(s.sequences, side.reverse);
+  const int64_t B = s.sequences.B, H = s.H, P = s.P, units = p == 0 ? P : H, t = initial ? 0 : order.time(step);
+  const int64_t wide = Cell::slots * pad<Store>(H), K = through_projection ? pad<Store>(P) : phase.gates * pad<Store>(H);
+  const Place<N> place(units, B);
+  const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
+  Store* const here = side.recurrent + step % 2 * B * wide;
+
+  const Product product;
+  const auto weight = [&](int i) { return weight_row(side.weight[p], 0, units, place.unit, i); };
+  const auto operand = [&](int j) -> const Store* {
+    const int64_t b = place.row + j;
+    if (b >= B) return nullptr;
+    if (through_projection) return side.projected + b * pad<Store>(P);
+    if (p == 0 && !initial && order.cut_off_after(t, b)) return nullptr;
+    return (p == 0 ? later : here) + b * wide + hidden_slot<Cell>(p) * pad<Store>(H);
+  };
+  product.run_rows(initial || order.any_runs(t, place.row, place.rows_end) ? K : 0, weight, operand);
+
+  for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
+    const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
+    if (unit >= units || b >= B) continue;
+    const Real sum = product.at(i % 16, i / 16);
+    if (initial) {
+      const int64_t length = order.length(b);
+      const bool cut = length && order.cut_before(side.reverse ? length - 1 : 0, b);
+      Real& dh = side.dh[b * P + unit];
+      dh = cut ? Real(0) : dh + sum;
+      continue;
+    }
+    const int64_t token = t * B + b, in_chunk = token - side.first;
+    Store* const dgates = side.dgates + in_chunk * Cell::slots * H + unit;
+    if (!order.runs(t, b)) {
+      if (p == 0 && side.hidden.base && !side.hidden.starts) side.hidden.at(t, b)[unit] = narrow<Store>(Real(0));
+      if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(Real(0));
+      if (!only_sums)
+#pragma unroll
+        for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
+          dgates[k * H] = narrow<Store>(Real(0));
+          here[b * wide + k * pad<Store>(H) + unit] = later[b * wide + k * pad<Store>(H) + unit];
+        }
+      continue;
+    }
+    UnitGradient<Real> u{};
+    u.dout = sum;
+    const bool cut = order.cut_off_after(t, b);
+    if (p == 0) {
+      Real& dh = side.dh[b * P + unit];
+      if (side.dy.base) u.dout += widen(side.dy.at(t, b)[unit]);
+      if (!cut) u.dout += dh;
+      dh = 0;
+      if (side.hidden.base) side.hidden.at(t, b)[unit] = narrow<Store>(u.dout);
+    }
+    if (only_sums) {
+      const Store dh = narrow<Store>(u.dout);
+      side.projected[b * pad<Store>(P) + unit] = dh;
+      side.dprojected[in_chunk * P + unit] = dh;
+      continue;
+    }
+    const bool first = order.is_first(t, b), cut_off = order.cut_before(t, b);
+#pragma unroll
+    for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(side.tape_gates[(token * Cell::tape + k) * H + unit]);
+    if (Cell::uses_h) u.h = widen(side.y.at(t, b)[unit]);
+    if (Cell::uses_h_prev && !cut_off) {
+      if (!first) u.h_prev = widen(side.y.at(order.before(t), b)[unit]);
+      else if (side.h0) u.h_prev = side.h0[b * P + unit];
+    }
+    if (Cell::has_c) {
+      u.c = side.tape_c[token * H + unit];
+      if (!cut_off) {
+        if (!first) u.c_prev = side.tape_c[(order.before(t) * B + b) * H + unit];
+        else if (side.c0) u.c_prev = side.c0[b * H + unit];
+      }
+      if (!cut) u.dc = side.dc[b * H + unit];
+    }
+    if (Cell::has_carry && p == 1) u.carry = side.dh[b * P + unit];
+
+    Cell::template backward<p>(u);
+
+    if (Cell::has_c) side.dc[b * H + unit] = first && cut_off ? Real(0) : u.dc;
+    if (Cell::has_carry) side.dh[b * P + unit] = u.carry;
+#pragma unroll
+    for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
+      const Store dz = narrow<Store>(u.dz[k]);
+      dgates[k * H] = dz;
+      here[b * wide + k * pad<Store>(H) + unit] = dz;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::device

@@ -1,0 +1,92 @@
+// What kernels are told. Plain structs; every pointer is to the GPU's memory.
+//
+// Letters as in structs.hpp. Token (t, b) has number t * B + b: sequences that have ended still have tokens, which are zeros. A row that
+// other kernels multiply is padded with zeros to whole pieces of 16 bytes: pad(n) elements.
+#pragma once
+#include "kernels/structs.hpp"
+
+namespace fastrnn::cuda {
+
+// Which rows run when.
+struct Sequences {
+  int64_t T, B;
+  const int64_t* length;      // (B) or null: all run to the end
+  Rows<const uint8_t> reset;  // (T,B,1) or base null
+};
+
+// A matrix whose rows are whole pieces apart; 'row' elements from one to the next.
+template <class Store> struct Padded {
+  Store* base;
+  int64_t row;
+};
+
+// One direction of a layer, forward.
+template <class Store, class Real> struct Side {
+  bool reverse;
+  Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates; (P,H) for a projection
+  const Store *bias_ih, *bias_hh;  // (G*H) or null
+  const Real* z;                   // (tokens of the chunk, G*H) W_ih x
+  int64_t z_first;                 // the token it begins with
+  Store* recurrent;                // [2](B,pad(P)) h of the last step, and of this one: they take turns
+  Store* inner;                    // (B,pad(H)) what the second phase multiplies
+  Real* kept;                      // (B,tape,H) the tape from phase to phase, of cells with two
+  Real* h;                         // (B,P) as it runs: hn in the end
+  Real* c;                         // (B,H) the same
+  Rows<Store> y;                   // (T,B,P) written, zero past the length
+  Store* tape_gates;               // (tokens,tape,H) or null
+  Real* tape_c;                    // (tokens,H) or null
+  Store* tape_inner;               // (tokens,H) or null
+};
+
+template <class Store, class Real> struct Sweep {
+  Sequences sequences;
+  int64_t H, P;
+  Side<Store, Real> side[2];
+};
+
+// The same, backward.
+template <class Store, class Real> struct BackSide {
+  bool reverse;
+  Padded<const Store> weight[2];  // of each phase, transposed: (P, gates of the phase in the order of the slots, pad(H)); (H,pad(P))
+  Rows<const Store> y;            // as forward wrote it
+  Rows<const Store> dy;           // (T,B,P) or base null: zeros
+  Rows<Store> hidden;             // (T,B,P) dL/dh_t, written, or base null
+  const Real *h0, *c0;            // (B,P), (B,H) or null: zeros
+  const Store* tape_gates;
+  const Real* tape_c;
+  Store* recurrent;   // [2](B,slots,pad(H)) gate gradients of the step after, and of this one: they take turns
+  Store* projected;   // (B,pad(P)) dL/dh of this step, with a projection
+  Real* dh;           // (B,P) dhn at first; the part of dh that passes by the product; dh0 in the end
+  Real* dc;           // (B,H) dcn at first, dc0 in the end
+  Store* dgates;      // (tokens of the chunk, slots, H) written
+  Store* dprojected;  // (tokens of the chunk, P) dL/dh, with a projection
+  int64_t first;      // the token of the chunk that these begin with
+};
+
+template <class Store, class Real> struct BackSweep {
+  Sequences sequences;
+  int64_t H, P;
+  BackSide<Store, Real> side[2];
+};
+
+// Columns of a block's tile: rows of the batch. 8 or 32.
+struct StepLaunch {
+  int directions, columns;
+  bool chained;
+};
+
+// C (n,m) = A (n,K) B (K,m). Element (row, k) of a factor lies at base[row * row_stride + k * k_stride]; one of the strides is 1.
+template <class Store> struct Factor {
+  const Store* base;
+  int64_t row_stride, k_stride;
+};
+
+template <class Store> struct MatrixProduct {
+  Factor<Store> a;  // (n,K)
+  Factor<Store> b;  // (m,K): B transposed
+  int64_t n, K, m;
+  int64_t pitch;  // elements from one row of C to the next
+  bool add;       // to what C holds
+};
+
+}  // namespace fastrnn::cuda

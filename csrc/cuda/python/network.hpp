@@ -1,0 +1,241 @@
+// Part of cuda/bindings.cpp: a network's calls on arrays in a GPU's memory.
+#pragma once
+#include "cuda/host/stack.hpp"
+#include "cuda/python/arrays.hpp"
+#include "python/gil.hpp"
+
+namespace fastrnn::cuda {
+namespace {
+
+// What is kept for each device, from when it is first prepared.
+struct Prepared {
+  Gpu gpu;
+  std::unique_ptr<Blas> blas;
+};
+std::vector<std::unique_ptr<Prepared>>& prepared() {
+  static auto* all = new std::vector<std::unique_ptr<Prepared>>;  // never destroyed: at exit there may be no driver any more
+  return *all;
+}
+
+// ---- networks ------------------------------------------------------------------------------------------------------
+
+using MaybeArray = std::optional<Array>;
+
+struct CoreNetwork {
+  Network n;
+  bool bias;
+  int device;
+
+  CoreNetwork(const std::string& cell, const std::string& precision, int64_t input_size, int64_t hidden_size, int64_t proj_size,
+              int64_t num_layers, bool bidirectional, bool bias_, int device_)
+      : n{cell_named(cell, proj_size > 0),
+          precision_named(precision),
+          input_size,
+          hidden_size,
+          proj_size > 0 ? proj_size : hidden_size,
+          num_layers,
+          bidirectional ? 2 : 1},
+        bias(bias_),
+        device(device_) {
+    if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
+    times(times(times(4, plus(n.H, 64)), plus(std::max(input_size, times(2, n.H)), 64)), times(16, num_layers));
+    if (size_t(device) >= prepared().size() || !prepared()[size_t(device)]) throw py::value_error("the device was not prepared");
+  }
+
+  static Precision precision_named(const std::string& name) {
+#define FASTRNN_MATCH(precision, type) \
+  if (name == #precision) return Precision::precision;
+    FASTRNN_PRECISIONS(FASTRNN_MATCH)
+#undef FASTRNN_MATCH
+    throw py::value_error("there is no precision " + name);
+  }
+
+  // f with the kernels of the network's precision.
+  template <class F> auto by_precision(F f) const {
+    switch (n.precision) {
+      case Precision::float32: return f(kernels_float32);
+      case Precision::tf32: return f(kernels_tf32);
+      case Precision::bfloat16: return f(kernels_bfloat16);
+      case Precision::float16: return f(kernels_float16);
+      case Precision::float64: return f(kernels_float64);
+    }
+    throw std::logic_error("no such precision");
+  }
+  const CellKernels<float, float>& facts() const { return kernels_float32.cell[int(n.cell)]; }
+  const Gpu& gpu() const { return prepared()[size_t(device)]->gpu; }
+
+  Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
+
+  template <class Store> std::vector<Weights<Store>> weights(const std::vector<Array>& arrays, bool written) const {
+    std::vector<Weights<Store>> all;
+    size_t next = 0;
+    const int64_t GH = facts().gates * n.H;
+    const auto take = [&](const char* name, const Shape& shape) {
+      if (next >= arrays.size()) throw py::value_error("too few parameters");
+      return pointer_to<Store>(name, arrays[next++], shape, device, written);
+    };
+    for (int64_t i = 0; i < n.L * n.D; i++) {
+      Weights<Store> w{};
+      w.ih = take("weight_ih", {GH, n.input_size(i / n.D)});
+      w.hh = take("weight_hh", {GH, n.P});
+      if (bias) w.bias_ih = take("bias_ih", {GH}), w.bias_hh = take("bias_hh", {GH});
+      if (facts().projected) w.hr = take("weight_hr", {n.P, n.H});
+      all.push_back(w);
+    }
+    if (next != arrays.size()) throw py::value_error("too many parameters");
+    return all;
+  }
+
+  // What runs when, and how the arrays of one row for each token lie: (T,B,n), or packed (rows,n) with starts (T), the rows before those
+  // of each time; packed sequences have falling lengths.
+  struct Tokens {
+    Sequences sequences;
+    const int64_t* starts;
+    int64_t rows;
+    int device;
+
+    template <class T> Rows<T> read(const char* name, const MaybeArray& a, int64_t size, bool written) const {
+      if (!a) return {nullptr, 0, 0};
+      if (starts) {
+        T* const base = pointer_to<T>(name, *a, {rows, size}, device, written, true);
+        return {base, 0, a->strides[0], starts};
+      }
+      T* const base = pointer_to<T>(name, *a, {sequences.T, sequences.B, size}, device, written, true);
+      return {base, a->strides[0], a->strides[1]};
+    }
+  };
+  Tokens tokens(const Array& x, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset) const {
+    Tokens t{{}, nullptr, 0, device};
+    if (x.shape.size() != (starts ? 2u : 3u)) throw py::value_error("x must be (T,B,I), or packed (rows,I)");
+    if (starts) {
+      if (!lengths || lengths->shape.size() != 1 || starts->shape.size() != 1) throw py::value_error("packed rows need lengths and starts");
+      t.rows = x.shape[0];
+      t.sequences.T = starts->shape[0], t.sequences.B = lengths->shape[0];
+      t.starts = pointer_to<const int64_t>("starts", *starts, {t.sequences.T}, device, false);
+    } else {
+      t.sequences.T = x.shape[0], t.sequences.B = x.shape[1];
+    }
+    const int64_t T = t.sequences.T, B = t.sequences.B;
+    times(times(T, B), 64);
+    t.sequences.length = pointer_to<const int64_t>("lengths", lengths, {B}, device, false);
+    if (reset) {
+      if (reset->shape != Shape{T, B}) throw py::value_error("reset must have shape " + text_of({T, B}));
+      if (std::string(reset->kind->name) != "bool" && std::string(reset->kind->name) != "uint8")
+        throw py::type_error("reset must hold bool");
+      if (reset->device != device) throw py::value_error("reset must be on the network's device");
+      t.sequences.reset = {static_cast<const uint8_t*>(reset->data), reset->strides[0], reset->strides[1]};
+    }
+    return t;
+  }
+
+  struct Inputs {
+    const Array &x, &y;
+    const MaybeArray &h0, &c0, &masks;
+    double scale;
+  };
+  // Everything of a call but the final states.
+  template <class K> ForwardCall<typename K::Store, typename K::Real> call(const Tokens& t, const Inputs& in, bool writes) const {
+    using Real = typename K::Real;
+    const int64_t B = t.sequences.B;
+    ForwardCall<typename K::Store, Real> c{};
+    c.sequences = t.sequences;
+    c.x = t.read<const typename K::Store>("x", in.x, n.I, false);
+    c.y = t.read<typename K::Store>("y", in.y, n.D * n.P, writes);
+    c.h0 = pointer_to<const Real>("h0", in.h0, state_shape(B, n.P), device, false);
+    c.c0 = facts().has_c ? pointer_to<const Real>("c0", in.c0, state_shape(B, n.H), device, false) : nullptr;
+    if (in.masks) c.masks = pointer_to<const uint8_t>("masks", *in.masks, {n.L - 1, t.sequences.T, B, n.D * n.P}, device, false);
+    c.scale = Real(in.scale);
+    return c;
+  }
+
+  int64_t tape_bytes(int64_t T, int64_t B, bool dropout) const {
+    Arena arena(nullptr);
+    by_precision([&](const auto& k) {
+      using K = std::decay_t<decltype(k)>;
+      lay_out_tape<typename K::Store, typename K::Real>(n, T, B, dropout, arena);
+    });
+    return arena.most();
+  }
+  template <class K> Saved<typename K::Store, typename K::Real> on_tape(const Array& tape, const Tokens& t, bool dropout,
+                                                                        bool written) const {
+    const int64_t bytes = tape_bytes(t.sequences.T, t.sequences.B, dropout);
+    char* const base = reinterpret_cast<char*>(pointer_to<uint8_t>("tape", tape, {bytes}, device, written));
+    if (uintptr_t(base) % 16) throw py::value_error("tape is not aligned");
+    Arena arena(base);
+    return lay_out_tape<typename K::Store, typename K::Real>(n, t.sequences.T, t.sequences.B, dropout, arena);
+  }
+
+  // Counts the scratch of work(arena), has it made by 'allocate', a function of bytes that returns an array of uint8, and works.
+  template <class Work> void with_scratch(const py::function& allocate, const Work& work) const {
+    Arena count(nullptr);
+    work(count);
+    const auto room = allocate(count.most()).cast<Array>();
+    char* const base = reinterpret_cast<char*>(pointer_to<uint8_t>("scratch", room, {count.most()}, device, true));
+    if (uintptr_t(base) % 16) throw py::value_error("scratch is not aligned");
+    const OnDevice here(device);
+    released([&] {
+      Arena arena(base);
+      work(arena);
+    });
+  }
+
+  void forward(uintptr_t stream, const std::vector<Array>& parameters, const Array& x, const Array& y, const MaybeArray& h0,
+               const MaybeArray& c0, const Array& hn, const MaybeArray& cn, const MaybeArray& starts, const MaybeArray& lengths,
+               const MaybeArray& reset, const MaybeArray& masks, double scale, const MaybeArray& tape, const py::function& allocate) const {
+    by_precision([&](const auto& k) {
+      using K = std::decay_t<decltype(k)>;
+      using Store = typename K::Store;
+      using Real = typename K::Real;
+      const Tokens t = tokens(x, starts, lengths, reset);
+      const int64_t B = t.sequences.B;
+      auto c = call<K>(t, {x, y, h0, c0, masks, scale}, true);
+      const auto w = weights<const Store>(parameters, false);
+      c.weights = w.data();
+      c.hn = pointer_to<Real>("hn", hn, state_shape(B, n.P), device, true);
+      if (facts().has_c) c.cn = pointer_to<Real>("cn", cn, state_shape(B, n.H), device, true);
+      if (facts().has_c && !c.cn) throw py::value_error("an LSTM needs cn");
+      Saved<Store, Real> saved;
+      if (tape) saved = on_tape<K>(*tape, t, masks.has_value(), true), c.saved = &saved;
+      else if (masks) throw py::value_error("dropout needs a tape");
+      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::forward(k, n, on, c, arena, stream_of(stream)); });
+    });
+  }
+
+  void backward(uintptr_t stream, const std::vector<Array>& parameters, const Array& tape, const Array& x, const Array& y,
+                const MaybeArray& h0, const MaybeArray& c0, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
+                const MaybeArray& masks, double scale, const MaybeArray& dy, const MaybeArray& dhn, const MaybeArray& dcn, const Array& dx,
+                const Array& dh0, const MaybeArray& dc0, const std::vector<Array>& gradients, const MaybeArray& hidden,
+                const py::function& allocate) const {
+    by_precision([&](const auto& k) {
+      using K = std::decay_t<decltype(k)>;
+      using Store = typename K::Store;
+      using Real = typename K::Real;
+      const Tokens t = tokens(x, starts, lengths, reset);
+      const int64_t B = t.sequences.B;
+      BackwardCall<Store, Real> c{};
+      c.forward = call<K>(t, {x, y, h0, c0, masks, scale}, false);
+      const auto w = weights<const Store>(parameters, false);
+      c.forward.weights = w.data();
+      const auto saved = on_tape<K>(tape, t, masks.has_value(), false);
+      c.forward.saved = &saved;
+      c.dy = t.read<const Store>("dy", dy, n.D * n.P, false);
+      c.dx = t.read<Store>("dx", dx, n.I, true);
+      if (!starts && !dx.contiguous()) throw py::value_error("dx must be contiguous");
+      if (hidden && starts) throw py::value_error("hidden is not for packed rows");
+      c.hidden = t.read<Store>("hidden", hidden, n.D * n.P, true);
+      c.dhn = pointer_to<const Real>("dhn", dhn, state_shape(B, n.P), device, false);
+      c.dh0 = pointer_to<Real>("dh0", dh0, state_shape(B, n.P), device, true);
+      if (facts().has_c) {
+        c.dcn = pointer_to<const Real>("dcn", dcn, state_shape(B, n.H), device, false);
+        c.dc0 = pointer_to<Real>("dc0", dc0, state_shape(B, n.H), device, true);
+        if (!c.dc0) throw py::value_error("an LSTM needs dc0");
+      }
+      const auto into = weights<Store>(gradients, true);
+      c.gradients = into.data();
+      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::backward(k, n, on, c, arena, stream_of(stream)); });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn::cuda

@@ -1,0 +1,335 @@
+#include "host/stack.hpp"
+
+#include <cstring>
+#include <optional>
+
+#include "host/layout.hpp"
+#include "host/plan.hpp"
+
+namespace fastrnn {
+namespace {
+
+// The threads of a call and the barriers they meet at.
+struct Team {
+  Load load;
+  HostThreads host;
+  Plan alone, wanted;  // the best plans for one thread and for all that may be used
+  std::optional<Lease> lease;
+  Plan plan{};
+  Control control{};
+  Barrier all{}, each[2]{};  // where all meet, and those of one direction
+
+  Team(const Load& l, int threads, HostThreads h)
+      : load(l), host(h), alone(plan_of(load, 1)), wanted(threads > 1 ? plan_of(load, threads) : alone) {
+    take_lease();
+  }
+  void take_lease() {
+    lease.emplace(wanted.teams * wanted.size, alone.microseconds, host);
+    make_plan();
+  }
+  // The threads that the best plan wants may be had or not; with fewer there is another best plan.
+  void make_plan() {
+    plan = lease->size() == wanted.teams * wanted.size ? wanted : plan_of(load, lease->size());
+    all.size = plan.teams * plan.size;
+    each[0].size = each[1].size = plan.size;
+  }
+  Seat seat(int rank) { return {rank % plan.size, plan.size, plan.by_rows, rank == 0, &each[rank / plan.size], &control}; }
+  // Directions of this rank: all of them one after the other, or one of two.
+  Range directions(int rank, int D) const { return plan.teams == 1 ? Range{0, D} : Range{rank / plan.size, rank / plan.size + 1}; }
+};
+
+// Runs a job's workers, its scratch laid out anew where fewer threads come than it was planned for; true: interrupted.
+template <class Job> bool run_team(Job& job, Interrupt interrupt) {
+  Team& team = job.team;
+  team.control = {interrupt.asked, interrupt.context, 0, 0};
+  while (!team.lease->run([](void* self, int rank) { static_cast<Job*>(self)->worker(rank); }, &job, team.control)) {
+    team.make_plan();
+    job.prepare();
+  }
+  return team.control.stop != 0;
+}
+
+}  // namespace
+
+// ---- tape ----------------------------------------------------------------------------------------------------------
+
+template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  const int64_t tokens = batch.tokens(), h = round_up(n.H, k.lanes);
+  const int64_t output = times(tokens, times(n.D, n.P));
+  Saved<Real> saved;
+  for (int64_t i = 0; i < n.L * n.D; i++)
+    saved.sides.push_back({k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr,
+                           k.has_c ? arena.take<Real>(times(tokens, n.H)) : nullptr,
+                           k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr});
+  for (int64_t l = 0; l + 1 < n.L; l++) {
+    saved.outputs.push_back(arena.take<Real>(output));
+    saved.dropped.push_back(dropout ? arena.take<Real>(output) : nullptr);
+  }
+  return saved;
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// The directions of a call, and what each needs of its scratch.
+template <class Real> struct ForwardWork {
+  Stack n;
+  ForwardCall<Real> call;
+  std::vector<Direction<Real>> directions{};  // (L*D)
+
+  void lay_out(const Plan& plan, Arena& arena) {
+    const Layers<Real> layers{n, call};
+    directions.clear();
+    directions.reserve(size_t(n.L * n.D));
+    Real* const zeros = arena.take<Real>(layers.zero_row());
+    if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
+    Real* between[2] = {};
+    if (!call.saved)
+      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
+    const int64_t mark = arena.mark();
+    Rows<const Real> x = call.x;
+    for (int64_t l = 0; l < n.L; l++) {
+      arena.back_to(mark);
+      Rows<Real> y = call.y;
+      if (l + 1 < n.L) y = layers.between(call.saved ? call.saved->outputs[l] : between[l % 2]);
+      for (int side = 0; side < n.D; side++) {
+        directions.push_back(layers.direction(l, side, x, y));
+        directions.back().zeros = zeros;
+        take_forward<Real>(n, plan, call.batch->tokens(), call.frozen, arena, directions.back());
+      }
+      if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks.base ? layers.between(call.saved->dropped[l]) : y);
+    }
+  }
+};
+
+}  // namespace
+
+template <class Real> struct ForwardRun<Real>::Job {
+  ForwardWork<Real> work;
+  const Kernel<Real>& kernel = kernel_of<Real>(work.n);
+  Team team;
+  Memory memory;
+
+  Job(const Stack& n, const ForwardCall<Real>& call, int threads) : work{n, call}, team(load_of<Real>(n, call, false), threads, n.host) {
+    prepare();
+  }
+
+  void prepare() {
+    memory = laid_out([this](Arena& arena) { work.lay_out(team.plan, arena); }, true);
+  }
+
+  void again(const ForwardCall<Real>& call) {
+    work.call = call;
+    const Plan before = team.plan;
+    team.take_lease();
+    const bool same = before.teams == team.plan.teams && before.size == team.plan.size && before.by_rows == team.plan.by_rows;
+    if (!same) {
+      Arena count(nullptr);
+      work.lay_out(team.plan, count);
+      if (count.most() > memory.bytes()) return prepare();
+    }
+    Arena arena(memory.data());
+    work.lay_out(team.plan, arena);
+  }
+
+  void worker(int rank) {
+    if (rank >= team.all.size) return;
+    const Stack& n = work.n;
+    const ForwardCall<Real>& call = work.call;
+    const Seat seat = team.seat(rank);
+    const Range sides = team.directions(rank, n.D);
+    for (int64_t l = 0; l < n.L; l++) {
+      for (int64_t side = sides.first; side < sides.last; side++) {
+        const Direction<Real>& d = work.directions[l * n.D + side];
+        if (!call.frozen) {
+          kernel.pack(d, seat);
+          if (wait(seat)) break;
+        }
+        kernel.forward(d, seat);
+      }
+      if (wait(team.all, team.control, rank == 0)) return;
+      if (!call.masks.base || l + 1 == n.L) continue;
+      const Layers<Real> layers{n, call};
+      const Rows<Real> from = layers.between(call.saved->outputs[l]), to = layers.between(call.saved->dropped[l]);
+      const Rows<const uint8_t> mask = Layers<Real>::side(call.masks, l * call.masks_layer);
+      for_each_token(call.batch->schedule(), share_of(layers.tokens, rank, team.all.size),
+                     [&](int64_t t, int64_t b) { drop<Real>(from.at(t, b), mask.at(t, b), call.scale, to.at(t, b), layers.width); });
+      if (wait(team.all, team.control, rank == 0)) return;
+    }
+  }
+};
+
+template <class Real>
+ForwardRun<Real>::ForwardRun(const Stack& n, const ForwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
+template <class Real> ForwardRun<Real>::~ForwardRun() = default;
+template <class Real> double ForwardRun<Real>::microseconds() const { return job_->team.alone.microseconds; }
+template <class Real> bool ForwardRun<Real>::run(Interrupt interrupt) { return run_team(*job_, interrupt); }
+template <class Real> void ForwardRun<Real>::again(const ForwardCall<Real>& call) { job_->again(call); }
+template <class Real> int64_t ForwardRun<Real>::bytes() const { return job_->memory.bytes(); }
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// The same of the way back, and where the gradients between two layers lie.
+template <class Real> struct BackwardWork {
+  Stack n;
+  BackwardCall<Real> call;
+  std::vector<BackwardDirection<Real>> gradients{};    // (L*D)
+  std::vector<Rows<Real>> dx{}, dx_reverse{};  // (L) what the two directions of a layer give
+
+  void lay_out(const Plan& plan, Arena& arena) {
+    const Layers<Real> layers{n, call.forward};
+    const int64_t B = layers.B;
+    gradients.assign(size_t(n.L * n.D), BackwardDirection<Real>{});
+    dx.assign(size_t(n.L), Rows<Real>{});
+    dx_reverse.assign(size_t(n.L), Rows<Real>{});
+    Real* const zeros = arena.take<Real>(layers.zero_row());
+    if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
+    Real* between[2] = {};
+    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
+    Real* reverse = n.D == 2 ? arena.take<Real>(times(layers.tokens, n.L > 1 ? std::max(n.I, layers.width) : n.I)) : nullptr;
+    const int64_t mark = arena.mark();
+    for (int64_t l = n.L - 1; l >= 0; l--) {
+      arena.back_to(mark);
+      const int64_t I = n.input_size(l);
+      dx[l] = l ? layers.between(between[(l - 1) % 2]) : call.dx;
+      dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : layers.by_token(reverse, I);
+      const Saved<Real>& saved = *call.forward.saved;
+      const Rows<const Real> x =
+          l ? Layers<Real>::to_read(layers.between(call.forward.masks.base ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
+      const Rows<Real> y = l + 1 < n.L ? layers.between(saved.outputs[l]) : call.forward.y;
+      const Rows<const Real> dy = l + 1 < n.L ? Layers<Real>::to_read(dx[l + 1]) : call.dy;
+      for (int side = 0; side < n.D; side++) {
+        const int64_t i = l * n.D + side;
+        BackwardDirection<Real>& q = gradients[i];
+        q.forward = layers.direction(l, side, x, y);
+        q.forward.zeros = zeros;
+        q.dy = Layers<Real>::side(dy, side * n.P);
+        q.dx = side ? dx_reverse[l] : dx[l];
+        if (l + 1 == n.L) q.hidden = Layers<Real>::side(call.hidden, side * n.P);
+        q.dhn = call.dhn ? call.dhn + i * B * n.P : nullptr;
+        q.dcn = call.dcn ? call.dcn + i * B * n.H : nullptr;
+        q.dh0 = call.dh0 ? call.dh0 + i * B * n.P : nullptr;
+        q.dc0 = call.dc0 ? call.dc0 + i * B * n.H : nullptr;
+        const Parameters<Real>& g = call.gradients[i];
+        q.dweight_ih = g.weight_ih, q.dweight_hh = g.weight_hh, q.dweight_hr = g.weight_hr;
+        q.dbias_ih = g.bias_ih, q.dbias_hh = g.bias_hh;
+        q.dz = call.dz;
+        take_backward<Real>(n, plan, arena, q);
+      }
+    }
+  }
+
+  // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
+  void combine(int64_t l, int rank, int workers) {
+    if (l == 0 && call.forward.tokens) return combine_distinct(rank, workers);
+    const int64_t I = n.input_size(l);
+    const Rows<const uint8_t> mask =
+        l && call.forward.masks.base ? Layers<Real>::side(call.forward.masks, (l - 1) * call.forward.masks_layer) : Rows<const uint8_t>{};
+    const Range mine = share_of(call.forward.batch->tokens(), rank, workers);
+    for_each_token(call.forward.batch->schedule(), mine, [&](int64_t t, int64_t b) {
+      Real* const to = dx[l].at(t, b);
+      if (n.D == 2) {
+        const Real* other = dx_reverse[l].at(t, b);
+        for (int64_t i = 0; i < I; i++) to[i] += other[i];
+      }
+      if (mask.base) drop<Real>(to, mask.at(t, b), call.forward.scale, to, I);
+    });
+  }
+
+  void combine_distinct(int rank, int workers) {
+    const Range mine = share_of(call.dx.base ? call.forward.tokens->distinct : 0, rank, workers);
+    for (int64_t u = mine.first; u < mine.last; u++)
+      for (int64_t i = 0; i < n.I; i++) dx[0].at(u, 0)[i] += dx_reverse[0].at(u, 0)[i];
+  }
+};
+
+}  // namespace
+
+template <class Real> struct BackwardRun<Real>::Job {
+  BackwardWork<Real> work;
+  const Kernel<Real>& kernel = kernel_of<Real>(work.n);
+  Team team;
+  Memory memory;
+
+  Job(const Stack& n, const BackwardCall<Real>& call, int threads)
+      : work{n, call}, team(load_of<Real>(n, call.forward, true), threads, n.host) {
+    prepare();
+  }
+
+  void prepare() {
+    memory = laid_out([this](Arena& arena) { work.lay_out(team.plan, arena); }, true);
+  }
+
+  void worker(int rank) {
+    if (rank >= team.all.size) return;
+    const Stack& n = work.n;
+    const Seat seat = team.seat(rank);
+    const Range sides = team.directions(rank, n.D);
+    for (int64_t l = n.L - 1; l >= 0; l--) {
+      for (int64_t side = sides.first; side < sides.last; side++) kernel.backward(work.gradients[l * n.D + side], seat);
+      if (wait(team.all, team.control, rank == 0)) return;
+      if (n.D == 1 && !(l && work.call.forward.masks.base)) continue;
+      work.combine(l, rank, team.all.size);
+      if (wait(team.all, team.control, rank == 0)) return;
+    }
+  }
+};
+
+template <class Real>
+BackwardRun<Real>::BackwardRun(const Stack& n, const BackwardCall<Real>& call, int threads) : job_(new Job(n, call, threads)) {}
+template <class Real> BackwardRun<Real>::~BackwardRun() = default;
+template <class Real> double BackwardRun<Real>::microseconds() const { return job_->team.alone.microseconds; }
+template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return run_team(*job_, interrupt); }
+
+// ---- frozen weights, sizes -----------------------------------------------------------------------------------------
+
+template <class Real> FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights) {
+  auto lay_out = [&](Arena& arena) {
+    panels_.clear();
+    for (int64_t i = 0; i < n.L * n.D; i++) panels_.push_back(take_panels<Real>(n, n.input_size(i / n.D), true, true, arena));
+  };
+  memory_ = laid_out(lay_out, false);
+  Control control{};
+  Barrier alone{};
+  alone.size = 1;
+  const Seat seat{0, 1, true, false, &alone, &control};
+  for (int64_t i = 0; i < n.L * n.D; i++) {
+    Direction<Real> d{};
+    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P;
+    d.weight_ih = weights[i].weight_ih, d.weight_hh = weights[i].weight_hh, d.weight_hr = weights[i].weight_hr;
+    d.bias_ih = weights[i].bias_ih, d.bias_hh = weights[i].bias_hh;
+    d.panels = panels_[i];
+    kernel_of<Real>(n).pack(d, seat);
+  }
+}
+
+template <class Real> int64_t scratch_bytes(const Stack& n, const Batch& batch, bool training) {
+  const Plan alone{1, 1, true, 0};
+  Arena tape(nullptr), forward(nullptr), backward(nullptr);
+  const Saved<Real> saved = training ? lay_out_tape<Real>(n, batch, false, tape) : Saved<Real>{};
+  const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
+  BackwardCall<Real> call{};
+  call.forward.batch = &batch;
+  call.forward.saved = training ? &saved : nullptr;
+  call.gradients = none.data();
+  ForwardWork<Real>{n, call.forward}.lay_out(alone, forward);
+  if (training) BackwardWork<Real>{n, call}.lay_out(alone, backward);
+  return std::max(forward.most(), backward.most());
+}
+
+template Saved<float> lay_out_tape(const Stack&, const Batch&, bool, Arena&);
+template Saved<double> lay_out_tape(const Stack&, const Batch&, bool, Arena&);
+template class ForwardRun<float>;
+template class ForwardRun<double>;
+template class BackwardRun<float>;
+template class BackwardRun<double>;
+template class FrozenWeights<float>;
+template class FrozenWeights<double>;
+template int64_t scratch_bytes<float>(const Stack&, const Batch&, bool);
+template int64_t scratch_bytes<double>(const Stack&, const Batch&, bool);
+
+}  // namespace fastrnn

@@ -1,0 +1,106 @@
+// A stack of layers and directions over the kernels of forward.hpp and backward.hpp: room, threads, order of work.
+// No Python; throws std::bad_alloc and std::overflow_error before a kernel runs, never after.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "host/batch.hpp"
+#include "host/threads.hpp"
+
+namespace fastrnn {
+
+struct Stack {
+  const Isa* isa;
+  Cell cell;
+  int64_t I, H, P, L;  // P == H without a projection
+  int D;
+  HostThreads host = {};  // or nobody's: the process's own team runs the calls
+
+  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+};
+
+// One layer, one direction; PyTorch's arrays, or their gradients. Element: Real, or const Real where they are only read.
+template <class Element> struct Parameters {
+  Element *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;
+};
+
+// What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
+template <class Real> struct Saved {
+  struct Side {
+    Real *gates, *c, *inner;
+  };
+  std::vector<Side> sides;     // (L*D)
+  std::vector<Real*> outputs;  // (L-1) [token](D*P)
+  std::vector<Real*> dropped;  // (L-1) the same after dropout, or null
+};
+template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena);
+
+template <class Real> struct ForwardCall {
+  const Batch* batch;
+  const DistinctIds* tokens;  // of the first layer, or null
+  Rows<const Real> x;    // (T,B,I); with tokens the embedding's rows that they name, or base null: one-hot
+  Rows<Real> y;
+  const Real *h0, *c0;              // (L*D,B,P), (L*D,B,H) or null
+  Real *hn, *cn;                    // the same; cn null without c
+  Rows<const uint8_t> masks;        // of layer 0: (T,B,D*P), or base null
+  int64_t masks_layer;              // elements from layer to layer
+  Real scale;                       // of what a mask keeps
+  const Parameters<const Real>* weights;  // (L*D)
+  const Panels<Real>* frozen;       // (L*D) or null
+  const Saved<Real>* saved;         // null: inference
+};
+
+template <class Real> struct BackwardCall {
+  ForwardCall<Real> forward;  // as it ran
+  Rows<const Real> dy;        // or base null
+  Rows<Real> dx, hidden;      // hidden: or base null; dx is to x as it is
+  const Real *dhn, *dcn;      // or null
+  Real *dh0, *dc0;
+  const Parameters<Real>* gradients;  // (L*D), written
+  Real* dz;                           // one time step of one layer: its gate gradients in place of the weights', or null
+};
+
+// A call made ready: all memory is there. run() needs no interpreter; true: interrupted. Where the host lends fewer threads than
+// were planned with, run() lays its scratch out anew and may throw as the constructor does, before a kernel runs.
+template <class Real> class ForwardRun {
+ public:
+  ForwardRun(const Stack& n, const ForwardCall<Real>& call, int threads);
+  ~ForwardRun();
+  double microseconds() const;  // predicted, for one thread
+  bool run(Interrupt interrupt);
+  // After run(), for another run with other arrays of the same shapes: nothing is allocated, if as many threads are lent.
+  void again(const ForwardCall<Real>& call);
+  int64_t bytes() const;  // of scratch
+
+ private:
+  struct Job;
+  std::unique_ptr<Job> job_;
+};
+template <class Real> class BackwardRun {
+ public:
+  BackwardRun(const Stack& n, const BackwardCall<Real>& call, int threads);
+  ~BackwardRun();
+  double microseconds() const;
+  bool run(Interrupt interrupt);
+
+ private:
+  struct Job;
+  std::unique_ptr<Job> job_;
+};
+
+// All weights packed for forward calls.
+template <class Real> class FrozenWeights {
+ public:
+  FrozenWeights(const Stack& n, const Parameters<const Real>* weights);
+  const Panels<Real>* panels() const { return panels_.data(); }
+  int64_t bytes() const { return memory_.bytes(); }
+
+ private:
+  Memory memory_;
+  std::vector<Panels<Real>> panels_;
+};
+
+// Bytes of scratch that a call takes with one thread.
+template <class Real> int64_t scratch_bytes(const Stack& n, const Batch& batch, bool training);
+
+}  // namespace fastrnn

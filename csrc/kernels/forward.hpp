@@ -1,0 +1,279 @@
+// The time loop, forward: one worker's share of one direction of one layer.
+#pragma once
+#include "kernels/cells.hpp"
+#include "kernels/gemm.hpp"
+#include "kernels/timeline.hpp"
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+// The rows s that fall to a worker: dealt out like cards, so that every worker gets long and short sequences.
+struct Deal {
+  int64_t first, stride;
+  FASTRNN_FN int64_t row(int64_t i) const { return first + i * stride; }
+  FASTRNN_FN int64_t count(int64_t n) const { return n > first ? (n - first + stride - 1) / stride : 0; }
+};
+
+// Maps row s of the schedule (sorted by falling length) at step t to the caller's memory, where it is batch row b.
+template <class Real> struct Order : Timeline<Order<Real>> {
+  const Direction<Real>& d;
+
+  FASTRNN_FN explicit Order(const Direction<Real>& direction) : d(direction) {}
+  FASTRNN_FN int64_t steps() const { return d.schedule.T; }
+  FASTRNN_FN bool reverse() const { return d.reverse; }
+  FASTRNN_FN int64_t length(int64_t s) const { return d.schedule.length[s]; }
+  FASTRNN_FN bool reset(int64_t t, int64_t s) const { return d.schedule.reset.base && *d.schedule.reset.at(t, d.schedule.order[s]); }
+  FASTRNN_FN int64_t token(int64_t t, int64_t s) const { return d.schedule.offset[t] + s; }
+
+  FASTRNN_FN const Real* x(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    return d.tokens ? d.x.at(d.tokens->row[t * d.schedule.B + b], 0) : d.x.at(t, b);
+  }
+  FASTRNN_FN const Real* h_prev(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    if (this->cut_before(t, s)) return d.zeros;
+    if (this->is_first(t, s)) return d.h0 ? d.h0 + b * d.P : d.zeros;
+    return d.y.at(this->before(t), b);
+  }
+  // c of the step before: on the tape, or in cn as it runs.
+  FASTRNN_FN const Real* c_prev(int64_t t, int64_t s) const {
+    const int64_t b = d.schedule.order[s];
+    if (this->cut_before(t, s)) return d.zeros;
+    if (this->is_first(t, s)) return d.c0 ? d.c0 + b * d.H : d.zeros;
+    return d.c ? d.c + token(this->before(t), s) * d.H : d.cn + b * d.H;
+  }
+};
+
+template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64_t n) {
+  if (to == from) return;
+  if (from) __builtin_memcpy(to, from, n * sizeof(Real));
+  else __builtin_memset(to, 0, n * sizeof(Real));
+}
+
+// The weights of the forward sweep, with their panels where these are packed beforehand.
+template <class Cell, class V, class Real> FASTRNN_FN Matrix<Real> input_matrix(const Direction<Real>& d) {
+  return {d.panels.ih, d.weight_ih, d.I, d.H, d.I * Cell::gates * Lanes<V>::n};
+}
+// weight_hh, or weight_hr in a projected cell's second phase.
+template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurrent_matrix(const Direction<Real>& d) {
+  constexpr Phase phase = Cell::phase[p];
+  constexpr int N = Lanes<V>::n;
+  if constexpr (Cell::projected && p == 1) {
+    return {d.panels.hr, d.weight_hr, d.H, d.P, d.H * N};
+  } else {
+    const int64_t before = blocks_of<V>(d.H) * d.P * phase.first * N;
+    return {d.panels.hh ? d.panels.hh + before : nullptr, d.weight_hh + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
+  }
+}
+
+// This worker's part of packing the forward weights; biases are packed by whoever has the blocks.
+template <class Cell, class V, class Real> void pack_forward(const Direction<Real>& d, const Seat& seat) {
+  constexpr int N = Lanes<V>::n, G = Cell::gates;
+  const Range blocks = share_of(blocks_of<V>(d.H), seat.rank, seat.size);
+  Poll poll(seat);
+  for (int64_t block = blocks.first; block < blocks.last; block++) {
+    const int64_t left = d.H - block * N;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) {
+      const int64_t row = g * d.H + block * N;
+      const V input = d.bias_ih ? load<V>(d.bias_ih + row, left) : V{}, hidden = d.bias_hh ? load<V>(d.bias_hh + row, left) : V{};
+      const bool apart = Cell::hidden_apart && g == G - 1;
+      store(d.panels.bias + (block * G + g) * N, apart ? input : input + hidden);
+      if (apart) store(d.panels.bias_hidden + block * N, hidden);
+    }
+  }
+  auto pack_share = [&](const Matrix<Real>& w, int gates) {
+    const Range mine = share_of(blocks_of<V>(w.units), seat.rank, seat.size);
+    if (w.panel) pack_panel(w, gates, mine, const_cast<Real*>(w.panel) + mine.first * w.panel_pitch, poll);
+  };
+  pack_share(input_matrix<Cell, V>(d), G);
+  pack_share(recurrent_matrix<Cell, V, 0>(d), Cell::phase[0].gates);
+  if constexpr (Cell::phases == 2) pack_share(recurrent_matrix<Cell, V, 1>(d), Cell::phase[1].gates);
+}
+
+template <class Cell, class V, class Real> struct Forward {
+  static constexpr int N = Lanes<V>::n, G = Cell::gates;
+  const Direction<Real>& d;
+  const Seat& seat;
+  const Order<Real> order{d};
+  Poll poll{seat};
+  const Deal rows = seat.by_rows ? Deal{seat.rank, seat.size} : Deal{0, 1};
+  const int64_t row_count = rows.count(d.schedule.B);
+  const Range blocks = seat.by_rows ? Range{0, blocks_of<V>(d.H)} : share_of(blocks_of<V>(d.H), seat.rank, seat.size);
+  const Range out_blocks = seat.by_rows ? Range{0, blocks_of<V>(d.P)} : share_of(blocks_of<V>(d.P), seat.rank, seat.size);
+  // bias + W_ih x as [block][row][G][N]: of this worker's blocks and a chunk's tokens, or of all blocks and distinct tokens.
+  Real* const projection = d.token_projection ? d.token_projection : d.projection + seat.rank * d.projection_size;
+  const int64_t projection_pitch = (d.token_projection ? d.tokens->distinct : d.chunk_steps * row_count) * G * N;
+  const int64_t projection_first = d.token_projection ? 0 : blocks.first;
+  const int64_t gates_row = blocks_of<V>(d.H) * Cell::tape * N;
+
+  // One pointer per row of this worker at the step at hand.
+  const Real** h_prev = (const Real**)(d.row_pointers + seat.rank * d.row_pointer_count);
+  const Real** c_prev = h_prev + row_count;
+  const Real** inner_in = c_prev + row_count;
+  Real** y = (Real**)(inner_in + row_count);
+  Real** c = y + row_count;
+  Real** inner = c + row_count;
+  Real** gates = inner + row_count;
+  const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
+  const Real** x = projected + row_count;                      // of the chunk's tokens
+
+  // The n rows that run at t, whose projection begins at token 'first' of the chunk.
+  FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
+    const int64_t* const row_of = d.token_projection ? d.tokens->row + t * d.schedule.B : nullptr;
+    const Real* const here = d.token_projection ? projection : projection + first * G * N;
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t s = rows.row(i), b = d.schedule.order[s], slot = d.training ? order.token(t, s) : s;
+      h_prev[i] = order.h_prev(t, s);
+      y[i] = d.y.at(t, b);
+      if constexpr (Cell::has_c) {
+        c_prev[i] = order.c_prev(t, s);
+        c[i] = d.c ? d.c + slot * d.H : d.cn + b * d.H;
+      }
+      if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
+      gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
+      projected[i] = here + (row_of ? row_of[b] : i) * G * N;
+    }
+  }
+
+  template <int gate_count, class Start, class Finish>
+  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, bool back, const Start& start,
+                              const Finish& finish) {
+    if (w.panel) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
+    if (d.pack_buffer)
+      return product_once<V, gate_count>(w, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, share, start, finish, poll);
+    return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+  }
+
+  // The projection of n rows of x.
+  __attribute__((noinline)) bool project(int64_t n, Range share) {
+    auto start = [&](V(&z)[G], int64_t, int64_t block) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);
+    };
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
+        Real* to = projection + (place.block(m) - projection_first) * projection_pitch + place.row(m) * G * N;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
+      }
+    };
+    return multiply_by<G>(input_matrix<Cell, V>(d), x, n, share, false, start, finish);
+  }
+  FASTRNN_FN bool project_steps(int64_t first, int64_t last) {
+    int64_t tokens = 0;
+    for (int64_t step = first; step < last; step++) {
+      const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
+      for (int64_t i = 0; i < n; i++) x[tokens++] = order.x(t, rows.row(i));
+    }
+    return project(tokens, blocks);
+  }
+
+  // The table of the distinct tokens; every worker does a share of the blocks. False: interrupted.
+  FASTRNN_FN bool project_distinct() {
+    const int64_t distinct = d.tokens->distinct;
+    const Range share = share_of(blocks_of<V>(d.H), seat.rank, seat.size);
+    if (!d.x.base) {
+      for (int64_t block = share.first; block < share.last; block++) {
+        for (int64_t u = 0; u < distinct; u++)
+#pragma GCC unroll 4
+          for (int g = 0; g < G; g++)
+            store(d.token_projection + ((block * distinct + u) * G + g) * N,
+                  load<V>(d.panels.bias + (block * G + g) * N) + load<V>(d.panels.ih + ((block * d.I + d.tokens->id[u]) * G + g) * N));
+        if (poll.stop(double(distinct) * G * N * packing_work)) break;
+      }
+      return !wait(seat);
+    }
+    for (int64_t u = 0; u < distinct; u++) x[u] = d.x.at(u, 0);
+    project(distinct, share);
+    return !wait(seat);
+  }
+
+  // One phase of one step of n rows. False: interrupted.
+  template <int p> FASTRNN_FN bool phase(int64_t n, bool back) {
+    constexpr Phase ph = Cell::phase[p];
+    constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1;
+    auto x_side = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
+      return projected[i] + (block - projection_first) * projection_pitch + ph.first * N;
+    };
+    auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
+    auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(x_side(i, block) + g * N);
+      if constexpr (Cell::hidden_apart) z[ph.gates - 1] = load<V>(d.panels.bias_hidden + block * N);
+    };
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+      constexpr int M = Members<decltype(z[0])>::n;
+      Unit<Bundle<V, M>> u{};
+#pragma GCC unroll 4
+      for (int g = 0; g < Cell::phase[p].gates; g++) u.z[g] = z[g];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
+        if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(x_side(i, place.block(m)) + (G - 1) * N);
+        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
+        if constexpr (Cell::has_c && p == 0) u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
+        if constexpr (p > 0 && !projects)
+#pragma GCC unroll 4
+          for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);
+      }
+      Cell::template forward<p>(u);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
+        store((last ? y[i] : inner[i]) + at, u.out.v[m], left);
+        if constexpr (Cell::has_c && p == 0) store(c[i] + at, u.c.v[m], left);
+      }
+      if (projects || !d.gates) return;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
+    };
+    const Range share = projects ? out_blocks : blocks;
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, back, start, finish);
+    return seat.by_rows ? done : !wait(seat);
+  }
+
+  bool sweep() {
+    const int64_t T = d.schedule.T;
+    if (d.token_projection && !project_distinct()) return false;
+    for (int64_t first = 0; first < T; first += d.chunk_steps) {
+      const int64_t last = first + d.chunk_steps < T ? first + d.chunk_steps : T;
+      if (!d.token_projection && !project_steps(first, last) && seat.by_rows) return false;
+      int64_t token = 0;
+      for (int64_t step = first; step < last; step++) {
+        const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
+        point(t, n, token);
+        if (!phase<0>(n, step & 1)) return false;
+        if constexpr (Cell::phases == 2)
+          if (!phase<1>(n, step & 1)) return false;
+        token += n;
+      }
+    }
+    return true;
+  }
+
+  // Final states, and zeros where y is padding; each row by one worker.
+  void finish_rows() {
+    const Deal mine{seat.rank, seat.size};
+    for (int64_t i = 0; i < mine.count(d.schedule.B); i++) {
+      const int64_t s = mine.row(i), b = d.schedule.order[s], length = d.schedule.length[s], last = d.reverse ? 0 : length - 1;
+      copy_row(d.hn + b * d.P, length ? (const Real*)d.y.at(last, b) : d.h0 ? d.h0 + b * d.P : nullptr, d.P);
+      if constexpr (Cell::has_c) {
+        Real* cn = d.cn + b * d.H;
+        if (!length) copy_row(cn, d.c0 ? d.c0 + b * d.H : nullptr, d.H);
+        else if (d.c) copy_row(cn, (const Real*)d.c + order.token(last, s) * d.H, d.H);
+      }
+      for (int64_t t = length; t < d.schedule.T && !d.y.starts; t++) copy_row<Real>(d.y.at(t, b), nullptr, d.P);
+    }
+  }
+
+  void run() {
+    if (sweep()) finish_rows();
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,229 @@
+// The plain structs that the layers of fastrnn hand to each other. No Python, no containers.
+//
+// Letters: T time, B batch, I input, H hidden, P projection size (H without a projection), G gates, N lanes of a vector,
+// D directions, L layers. A unit block is N hidden units side by side; blocks(n) = ceil(n / N).
+#pragma once
+#include <cstdint>
+
+// Members and functions that kernel units share with others are always inlined: an out-of-line copy compiled for a
+// newer instruction set must never be the one that the linker keeps.
+#ifdef __CUDACC__
+#define FASTRNN_INLINE __host__ __device__ __forceinline__
+#else
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fastrnn {
+
+// The list of cells: name, and struct in cells.hpp. CMake reads it too, for one kernel unit each.
+#define FASTRNN_CELLS(X)       \
+  X(rnn_tanh, Rnn<false>)      \
+  X(rnn_relu, Rnn<true>)       \
+  X(gru, Gru)                  \
+  X(gru_original, GruOriginal) \
+  X(lstm, Lstm)                \
+  X(lstm_projected, LstmProjected)
+
+#define FASTRNN_NAME(name, type) name,
+#define FASTRNN_TEXT(name, type) #name,
+enum class Cell { FASTRNN_CELLS(FASTRNN_NAME) };
+constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
+constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
+
+// Element k of row (t, b) is base[t * time + b * batch + k]. Packed rows have no padding between them: there starts[t] rows
+// come before those of t, and only rows that run exist, b as number place[b] of them (place null: as number b).
+template <class Real> struct Rows {
+  Real* base;
+  int64_t time, batch;
+  const int64_t* starts = nullptr;
+  const int64_t* place = nullptr;
+  FASTRNN_INLINE Real* at(int64_t t, int64_t b) const {
+    return base + (starts ? (starts[t] + (place ? place[b] : b)) * batch : t * time + b * batch);
+  }
+};
+
+// Which batch rows run at which time. Rows are ordered by falling length, so that the running ones are always a prefix.
+// The token (t, s), row s of that order at time t, has number offset[t] + s on the tape: padding takes no room.
+struct Schedule {
+  int64_t T, B;
+  const int64_t* order;     // (B) the batch row behind s
+  const int64_t* place;     // (B) the s of a batch row
+  const int64_t* length;    // (B) length of row order[s], falling
+  const int64_t* active;    // (T) how many rows run at t
+  const int64_t* offset;    // (T) tokens before t
+  Rows<const uint8_t> reset;  // (T,B,1) or base null: non-zero cuts the sequence between t-1 and t
+};
+
+// Token ids in place of x: row u of x belongs to the u-th id that occurs, however many tokens have it.
+struct DistinctIds {
+  int64_t distinct;    // U ids occur
+  const int64_t* id;   // (U) each once, in the order in which they come
+  const int64_t* row;  // (T,B) u of each token that runs
+};
+
+// The forward weights, packed for the panel product; kept by a frozen layer, scratch otherwise.
+template <class Real> struct Panels {
+  Real* ih;           // [blocks(H)][I][G][N]
+  Real* hh;           // for each phase: [blocks(H)][P][gates of the phase][N]
+  Real* hr;           // [blocks(P)][H][N], with a projection
+  Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
+  Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
+};
+
+// One direction of one layer, forward. The caller owns every pointer.
+template <class Real> struct Direction {
+  Schedule schedule;
+  int64_t I, H, P;
+  bool reverse, training;
+
+  const Real* weight_ih;  // (G*H,I)
+  const Real* weight_hh;  // (G*H,P)
+  const Real* weight_hr;  // (P,H) or null
+  const Real* bias_ih;    // (G*H) or null: zeros
+  const Real* bias_hh;    // (G*H) or null: zeros
+  Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
+
+  const DistinctIds* tokens;  // or null
+  Rows<const Real> x;    // (T,B,I); with tokens (U,1,I), or base null: the identity, which makes them one-hot
+  Rows<Real> y;          // (T,B,P) written, zero past the length; also where h_prev is read
+  const Real* h0;        // (B,P) or null: zeros
+  const Real* c0;        // (B,H) or null: zeros
+  Real* hn;              // (B,P) written at the very end; may be h0
+  Real* cn;              // (B,H) written; the running c in inference; may be c0
+
+  Real* gates;  // [token][blocks(H)][tape vectors][N] tape; in inference [row s], where a second phase reads it
+  Real* c;      // [token](H) tape, null in inference
+  Real* inner;  // [token](H) tape: what the second phase multiplies; in inference [row s]
+
+  // scratch
+  const Real* zeros;       // a zero row, long enough for any operand
+  Real* projection;        // per worker: [blocks][chunk_rows][G][N]
+  int64_t projection_size; // elements of one worker's share
+  Real* token_projection;             // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null
+  const void** row_pointers;     // per worker: row pointers
+  int64_t row_pointer_count;      // pointers of one worker's share
+  int64_t chunk_steps;     // time steps that are projected at once
+  Real* pack_buffer;              // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
+  int64_t pack_buffer_size;       // elements of one worker's share
+};
+
+// One direction of one layer, backward. dX is the gradient of the loss with respect to X, of the same shape.
+template <class Real> struct BackwardDirection {
+  Direction<Real> forward;  // as it ran; panels unused
+
+  Rows<const Real> dy;      // (T,B,P) or base null: zeros
+  Rows<Real> dx;            // (T,B,I) written, zero past the length; with tokens (U,1,I), or base null
+  Rows<Real> hidden;        // (T,B,P) or base null: dL/dh_t, zero past the length
+  const Real* dhn;          // (B,P) or null: zeros
+  const Real* dcn;          // (B,H) or null: zeros
+  Real* dh0;                // (B,P) written
+  Real* dc0;                // (B,H) written, LSTM only
+  Real* dweight_ih;         // (G*H,I) written
+  Real* dweight_hh;         // (G*H,P) written
+  Real* dweight_hr;         // (P,H) written, with a projection
+  Real* dbias_ih;           // (G*H) written, or null
+  Real* dbias_hh;           // (G*H) written, or null
+  Real* dz;                 // (B,slots*H) written in place of all of these for a single time step, or null
+
+  // scratch of the whole team
+  Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
+  Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]; null where there are few tokens, and no panel is packed
+  Real* panel_hr;   // [blocks(H)][P][N], with a projection
+  Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
+  Real* dproj;      // [step][row s](P) total dh, with a projection
+  Real* carry;      // [row s](P) the part of dh that passes by the product
+  Real* dc;         // [row s](H)
+  Real* columns;    // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
+  Real* x_panel;    // [blocks(I)][chunk_pitch][N]
+  Real* h_panel;    // [blocks(P)][chunk_pitch][N]
+  Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
+  Real* few;          // [row s](P) products of few tokens
+  Real* column_sums;  // (slots*H)
+  Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
+  Real* pack_buffer;         // per worker: [blocks at once][G*H][N], or null
+  int64_t chunk_steps, chunk_pitch;  // time steps and tokens (rounded up to N) of one chunk of weight gradients
+};
+
+struct Barrier;
+struct Control;
+
+// One worker of the team that runs a direction.
+struct Seat {
+  int rank, size;
+  bool by_rows;  // batch rows are dealt out and never meet; otherwise hidden units are, and every phase ends in a barrier
+  bool asks;     // the calling thread, the only one that may ask whether to go on
+  Barrier* barrier;
+  Control* control;
+};
+
+// What one cell in one dtype for one instruction set offers.
+template <class Real> struct Kernel {
+  int lanes, gates, slots, tape, phases;
+  int input_slot, rotate;  // where the gate gradients of both sides stand among the slots: cells.hpp
+  bool has_c, projected;
+  void (*pack)(const Direction<Real>&, const Seat&);
+  void (*forward)(const Direction<Real>&, const Seat&);
+  void (*backward)(const BackwardDirection<Real>&, const Seat&);
+};
+
+constexpr int64_t product_rows = 192;  // of A that a worker of a product transposes at once
+
+// C (n,m) = A (n,K) B (K,m), plain contiguous matrices; a transposed one is stored the other way round.
+template <class Real> struct Product {
+  const Real *a, *b;
+  Real* c;
+  int64_t n, K, m;
+  bool a_transposed, b_transposed;
+  bool add;             // to what C holds
+  Real* columns;        // per worker: (product_rows, K + N) scratch where a is transposed
+  Real* panel;          // [blocks(m)][K][N] scratch
+  const void** row_pointers;  // (2 * n) scratch
+};
+
+// Softmax and cross entropy of rows of logits: losses, and gradients times 'scale'. The target of a row is 1 - smoothing +
+// smoothing / m for its class and smoothing / m for each other one. The gradients may take the place of the logits.
+template <class Real> struct Softmax {
+  const Real* logits;      // (n,m)
+  const int64_t* classes;  // (n)
+  int64_t n, m;
+  double smoothing, scale;
+  double* losses;   // (n)
+  Real* gradients;  // (n,m)
+};
+
+// What an instruction set offers beside its cells.
+template <class Real> struct Functions {
+  int lanes;
+  void (*sigmoid)(const Real* x, Real* y, int64_t n);
+  void (*tanh)(const Real* x, Real* y, int64_t n);
+  void (*product)(const Product<Real>&, const Seat&);
+  void (*softmax)(const Softmax<Real>&, const Seat&);
+  // What a core can do at most, for benchmarks to be held against. Both give what they did, in operations and in bytes.
+  double (*fma_loop)(int64_t iterations);
+  double (*read_loop)(const Real* x, int64_t n, int64_t passes);
+};
+
+template <class Real> struct KernelTable {
+  const Kernel<Real>* cell[cell_count];
+  Functions<Real> functions;
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const KernelTable<float>* f32;
+  const KernelTable<double>* f64;
+};
+
+// Every instruction set of this build, best first; ends with a null name.
+extern const Isa isas[];
+
+template <class Real> const KernelTable<Real>& table_of(const Isa& isa);
+template <> FASTRNN_INLINE const KernelTable<float>& table_of(const Isa& isa) { return *isa.f32; }
+template <> FASTRNN_INLINE const KernelTable<double>& table_of(const Isa& isa) { return *isa.f64; }
+
+// The instruction set of that name, or the best one with a null name. FASTRNN_ISA in the environment overrides the latter.
+// Throws std::invalid_argument that names what there is.
+const Isa& choose_isa(const char* name);
+
+}  // namespace fastrnn

@@ -1,0 +1,345 @@
+// Python's side of the core, and the only file that sees Python: extents, dtypes, contiguity, allocation, the GIL.
+// checks.py words errors for users; what is refused here is what memory safety needs.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "host/processors.hpp"
+#include "host/product.hpp"
+#include "python/arrays.hpp"
+#include "python/ceilings.hpp"
+#include "python/network.hpp"
+#include "python/steps.hpp"
+
+namespace py = pybind11;
+using namespace fastrnn;
+
+namespace {
+
+// ---- frozen --------------------------------------------------------------------------------------------------------
+
+// A step made ready for B rows: the next one with as many takes it again, and allocates nothing.
+template <class Real> struct Prepared {
+  int64_t B;
+  int threads;
+  Batch batch;
+  ForwardRun<Real> run;
+
+  Prepared(const Stack& n, ForwardCall<Real> call, int64_t rows, int on)
+      : B(rows), threads(on), batch(1, B, nullptr, {nullptr, 0, 0}), run(n, (call.batch = &batch, call), threads) {}
+};
+
+template <class Real> struct CoreFrozen {
+  CoreNetwork network;
+  FrozenWeights<Real> weights;
+  mutable std::unique_ptr<Prepared<Real>> ready{};  // taken and put back by who holds the GIL; a caller beside it makes its own
+};
+constexpr int64_t most_to_keep_ready = int64_t(8) << 20;
+
+struct Frozen {
+  std::variant<CoreFrozen<float>, CoreFrozen<double>> core;
+};
+
+// Not of a class derived from it, which may hold more than numbers: a mask, units.
+bool is_bare(py::handle h) { return Py_TYPE(h.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
+
+// An array of Real, contiguous, of that shape; null pointer for None. False: something else.
+template <class Real> bool plain(py::handle h, std::initializer_list<int64_t> shape, bool writable, const Real*& p) {
+  p = nullptr;
+  if (h.is_none()) return true;
+  if (!is_array_of<Real>(h) || !(writable || is_bare(h))) return false;
+  const auto a = py::reinterpret_borrow<py::array>(h);
+  if (!has_shape(a, shape) || !is_contiguous(a) || (writable && !a.writeable())) return false;
+  p = static_cast<const Real*>(a.data());
+  return true;
+}
+
+template <class Real> void step_with(const CoreFrozen<Real>& f, ForwardCall<Real> call, int64_t B, int threads) {
+  std::unique_ptr<Prepared<Real>> ready = std::move(f.ready);
+  if (ready && ready->B == B && ready->threads == threads) {
+    call.batch = &ready->batch;
+    ready->run.again(call);
+  } else {
+    ready.reset(new Prepared<Real>(f.network.n, call, B, threads));
+  }
+  run_released(ready->run);
+  if (ready->run.bytes() <= most_to_keep_ready) f.ready = std::move(ready);
+}
+
+template <class Real> bool overlap(const Real* a, int64_t n, const Real* b, int64_t m) { return a && b && a < b + m && b < a + n; }
+
+// One step. h, or the pair (h, c) of an LSTM, in state and state_out; fresh arrays where out or state_out is None.
+// None: some argument is not as it must be.
+template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, py::handle state, py::handle out, py::handle state_out,
+                                      int threads) {
+  const Stack& n = f.network.n;
+  const bool pair = has_c(n);
+  if (n.D != 1 || !is_array_of<Real>(x) || !is_bare(x)) return py::none();
+  const auto xa = py::reinterpret_borrow<py::array>(x);
+  if (xa.ndim() != 2 || !is_contiguous(xa) || xa.shape(1) != n.I) return py::none();
+  const int64_t B = xa.shape(0);
+  const std::initializer_list<int64_t> h_shape{n.L, B, n.P}, c_shape{n.L, B, n.H};
+  // Splits a state into its members; false if it is no state of this cell.
+  auto members = [&](py::handle s, py::handle& h, py::handle& c) {
+    h = s, c = Py_None;
+    if (!pair || s.is_none()) return true;
+    if (!PyTuple_Check(s.ptr()) || PyTuple_GET_SIZE(s.ptr()) != 2) return false;
+    h = PyTuple_GET_ITEM(s.ptr(), 0), c = PyTuple_GET_ITEM(s.ptr(), 1);
+    return true;
+  };
+  py::handle h0, c0, hn, cn;
+  const Real *h0_at, *c0_at, *hn_at, *cn_at, *out_at;
+  if (!members(state, h0, c0) || !members(state_out, hn, cn) || !plain<Real>(h0, h_shape, false, h0_at) ||
+      !plain<Real>(c0, c_shape, false, c0_at) || !plain<Real>(hn, h_shape, true, hn_at) || !plain<Real>(cn, c_shape, true, cn_at) ||
+      !plain<Real>(out, {B, n.P}, true, out_at))
+    return py::none();
+  if (!state_out.is_none() && (!hn_at || (pair && !cn_at))) return py::none();
+  const Real* x_at = static_cast<const Real*>(xa.data());
+  const int64_t h_size = n.L * B * n.P, c_size = n.L * B * n.H, y_size = B * n.P, x_size = B * n.I;
+  if (overlap(out_at, y_size, x_at, x_size) || overlap(out_at, y_size, h0_at, h_size) || overlap(out_at, y_size, c0_at, c_size) ||
+      overlap(out_at, y_size, hn_at, h_size) || overlap(out_at, y_size, cn_at, c_size) || overlap(hn_at, h_size, x_at, x_size) ||
+      overlap(cn_at, c_size, x_at, x_size) || overlap(hn_at, h_size, cn_at, c_size) || overlap(hn_at, h_size, c0_at, c_size) ||
+      overlap(cn_at, c_size, h0_at, h_size) || (hn_at != h0_at && overlap(hn_at, h_size, h0_at, h_size)) ||
+      (cn_at != c0_at && overlap(cn_at, c_size, c0_at, c_size)))
+    return py::none();
+  py::object y = py::reinterpret_borrow<py::object>(out), next = py::reinterpret_borrow<py::object>(state_out);
+  if (!out_at) {
+    py::array_t<Real> fresh({B, n.P});
+    out_at = fresh.data();
+    y = fresh;
+  }
+  if (!hn_at) {
+    py::array_t<Real> h(h_shape);
+    hn_at = h.data();
+    if (pair) {
+      py::array_t<Real> c(c_shape);
+      cn_at = c.data();
+      next = py::make_tuple(h, c);
+    } else {
+      next = h;
+    }
+  }
+  ForwardCall<Real> c{};
+  c.x = {x_at, 0, n.I};
+  c.y = {const_cast<Real*>(out_at), 0, n.P};
+  c.h0 = h0_at, c.c0 = c0_at;
+  c.hn = const_cast<Real*>(hn_at), c.cn = const_cast<Real*>(cn_at);
+  c.frozen = f.weights.panels();
+  step_with(f, c, B, threads);
+  return py::make_tuple(y, next);
+}
+
+template <class Real> void activate(const Functions<Real>& table, const std::string& name, const Real* x, Real* y, int64_t n) {
+  (name == "tanh" ? table.tanh : table.sigmoid)(x, y, n);
+}
+
+py::array activation(const std::string& isa, const std::string& name, py::array x) {
+  if (name != "tanh" && name != "sigmoid") throw py::value_error("name must be sigmoid or tanh");
+  const Isa& chosen = choose_isa(isa.c_str());
+  if (!is_contiguous(x)) throw py::value_error("x must be C-contiguous");
+  const Shape shape(x.shape(), x.shape() + x.ndim());
+  if (is_array_of<float>(x)) {
+    py::array_t<float> y(shape);
+    activate(chosen.f32->functions, name, static_cast<const float*>(x.data()), y.mutable_data(), x.size());
+    return y;
+  }
+  if (!is_array_of<double>(x)) throw py::type_error("x must be float32 or float64");
+  py::array_t<double> y(shape);
+  activate(chosen.f64->functions, name, static_cast<const double*>(x.data()), y.mutable_data(), x.size());
+  return y;
+}
+
+// The array that a result is to be written to, or a new one.
+template <class Real> py::array result(const char* name, py::handle out, const Shape& shape) {
+  times(times(shape[0], shape[1]), sizeof(Real));
+  return out.is_none() ? py::array(py::array_t<Real>(shape)) : the_array<Real>(name, out, shape, true, true);
+}
+
+template <class Real>
+py::array product(py::handle a, bool a_transposed, py::handle b, bool b_transposed, int threads, py::handle out, bool add,
+                  HostThreads host) {
+  auto extents = [](py::handle h) {
+    const auto array = py::reinterpret_borrow<py::array>(h);
+    if (array.ndim() != 2) throw py::value_error("a and b must be matrices");
+    return Shape{array.shape(0), array.shape(1)};
+  };
+  const Shape sa = extents(a), sb = extents(b);
+  Product<Real> p{};
+  p.a_transposed = a_transposed, p.b_transposed = b_transposed;
+  p.n = sa[a_transposed], p.K = sa[!a_transposed], p.m = sb[!b_transposed];
+  p.a = pointer<Real>("a", a, a_transposed ? Shape{p.K, p.n} : Shape{p.n, p.K});
+  p.b = pointer<Real>("b", b, b_transposed ? Shape{p.m, p.K} : Shape{p.K, p.m});
+  if (add && out.is_none()) throw py::value_error("there is nothing to add to");
+  p.add = add;
+  py::array c = result<Real>("out", out, {p.n, p.m});
+  p.c = static_cast<Real*>(c.mutable_data());
+  ProductRun<Real> run(choose_isa(nullptr), p, threads, host);
+  run_released(run);
+  return c;
+}
+
+template <class Real>
+py::tuple softmax(py::handle logits, py::handle classes, double smoothing, double scale, int threads, py::handle out) {
+  const auto array = py::reinterpret_borrow<py::array>(logits);
+  if (array.ndim() != 2 || array.shape(1) < 1) throw py::value_error("logits must be a matrix of at least one class");
+  Softmax<Real> s{};
+  s.n = array.shape(0), s.m = array.shape(1);
+  s.smoothing = smoothing, s.scale = scale;
+  s.logits = pointer<Real>("logits", logits, {s.n, s.m});
+  // a copy: nobody may change what was checked
+  const int64_t* given = pointer<int64_t>("classes", classes, {s.n});
+  const std::vector<int64_t> checked(given, given + s.n);
+  for (const int64_t one : checked)
+    if (one < 0 || one >= s.m) throw py::index_error("classes must lie in 0.." + std::to_string(s.m - 1));
+  s.classes = checked.data();
+  py::array_t<double> losses(s.n);
+  py::array gradients = result<Real>("out", out, {s.n, s.m});
+  s.losses = losses.mutable_data(), s.gradients = static_cast<Real*>(gradients.mutable_data());
+  SoftmaxRun<Real> run(choose_isa(nullptr), s, threads);
+  run_released(run);
+  return py::make_tuple(losses, gradients);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.attr("__version__") = FASTRNN_VERSION;
+
+  // The address is that of a function that keeps what HostThreads asks for.
+  py::class_<HostThreads>(m, "HostThreads")
+      .def(py::init([](uintptr_t address) {
+             if (!address) throw py::value_error("parallel_for must be the address of a function");
+             watch_forks();
+             return HostThreads{reinterpret_cast<decltype(HostThreads::parallel_for)>(address)};
+           }),
+           py::arg("parallel_for"));
+
+  py::class_<CoreTape>(m, "Tape").def_property_readonly("nbytes", &CoreTape::nbytes);
+
+  py::class_<Frozen>(m, "Frozen")
+      .def_property_readonly("nbytes",
+                             [](const Frozen& f) { return std::visit([](const auto& core) { return core.weights.bytes(); }, f.core); })
+      .def(
+          "forward",
+          [](const Frozen& f, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset, bool batch_first,
+             int threads, py::object embedding) {
+            return std::visit(
+                [&](const auto& core) {
+                  return py::tuple(core.network.forward(py::list(), x, embedding, h0, c0, lengths, reset, py::none(), 1, false, batch_first,
+                                                        threads, py::none(), core.weights.panels())[py::slice(0, 3, 1)]);
+                },
+                f.core);
+          },
+          py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("batch_first"), py::arg("threads"),
+          py::arg("embedding") = py::none())
+      .def(
+          "step",
+          [](const Frozen& f, py::handle x, py::handle state, py::handle out, py::handle state_out, int threads) {
+            return std::visit([&](const auto& core) { return step(core, x, state, out, state_out, threads); }, f.core);
+          },
+          py::arg("x"), py::arg("state"), py::arg("out"), py::arg("state_out"), py::arg("threads"));
+
+  py::class_<CoreNetwork>(m, "Network")
+      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, std::optional<std::string>,
+                    std::optional<HostThreads>>(),
+           py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
+           py::arg("bidirectional"), py::arg("bias"), py::arg("isa") = py::none(), py::arg("host") = py::none())
+      .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
+      .def(
+          "forward",
+          [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths,
+             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
+             py::object embedding) {
+            return self.by_dtype([&](auto real) {
+              return self.forward<decltype(real)>(parameters, as_array(x), embedding, as_array(h0), as_array(c0), as_array(lengths),
+                                                  as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
+                                                  nullptr);
+            });
+          },
+          py::arg("parameters"), py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
+          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
+          py::arg("embedding") = py::none())
+      .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
+      .def(
+          "tape",
+          [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
+             py::object masks, double scale, bool batch_first, py::object room) {
+            x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
+            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), as_array(h0), as_array(c0), lengths,
+                                 reset, as_array(masks), scale, batch_first, as_array(room));
+          },
+          py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
+          py::arg("scale"), py::arg("batch_first"), py::arg("room"))
+      .def(
+          "backward",
+          [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn,
+             bool hidden, int threads) {
+            return self.by_dtype([&](auto real) {
+              return self.backward<decltype(real)>(parameters, tape, as_array(dy), as_array(dhn), as_array(dcn), hidden, threads);
+            });
+          },
+          py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("hidden"), py::arg("threads"))
+      .def(
+          "freeze",
+          [](const CoreNetwork& self, const py::sequence& parameters) {
+            return self.by_dtype([&](auto real) {
+              using Real = decltype(real);
+              std::vector<py::array> keep;
+              return Frozen{CoreFrozen<Real>{self, FrozenWeights<Real>(self.n, self.read<Real>(parameters, keep).data())}};
+            });
+          },
+          py::arg("parameters"))
+      .def(
+          "memory",
+          [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::object lengths) {
+            return self.by_dtype([&](auto real) { return self.memory<decltype(real)>(T, B, training, dropout, ids, lengths); });
+          },
+          py::arg("T"), py::arg("B"), py::arg("training"), py::arg("dropout"), py::arg("ids") = py::none(),
+          py::arg("lengths") = py::none());
+
+  py::class_<Tensors>(m, "Tensors").def(py::init<py::handle, py::tuple>(), py::arg("exchange"), py::arg("types"));
+
+  py::class_<CoreCell>(m, "Cell")
+      .def(py::init<const CoreNetwork&, const Tensors&>(), py::arg("network"), py::arg("tensors"))
+      .def("slots", &CoreCell::slots)
+      .def("tape_bytes", &CoreCell::tape_bytes, py::arg("B"))
+      .def("step", &CoreCell::step, py::arg("x"), py::arg("states"), py::arg("weights"), py::arg("ends"), py::arg("y"), py::arg("tape"),
+           py::arg("threads"))
+      .def("step_backward", &CoreCell::step_backward, py::arg("x"), py::arg("states"), py::arg("weights"), py::arg("y"), py::arg("tape"),
+           py::arg("seeds"), py::arg("dx"), py::arg("dstates"), py::arg("dweights"), py::arg("dz"), py::arg("threads"));
+
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Isa* isa = isas; isa->name; isa++)
+      if (isa->supported()) names.push_back(isa->name);
+    return names;
+  });
+  m.def("cells", [] { return std::vector<std::string>(cell_names, cell_names + cell_count); });
+  m.def("available_threads", &available_threads);
+  m.def("fill_memory", &fill_memory, py::arg("on"));
+  m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));
+  m.def(
+      "product",
+      [](py::array a, bool a_transposed, py::array b, bool b_transposed, int threads, py::object out, bool add,
+         std::optional<HostThreads> host) {
+        const HostThreads lent = host.value_or(HostThreads{});
+        return is_array_of<double>(a) ? product<double>(a, a_transposed, b, b_transposed, threads, out, add, lent)
+                                      : product<float>(a, a_transposed, b, b_transposed, threads, out, add, lent);
+      },
+      py::arg("a"), py::arg("a_transposed"), py::arg("b"), py::arg("b_transposed"), py::arg("threads"), py::arg("out") = py::none(),
+      py::arg("add") = false, py::arg("host") = py::none());
+  m.def(
+      "softmax",
+      [](py::array logits, py::array classes, double smoothing, double scale, int threads, py::object out) {
+        return is_array_of<double>(logits) ? softmax<double>(logits, classes, smoothing, scale, threads, out)
+                                           : softmax<float>(logits, classes, smoothing, scale, threads, out);
+      },
+      py::arg("logits"), py::arg("classes"), py::arg("smoothing"), py::arg("scale"), py::arg("threads"), py::arg("out") = py::none());
+  m.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
+  define_ceilings(m);
+}

@@ -1,0 +1,363 @@
+// Part of module.cpp: a network's calls on NumPy arrays, and the tape that they leave for backward.
+#pragma once
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+
+#include "host/stack.hpp"
+#include "python/arrays.hpp"
+#include "python/gil.hpp"
+
+namespace fastrnn {
+namespace {
+
+// ---- sequences -----------------------------------------------------------------------------------------------------
+
+// What runs when, and how arrays of one row per time step and sequence lie: (T,B,n) with free strides but unit stride in a
+// row, with batch_first made as (B,T,n); or packed, (tokens,n), the rows of one time step after the other, the longest first.
+class Sequences {
+ public:
+  // x: or token ids (T,B), int64.
+  Sequences(py::handle x, py::handle lengths, py::handle reset, bool batch_first)
+      : batch_first_(batch_first), packed_(!is_array_of<int64_t>(x) && dimensions(x) == 2), batch_(batch_of(x, lengths, reset, packed_)) {
+    if (!is_array_of<int64_t>(x)) return;
+    const auto ids = the_array<int64_t>("ids", x, {T(), B()}, false);
+    if (ids.strides(0) % 8 || ids.strides(1) % 8) throw py::value_error("ids must lie whole elements apart");
+    ids_ = Rows<const int64_t>{static_cast<const int64_t*>(ids.data()), ids.strides(0) / 8, ids.strides(1) / 8};
+  }
+
+  const Batch& batch() const { return batch_; }
+  int64_t T() const { return batch_.schedule().T; }
+  int64_t B() const { return batch_.schedule().B; }
+  bool of_ids() const { return ids_.has_value(); }
+  TokenIds token_ids(int64_t vocabulary) const { return TokenIds(batch_.schedule(), ids_.value(), vocabulary); }
+
+  template <class Real> Rows<const Real> read(const char* name, py::handle h, int64_t n) const {
+    if (h.is_none()) return {nullptr, 0, 0};
+    return rows<const Real, Real>(name, the_array<Real>(name, h, packed_ ? Shape{batch_.tokens(), n} : Shape{T(), B(), n}, false));
+  }
+  template <class Real> py::array_t<Real> make(int64_t n) const {
+    times(times(times(T(), B()), n), sizeof(Real));
+    return py::array_t<Real>(shape(n));
+  }
+  // Of an array that make() made.
+  template <class Real> Rows<Real> write(const char* name, py::handle h, int64_t n) const {
+    return rows<Real, Real>(name, the_array<Real>(name, h, shape(n)), batch_first_ && !packed_);
+  }
+  // (T,B,n), or of packed sequences (tokens,n), whatever the layout of x.
+  Shape contiguous_shape(int64_t n) const { return packed_ ? Shape{batch_.tokens(), n} : Shape{T(), B(), n}; }
+  Rows<const uint8_t> flags(const bool* base, int64_t n) const {
+    const auto at = reinterpret_cast<const uint8_t*>(base);
+    return packed_ ? Rows<const uint8_t>{at, 0, n, batch_.schedule().offset} : Rows<const uint8_t>{at, B() * n, n};
+  }
+
+ private:
+  static int64_t dimensions(py::handle x) {
+    const auto n = py::isinstance<py::array>(x) ? py::reinterpret_borrow<py::array>(x).ndim() : 0;
+    if (n != 2 && n != 3) throw py::value_error("x must be an array (T,B,I) or packed (tokens,I)");
+    return n;
+  }
+  static Batch batch_of(py::handle x, py::handle lengths, py::handle reset, bool packed) {
+    const auto a = py::reinterpret_borrow<py::array>(x);
+    if (!packed && a.ndim() < 2) throw py::value_error("ids must be an array (T,B)");
+    if (packed && !is_array_of<int64_t>(lengths)) throw py::type_error("packed sequences need their lengths, int64");
+    const int64_t B = packed ? py::reinterpret_borrow<py::array>(lengths).size() : a.shape(1);
+    const int64_t* given = pointer<int64_t>("lengths", lengths, {B});
+    const int64_t T = !packed ? a.shape(0) : B ? given[0] : 0;
+    for (int64_t b = 0; given && b < B; b++)
+      if (given[b] < 0 || given[b] > (packed && b ? given[b - 1] : T))
+        throw py::value_error("lengths must lie in 0..T, of packed sequences falling");
+    if (packed && B && T > a.shape(0)) throw py::value_error("packed sequences are longer than x");
+    Rows<const uint8_t> cuts{nullptr, 0, 0};
+    if (!reset.is_none()) {
+      const py::array r = the_array<bool>("reset", reset, {T, B}, false);
+      cuts = {static_cast<const uint8_t*>(r.data()), r.strides(0), r.strides(1)};
+    }
+    return Batch(T, B, given, cuts);
+  }
+  Shape shape(int64_t n) const { return packed_ ? Shape{batch_.tokens(), n} : batch_first_ ? Shape{B(), T(), n} : Shape{T(), B(), n}; }
+
+  template <class T_, class Element> Rows<T_> rows(const char* name, const py::array& a, bool exchanged = false) const {
+    const int64_t size = sizeof(Element), t = exchanged ? 1 : 0, b = packed_ ? 0 : 1 - t, k = a.ndim() - 1;
+    if (a.size() && ((a.shape(k) > 1 && a.strides(k) != size) || a.strides(t) % size || a.strides(b) % size))
+      throw py::value_error(std::string(name) + " must have unit stride in its last axis");
+    const auto base = const_cast<T_*>(static_cast<const Element*>(a.data()));
+    if (packed_) return {base, 0, a.strides(0) / size, batch_.schedule().offset};
+    return {base, a.strides(t) / size, a.strides(b) / size};
+  }
+
+  bool batch_first_, packed_;
+  Batch batch_;
+  std::optional<Rows<const int64_t>> ids_;
+};
+
+Shape plus_axis(int64_t n, const Shape& shape) {
+  Shape longer{n};
+  longer.insert(longer.end(), shape.begin(), shape.end());
+  return longer;
+}
+
+// ---- tape ----------------------------------------------------------------------------------------------------------
+
+// Its memory is its own, or an array that the caller gave room in.
+struct CoreTape {
+  Stack network;
+  bool f64;
+  int64_t T, B;
+  bool batch_first, dropout;
+  double scale;
+  py::object x, embedding, y, h0, c0, lengths, reset, masks, room;
+  Memory memory;
+
+  char* data() const { return room.is_none() ? memory.data() : static_cast<char*>(py::array(room).mutable_data()); }
+  int64_t nbytes() const { return room.is_none() ? memory.bytes() : int64_t(py::array(room).nbytes()); }
+};
+
+// What the list of cells says of this one; the same for every instruction set and dtype.
+const Kernel<float>& facts(const Stack& n) { return *n.isa->f32->cell[int(n.cell)]; }
+bool has_c(const Stack& n) { return facts(n).has_c; }
+
+// ---- network -------------------------------------------------------------------------------------------------------
+
+struct CoreNetwork {
+  Stack n;
+  bool f64, bias;
+
+  CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
+              int64_t num_layers, bool bidirectional, bool bias_, std::optional<std::string> isa, std::optional<HostThreads> host)
+      : n{&choose_isa(isa ? isa->c_str() : nullptr),
+          cell_named(cell, proj_size > 0),
+          input_size,
+          hidden_size,
+          proj_size > 0 ? proj_size : hidden_size,
+          num_layers,
+          bidirectional ? 2 : 1,
+          host.value_or(HostThreads{})},
+        f64(dtype == "float64"),
+        bias(bias_) {
+    if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
+    if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
+    const int64_t widest = std::max(input_size, times(2, std::max(n.H, n.P)));
+    times(times(times(4, plus(n.H, 64)), plus(widest, 64)), times(16, num_layers));
+  }
+
+  // f with a number of the network's dtype.
+  template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
+
+  Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
+
+  // PyTorch's arrays in PyTorch's order; 'each' sees the shape and name of every one, layer by layer.
+  template <class Each> void for_each_parameter(Each each) const {
+    const int64_t GH = facts(n).gates * n.H;
+    for (int64_t i = 0; i < n.L * n.D; i++) {
+      each(i, "weight_ih", Shape{GH, n.input_size(i / n.D)});
+      each(i, "weight_hh", Shape{GH, n.P});
+      if (bias) each(i, "bias_ih", Shape{GH}), each(i, "bias_hh", Shape{GH});
+      if (facts(n).projected) each(i, "weight_hr", Shape{n.P, n.H});
+    }
+  }
+  template <class Element> static void put(Parameters<Element>& to, const std::string& name, Element* p) {
+    (name == "weight_ih"   ? to.weight_ih
+     : name == "weight_hh" ? to.weight_hh
+     : name == "bias_ih"   ? to.bias_ih
+     : name == "bias_hh"   ? to.bias_hh
+                           : to.weight_hr) = p;
+  }
+  template <class Real> std::vector<Parameters<const Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
+    std::vector<Parameters<const Real>> weights(size_t(n.L * n.D), Parameters<const Real>{});
+    size_t next = 0;
+    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
+      if (next >= arrays.size()) throw py::value_error("too few parameters");
+      keep.push_back(the_array<Real>(name, as_array(py::object(arrays[next++])), shape));
+      put(weights[i], name, static_cast<const Real*>(keep.back().data()));
+    });
+    if (next != arrays.size()) throw py::value_error("too many parameters");
+    return weights;
+  }
+
+  // A new state and where it lies, or None and null.
+  template <class Real> static std::pair<py::object, Real*> new_state(bool wanted, const Shape& shape) {
+    if (!wanted) return {py::none(), nullptr};
+    py::array_t<Real> state(shape);
+    return {state, state.mutable_data()};
+  }
+
+  // The rows (V,I) that ids name; V is I and there are none where the ids are one-hot.
+  Shape embedding_shape(py::handle embedding) const {
+    if (embedding.is_none()) return {n.I, n.I};
+    if (!py::isinstance<py::array>(embedding)) throw py::type_error("embedding must be an array");
+    const auto e = py::reinterpret_borrow<py::array>(embedding);
+    return {e.ndim() ? e.shape(0) : 0, n.I};
+  }
+  struct Vocabulary {
+    std::optional<TokenIds> ids;
+    DistinctIds tokens{};
+  };
+  Vocabulary vocabulary(const Sequences& s, py::handle embedding) const {
+    if (!s.of_ids()) return {};
+    Vocabulary v{s.token_ids(embedding_shape(embedding)[0])};
+    v.tokens = v.ids->tokens();
+    return v;
+  }
+
+  // Everything of a forward call but the outputs.
+  template <class Real>
+  ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, py::handle h0, py::handle c0,
+                         py::handle masks) const {
+    ForwardCall<Real> c{};
+    c.batch = &s.batch();
+    if (s.of_ids()) {
+      c.tokens = &v.tokens;
+      c.x = {pointer<Real>("embedding", embedding, embedding_shape(embedding)), 0, n.I, v.tokens.id};
+    } else {
+      c.x = s.read<Real>("x", x, n.I);
+    }
+    c.h0 = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
+    c.c0 = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
+    const Shape of_masks = s.contiguous_shape(n.D * n.P);
+    c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
+    c.masks_layer = 1;
+    for (const auto size : of_masks) c.masks_layer *= size;
+    return c;
+  }
+
+  // The caller may write to its small arrays before backward, which reads them again. Who gives room answers for them.
+  static py::object own(py::object a, bool shared) { return a.is_none() || shared ? a : a.attr("copy")(); }
+
+  int64_t tape_bytes(const Batch& batch, bool dropout) const {
+    Arena arena(nullptr);
+    by_dtype([&](auto real) { lay_out_tape<decltype(real)>(n, batch, dropout, arena); });
+    return arena.most();
+  }
+  // Room for a tape: so many bytes for each of T*B tokens, and so many more.
+  std::pair<int64_t, int64_t> tape_room(bool dropout) const {
+    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout), arrays = 3 * n.L * n.D + 2 * n.L;
+    return {(bytes + tokens - 1) / tokens, times(128, arrays)};
+  }
+  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, py::object h0, py::object c0,
+                                     py::object lengths, py::object reset, py::object masks, double scale, bool batch_first,
+                                     py::object room) const {
+    const bool dropout = !masks.is_none();
+    const bool shared = !room.is_none();
+    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y, own(h0, shared),
+                                                own(c0, shared), own(lengths, shared), own(reset, shared), masks, room, Memory()});
+    const int64_t bytes = tape_bytes(s.batch(), dropout);
+    if (room.is_none()) {
+      tape->memory = Memory(bytes, false);
+    } else {
+      const auto a = py::array_t<uint8_t>::check_(room) ? py::array(room) : py::array();
+      if (a.ndim() != 1 || !is_contiguous(a) || !a.writeable() || a.nbytes() < bytes)
+        throw py::value_error("room must be a writable uint8 array of at least " + std::to_string(bytes) + " bytes");
+    }
+    return tape;
+  }
+
+  template <class Real>
+  py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, py::object h0, py::object c0, py::object lengths,
+                    py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
+                    const Panels<Real>* frozen) const {
+    const Sequences s(x, lengths, reset, batch_first);
+    const Vocabulary v = vocabulary(s, embedding);
+    ForwardCall<Real> c = call<Real>(s, x, embedding, v, h0, c0, training ? masks : py::none());
+    std::vector<Parameters<const Real>> weights;
+    std::vector<py::array> keep;
+    if (frozen) c.frozen = frozen;
+    else weights = read<Real>(parameters, keep), c.weights = weights.data();
+    auto y = s.make<Real>(n.D * n.P);
+    c.y = s.write<Real>("y", y, n.D * n.P);
+    py::array_t<Real> hn(state_shape(s.B(), n.P));
+    const auto [cn, cn_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
+    c.hn = hn.mutable_data(), c.cn = cn_at;
+    c.scale = Real(scale);
+    Saved<Real> saved;
+    std::unique_ptr<CoreTape> tape;
+    if (training) {
+      tape = new_tape(s, x, embedding, y, h0, c0, lengths, reset, masks, scale, batch_first, room);
+      use_huge_pages(tape->data(), tape->nbytes());
+      Arena arena(tape->data());
+      saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
+      c.saved = &saved;
+    }
+    ForwardRun<Real> run(n, c, threads);
+    run_released(run);
+    return py::make_tuple(y, hn, cn, tape ? py::cast(std::move(tape)) : py::object(py::none()));
+  }
+
+  template <class Real>
+  py::tuple backward(const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn, bool hidden,
+                     int threads) const {
+    if (tape.f64 != f64 || tape.network.isa != n.isa || tape.network.cell != n.cell || tape.network.I != n.I || tape.network.H != n.H ||
+        tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D)
+      throw py::value_error("the tape is of another network");
+    const Sequences s(tape.x, tape.lengths, tape.reset, tape.batch_first);
+    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), tape.dropout) > tape.nbytes())
+      throw py::value_error("x has another shape than when the tape was made");
+    std::vector<py::array> keep;
+    const std::vector<Parameters<const Real>> weights = read<Real>(parameters, keep);
+    Arena arena(tape.data());
+    const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), tape.dropout, arena);
+    BackwardCall<Real> c{};
+    const Vocabulary v = vocabulary(s, tape.embedding);
+    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.h0, tape.c0, tape.masks);
+    c.forward.weights = weights.data();
+    c.forward.saved = &saved;
+    c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);
+    c.forward.scale = Real(tape.scale);
+    c.dy = s.read<Real>("dy", dy, n.D * n.P);
+    c.dhn = pointer<Real>("dhn", dhn, state_shape(s.B(), n.P));
+    c.dcn = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(s.B(), n.H)) : nullptr;
+    py::object dx = py::none();
+    if (!s.of_ids()) {
+      dx = s.make<Real>(n.I);
+      c.dx = s.write<Real>("dx", dx, n.I);
+    } else if (!tape.embedding.is_none()) {
+      // zeros that cost nothing until they are looked at: most ids may not occur
+      dx = py::module_::import("numpy").attr("zeros")(embedding_shape(tape.embedding), py::dtype::of<Real>());
+      c.dx = {static_cast<Real*>(py::array(dx).mutable_data()), 0, n.I, v.tokens.id};
+    }
+    py::object hidden_out = py::none();
+    if (hidden) {
+      hidden_out = s.make<Real>(n.D * n.P);
+      c.hidden = s.write<Real>("hidden", hidden_out, n.D * n.P);
+    }
+    py::array_t<Real> dh0(state_shape(s.B(), n.P));
+    const auto [dc0, dc0_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
+    c.dh0 = dh0.mutable_data(), c.dc0 = dc0_at;
+    std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
+    py::list gradients;
+    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
+      py::array_t<Real> g(shape);
+      put(into[i], name, g.mutable_data());
+      gradients.append(g);
+    });
+    c.gradients = into.data();
+    BackwardRun<Real> run(n, c, threads);
+    run_released(run);
+    return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
+  }
+
+  // ids: rows of the embedding, 0 where there is none, or nothing where x holds features.
+  // lengths: (B,) or None.
+  template <class Real>
+  py::tuple memory(int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::handle lengths) const {
+    if (T < 0 || B < 0) throw py::value_error("T and B must not be negative");
+    const int64_t* const given = pointer<int64_t>("lengths", lengths, {B});
+    for (int64_t b = 0; given && b < B; b++)
+      if (given[b] < 0 || given[b] > T) throw py::value_error("lengths must lie in 0..T");
+    const int64_t x = times(ids ? *ids : times(T, B), n.I), y = times(times(T, B), n.D * n.P),
+                  states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
+    const Batch batch = given ? Batch(T, B, given, {nullptr, 0, 0}) : Batch(T, B);
+    int64_t parameters = 0;
+    if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
+    const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
+    // rows for the distinct ids, at most: of the table, which pays from two tokens each, and of its gradient
+    const int64_t tokens = batch.tokens(), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);
+    const int64_t rows = times(times(distinct, facts(n).gates * n.H), sizeof(Real));
+    return py::make_tuple(outputs, training ? tape_bytes(batch, dropout) : 0, plus(scratch_bytes<Real>(n, batch, training), rows));
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn
