@@ -7,13 +7,14 @@ from pathlib import Path
 
 from fastrnn._core import available_threads
 
-from . import markdown, shapes, summary
-from .claims import CLAIMS
-from .compare import regressions
+from .claims.claims import CLAIMS
+from .grid import shapes
+from .grid.shapes import Point
 from .insitu import catalogue
 from .peers import PEERS
-from .results import BadInput, Report
-from .shapes import Point
+from .report import markdown, summary
+from .report.compare import regressions
+from .report.results import BadInput, Report
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 SECONDS = {"quick": 0.2, "full": 0.12, "claims": 0.5, "in-situ": 1.0}  # of a pair, so that 90 s and 90 minutes are kept
@@ -116,8 +117,8 @@ def run(options: Options) -> int:
     """
     points, claims, programs, peers = options.points(), options.claim_names(), options.programs(), options.known_peers()
     _need_rich()
-    from .screen import Screen, make_console
-    from .session import Session, plan, save
+    from .grid.session import Session, plan, save
+    from .report.screen import Screen, make_console
 
     options.output.mkdir(parents=True, exist_ok=True)
     seconds = options.seconds or SECONDS[options.grid or ("claims" if claims else "in-situ")]
@@ -159,7 +160,7 @@ def compare_files(old: Path, new: Path, threshold: float) -> int:
         If one of them cannot be read as such, or they have no point in common.
     """
     _need_rich()
-    from .screen import Screen, make_console
+    from .report.screen import Screen, make_console
 
     table, worse = regressions(Report.read(old), Report.read(new), threshold)
     screen = Screen(make_console(), [])
@@ -184,7 +185,7 @@ def _need_rich() -> None:
 
 def _plots(report: Report, folder: Path, warn: Callable[[str], None]) -> list[Path]:
     try:
-        from . import chart, plots
+        from .report import chart, plots
     except ImportError as error:
         warn(f"no plots ({error}): pip install 'fastrnn[plot]'")
         return []

@@ -14,10 +14,10 @@ from typing import Any
 
 import fastrnn
 
-from . import machine
-from .results import BadInput
-from .shapes import matches
-from .timing import MismatchError
+from .grid.shapes import matches
+from .grid.timing import MismatchError
+from .machine import machine
+from .report.results import BadInput
 
 CELLS = ("LSTM", "GRU", "RNN")
 MODES = ("inference", "training")

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 CUES, HIDDEN, T, B = 4, 64, 64, 32  # T steps of B environments are a rollout
 GAMMA, LAMBDA, ENTROPY = 0.9, 0.8, 0.05

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 RATE, WINDOW, HOP, BINS, SAMPLES, HIDDEN = 8000, 256, 128, 129, 25600, 96
 SHAPE = np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW)  # the squares of overlapping windows sum to 1

@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 WEEK, AHEAD, HIDDEN = 7, 14, 48
 NEXT = np.arange(1, AHEAD + 1)

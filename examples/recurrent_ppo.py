@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 import fastrnn.torch
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 CUES, HIDDEN, T, B = 4, 64, 64, 32  # T steps of B environments are a rollout
 

@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 NOUNS = ["soup", "tea", "bread", "service", "room", "garden", "music", "view"]
 GOOD, BAD = ["good", "great", "fresh", "lovely", "pleasant"], ["bad", "stale", "awful", "boring", "terrible"]

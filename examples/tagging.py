@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 KNOWN = ["北京", "上海", "南京", "西宁", "天津", "长春", "广州", "杭州", "成都", "武汉", "长沙", "沈阳", "洛阳"]
 KNOWN += ["济南", "海口", "西安", "贵阳", "大连", "重庆", "连云港", "石家庄", "哈尔滨"]

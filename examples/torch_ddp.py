@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 import fastrnn.torch
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 T, B, HIDDEN = 20, 64, 64
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import fastrnn.torch
-from fastrnn.pictures import require_matplotlib
-from fastrnn.text import Characters, builtin_text
+from fastrnn.lm.pictures import require_matplotlib
+from fastrnn.lm.text import Characters, builtin_text
 
 T, B, HIDDEN = 64, 32, 128
 

@@ -26,7 +26,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 import fastrnn.torch
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 CUES, HIDDEN, T, B = 4, 64, 64, 32  # T steps of B environments are a rollout
 

@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 
 import fastrnn
-from fastrnn import gradient_flow
-from fastrnn.pictures import require_matplotlib
+from fastrnn.kit import flow as gradient_flow
+from fastrnn.lm.pictures import require_matplotlib
 
 SYMBOLS, HIDDEN = 4, 32
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import fastrnn
-from fastrnn.pictures import require_matplotlib
+from fastrnn.lm.pictures import require_matplotlib
 
 RATE, SECONDS, HOP, WINDOW, BANDS, HIDDEN = 8000, 4, 80, 160, 16, 32
 

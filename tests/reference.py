@@ -1,9 +1,9 @@
 """The textbook: every cell in float64 NumPy, one sequence and one time step at a time, forward only.
 
-This file is the twin of ``csrc/cells.hpp`` and the first link of the chain of trust, so it is obvious rather than
-fast. Gradients come from the complex step (Squire and Trapp 1998): f(x + i*e*v) has the imaginary part e * df/dv, with
-no subtraction and so no rounding, for e as small as 1e-200. There is no second hand-derived BPTT that could share a
-mistake with the first. Everything therefore also runs on complex numbers.
+This file is the twin of ``csrc/kernels/cells.hpp`` and the first link of the chain of trust, so it is obvious rather
+than fast. Gradients come from the complex step (Squire and Trapp 1998): f(x + i*e*v) has the imaginary part
+e * df/dv, with no subtraction and so no rounding, for e as small as 1e-200. There is no second hand-derived BPTT that
+could share a mistake with the first. Everything therefore also runs on complex numbers.
 
 Letters: T time, B batch, I input, H hidden, P projection size (H without one), L layers, D directions.
 """

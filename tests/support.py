@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import fastrnn
 import reference
 from fastrnn.cli import main
-from fastrnn.language import LanguageModel
+from fastrnn.lm.model import LanguageModel
 from reference import Problem
 
 Array = NDArray[Any]

@@ -43,7 +43,7 @@ def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith("fastrnn runs 1 of 1 recurrent modules\n  1  LSTM(64, 128, ")
 
 
-@pytest.mark.filterwarnings("default")  # compilers and exporters of PyTorch warn of their own
+@pytest.mark.filterwarnings("ignore")  # compilers and exporters of PyTorch warn of their own
 @pytest.mark.parametrize("page", ["pytorch.md"])
 def test_the_code_of_pages_about_pytorch_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")

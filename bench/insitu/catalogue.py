@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..shapes import matches
+from ..grid.shapes import matches
 from . import numpy_programs, reinforcement_programs, step_programs, torch_programs
 from .program import Program
 

@@ -98,9 +98,9 @@ def _training(neighbour: str, H: int, B: int, T: int, threads: int) -> Pair:
 
 def _against_onnxruntime(H: int, B: int, T: int, threads: int) -> Pair:
     """An ONNX Runtime program whose LSTM is ONNX Runtime's, or a frozen layer of ours."""
+    from ..grid.problems import Problem
+    from ..grid.shapes import Point
     from ..peers.runtimes import ONNXRuntime
-    from ..problems import Problem
-    from ..shapes import Point
 
     other = _session()
     problem = Problem(Point("LSTM", "inference", T, B, H, H, threads=threads))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..grid.timing import MismatchError, compare, settle, undisturbed
 from ..peers.base import Job
-from ..timing import MismatchError, compare, settle, undisturbed
 from .result import InSituResult
 
 RUNS = 5

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..problems import Problem
-from ..shapes import Point
+from ..grid.problems import Problem
+from ..grid.shapes import Point
 
 Array = NDArray[Any]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import Problem
+from ..grid.problems import Problem
 from .base import Array
 
 # ONNX's order of the gates, as positions in ours: iofc of ifgo, zrh of rzn.

@@ -7,7 +7,7 @@ import numpy as np
 
 import fastrnn
 
-from ..problems import Problem
+from ..grid.problems import Problem
 from .base import Array, Job
 
 

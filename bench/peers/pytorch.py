@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import Problem
-from ..shapes import Point
+from ..grid.problems import Problem
+from ..grid.shapes import Point
 from .base import Array, Job, Peer, gradient_names
 
 Forward = Callable[[Any], tuple[Any, Any]]  # x -> y, state

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..machine import has_vnni
-from ..problems import Problem
-from ..shapes import Point
+from ..grid.problems import Problem
+from ..grid.shapes import Point
+from ..machine.machine import has_vnni
 from .base import Array, Job, Peer
 from .onnx_model import build
 

@@ -7,11 +7,11 @@ from ._core import __version__
 from ._info import info
 from .checks import ShapeError, SizeError
 from .frozen import Frozen
-from .gradient_flow import Flow, flow
+from .kit.flow import Flow, flow
+from .kit.losses import binary_cross_entropy, cross_entropy
+from .kit.optimizers import SGD, Adam, clip_grad_norm, learning_rate
+from .kit.parts import Embedding, Linear
 from .layers import GRU, LSTM, RNN, load
-from .losses import binary_cross_entropy, cross_entropy
-from .nn import Embedding, Linear
-from .optim import SGD, Adam, clip_grad_norm, learning_rate
 from .parameters import Parameters
 from .results import Gradients, LSTMState, MemoryEstimate, Tape
 from .storage import FileError

@@ -49,7 +49,7 @@ class Frozen:
 class HostThreads:
     """Threads of the host program that run the calls of a network: PyTorch's, by ``torch_parallel_for``."""
 
-    def __init__(self, parallel_for: int) -> None: ...  # the function's address; gang.hpp says what it must keep
+    def __init__(self, parallel_for: int) -> None: ...  # the function's address; threads.hpp says what it must keep
 
 class Network:
     """Sizes and kernels of a stack of recurrent layers; holds no weights.
@@ -189,7 +189,7 @@ def isas() -> list[str]:
     """The instruction sets that this wheel holds and this CPU runs, best first; "scalar" is the last."""
 
 def cells() -> list[str]:
-    """The list of cells in csrc/fastrnn.hpp."""
+    """The list of cells in csrc/kernels/structs.hpp."""
 
 def fill_memory(on: bool) -> None:
     """Whether the memory of calls and tapes is filled with 0xff, NaN, before it is used; for tests."""

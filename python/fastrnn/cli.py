@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import FileError, SizeError, __version__
 from .checks import MAX_LAYERS
-from .text import TextError
+from .lm.text import TextError
 from .threads import MOST, get_num_threads
 
 FAILED = 1
@@ -63,7 +63,7 @@ _positive = _real(_SMALLEST, math.inf, "a number above 0")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    from .train import OPTIMIZERS, Options
+    from .lm.training import OPTIMIZERS, Options
 
     def add(group: argparse._ArgumentGroup, name: str, metavar: str, kind: Callable[[str], object], text: str) -> None:
         default = getattr(Options, name.replace("-", "_"))
@@ -125,7 +125,7 @@ _FIXED = {"text", "level", "vocabulary", "min_count", "reset_on_newline", "valid
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    from .train import Options, resume, train
+    from .lm.training import Options, resume, train
 
     given = {key: value for key, value in vars(arguments).items() if key in Options.__dataclass_fields__}
     try:
@@ -155,8 +155,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 def _run_sample(arguments: argparse.Namespace) -> int:
     from itertools import islice
 
-    from .language import LanguageModel
-    from .report import printable
+    from .lm.model import LanguageModel
+    from .lm.report import printable
 
     model = LanguageModel.load(arguments.model)
     pieces = model.stream(arguments.prompt, temperature=arguments.temperature, rng=arguments.seed)
@@ -233,7 +233,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _run_bench(arguments: argparse.Namespace) -> int:
     from .bench import command
-    from .bench.results import BadInput
+    from .bench.report.results import BadInput
 
     if arguments.device == "cuda":
         return _run_bench_on_gpu(arguments)
@@ -264,7 +264,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
 
 def _run_bench_on_gpu(arguments: argparse.Namespace) -> int:
     from .bench import cuda
-    from .bench.results import BadInput
+    from .bench.report.results import BadInput
 
     ignored = {"claims": False, "in_situ": False, "peers": None, "threads": None, "pin": False, "compare": None}
     given = [f"--{name}" for name, default in ignored.items() if getattr(arguments, name) != default]
@@ -292,7 +292,8 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_flow(arguments: argparse.Namespace) -> int:
-    from . import gradient_flow, storage
+    from . import storage
+    from .kit import flow as gradient_flow
 
     if not arguments.no_picture:
         try:

@@ -1,18 +1,16 @@
 """Frozen layers: weights packed once, for serving whole sequences or one time step at a time."""
 
+import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks, inputs
+from . import _core, checks, inputs
 from .inputs import OneHot, StateLike
-from .results import LSTMState, S
+from .results import LSTMState
+from .spec import S, Spec
 from .threads import get_num_threads
-
-if TYPE_CHECKING:
-    from . import _core
-    from .recurrent import Recurrent
 
 Array = NDArray[Any]
 
@@ -26,7 +24,7 @@ class Frozen(Generic[S]):
 
     __slots__ = ("_core", "_layer", "_step")
 
-    def __init__(self, layer: "Recurrent[S]", core: "_core.Frozen") -> None:
+    def __init__(self, layer: Spec[S], core: _core.Frozen) -> None:
         self._layer = layer
         self._core = core
         self._step = core.step  # bound once: a step takes about as long as some attribute look-ups
@@ -132,8 +130,8 @@ class Frozen(Generic[S]):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen[S]":
         return self
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple["Recurrent[S]"]]:
-        return type(self._layer).freeze, (self._layer,)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Spec[S]]]:
+        return operator.methodcaller("freeze"), (self._layer,)
 
     def __repr__(self) -> str:
         return f"{self._layer._brief()}.freeze()"

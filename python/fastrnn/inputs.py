@@ -1,17 +1,15 @@
 """From what a user hands over to what the core takes: arrays (T,B,...) of the layer's dtype, or one clear error."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 from .checks import Problems
-
-if TYPE_CHECKING:
-    from .recurrent import Recurrent
-    from .results import Tape
+from .results import Tape
+from .spec import Spec
 
 Array = NDArray[Any]
 OneHot: TypeAlias = Literal["one-hot"]
@@ -100,7 +98,7 @@ def in_rows(array: Array) -> Array:
 
 
 def read_state(
-    problems: Problems, layer: "Recurrent[Any]", name: str, state: StateLike, batch: int | None, time: int | None
+    problems: Problems, layer: Spec[Any], name: str, state: StateLike, batch: int | None, time: int | None
 ) -> tuple[Array | None, Array | None]:
     """Return h (L*D,B,P) and, of an LSTM, c (L*D,B,H); None, for zeros, stays None.
 
@@ -128,18 +126,18 @@ def read_state(
     )
 
 
-def _h_shape(layer: "Recurrent[Any]", batch: int | None) -> tuple[int, ...]:
+def _h_shape(layer: Spec[Any], batch: int | None) -> tuple[int, ...]:
     rows = layer.num_layers * (1 + layer.bidirectional)
     P = layer._output_size
     return (rows, P) if batch is None else (rows, batch, P)
 
 
-def _c_shape(layer: "Recurrent[Any]", batch: int | None) -> tuple[int, ...]:
+def _c_shape(layer: Spec[Any], batch: int | None) -> tuple[int, ...]:
     return (*_h_shape(layer, batch)[:-1], layer.hidden_size)
 
 
 def _read_member(
-    problems: Problems, layer: "Recurrent[Any]", name: str, value: Any, wanted: tuple[int, ...], time: int | None
+    problems: Problems, layer: Spec[Any], name: str, value: Any, wanted: tuple[int, ...], time: int | None
 ) -> Array | None:
     if value is None:
         return None
@@ -188,7 +186,7 @@ def read_reset(problems: Problems, reset: Any, wanted: tuple[int, ...], batch_fi
     return np.ascontiguousarray(array[:, None] if array.ndim == 1 else array.T if batch_first else array)
 
 
-def read_embedding(problems: Problems, layer: "Recurrent[Any]", embedding: "ArrayLike | OneHot") -> Array | None:
+def read_embedding(problems: Problems, layer: Spec[Any], embedding: "ArrayLike | OneHot") -> Array | None:
     """Return an embedding (V,I) of the layer's dtype, or None for one-hot."""
     if isinstance(embedding, str):
         if embedding != "one-hot":
@@ -201,7 +199,7 @@ def read_embedding(problems: Problems, layer: "Recurrent[Any]", embedding: "Arra
 
 
 def read(
-    layer: "Recurrent[Any]",
+    layer: Spec[Any],
     who: Callable[[], str],
     x: ArrayLike,
     state: StateLike,
@@ -273,7 +271,7 @@ def _read_ids(
 
 
 def read_gradients(
-    layer: "Recurrent[Any]", tape: "Tape", dy: ArrayLike | None, dstate: StateLike
+    layer: Spec[Any], tape: Tape, dy: ArrayLike | None, dstate: StateLike
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Check and convert what backward starts from: dy as (T,B,D*P), dhn and dcn; None, for zeros, stays None."""
     problems = Problems(lambda: f"{layer._brief()}.backward")
@@ -289,7 +287,7 @@ def read_gradients(
     return array, dhn, dcn
 
 
-def read_step(layer: "Recurrent[Any]", x: ArrayLike, state: StateLike, out: Any, state_out: Any) -> StepInputs:
+def read_step(layer: Spec[Any], x: ArrayLike, state: StateLike, out: Any, state_out: Any) -> StepInputs:
     """Check and convert the arguments of one step.
 
     Raises
@@ -333,7 +331,5 @@ def read_step(layer: "Recurrent[Any]", x: ArrayLike, state: StateLike, out: Any,
     return StepInputs(array, h0, c0, out, hn, cn, unbatched)
 
 
-def _writable(
-    problems: Problems, layer: "Recurrent[Any]", name: str, value: Any, wanted: tuple[int, ...]
-) -> Array | None:
+def _writable(problems: Problems, layer: Spec[Any], name: str, value: Any, wanted: tuple[int, ...]) -> Array | None:
     return value if checks.output_array(problems, name, value, wanted, layer.dtype) else None

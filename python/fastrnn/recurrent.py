@@ -7,8 +7,7 @@ Every call reads the parameters as they are at that moment. `inputs` turns what 
 import copy
 import math
 import operator
-from abc import abstractmethod
-from typing import Any, ClassVar, Generic, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,34 +18,19 @@ from ._core import Tape as CoreTape
 from .frozen import Frozen, FrozenLSTM
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .inputs import Inputs, OneHot, StateLike
-from .parameters import Parameters, Parametrised, shapes
-from .results import Gradients, MemoryEstimate, S, Tape
+from .parameters import Parameters, shapes
+from .results import Gradients, MemoryEstimate, Tape
+from .spec import S, Spec
 from .threads import get_num_threads
 
 Array = NDArray[Any]
 
 
-class Recurrent(Parametrised, Generic[S]):
-    """What RNN, GRU and LSTM share; T time, B batch, I input, H hidden, P projection (else H), L layers, D directions.
+class Recurrent(Spec[S]):
+    """What RNN, GRU and LSTM share; the letters are those of `Spec`.
 
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
     """
-
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    bias: bool
-    batch_first: bool
-    bidirectional: bool
-    dropout: float
-    proj_size: int = 0
-    dtype: np.dtype[Any]
-
-    _gates: ClassVar[int]
-    _has_cell_state: ClassVar[bool] = False
-    _options: dict[str, Any]
-    _network: Network
-    _rng: "np.random.Generator"
 
     def __init__(self, rng: Seed, **given: Any) -> None:
         name = type(self).__name__
@@ -62,31 +46,10 @@ class Recurrent(Parametrised, Generic[S]):
         self.__setstate__({"options": options, "parameters": parameters, "rng": generator})
         initialise(parameters, self.hidden_size, "uniform", None, generator)
 
-    @abstractmethod
-    def _cell(self) -> str:
-        """Return the core's name of the cell."""
-
-    @abstractmethod
-    def _as_state(self, h: Array, c: Array | None) -> S:
-        """Return the state as the user sees it."""
-
     @property
     def isa(self) -> str:
         """The instruction set of the kernels that compute it."""
         return self._network.isa
-
-    @property
-    def _output_size(self) -> int:
-        """P: the size of h, and of y in one direction."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def _drops(self) -> bool:
-        """Whether training drops elements: between layers, so not in a single one."""
-        return self.dropout > 0 and self.num_layers > 1
-
-    def _brief(self) -> str:
-        return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
 
     # Running
 
@@ -410,13 +373,6 @@ class Recurrent(Parametrised, Generic[S]):
             )
         except MemoryError as error:
             raise checks.out_of_memory(self._brief(), *size, given.ids, given.lengths) from error
-
-    def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
-        """Take the batch axis off where x had none, and make h and c the state that the user sees."""
-        return y[:, 0] if unbatched else y, self._finish_state(h, c, unbatched)
-
-    def _finish_state(self, h: Array, c: Array | None, unbatched: bool) -> S:
-        return self._as_state(h[:, 0], None if c is None else c[:, 0]) if unbatched else self._as_state(h, c)
 
     def _draw_masks(self, given: Inputs, rng: "np.random.Generator") -> tuple[Array, float]:
         """Return dropout masks (L-1,T,B,D*P), True where an element is kept, and the factor for what is kept."""

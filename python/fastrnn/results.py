@@ -1,18 +1,15 @@
 """What the layers return beside arrays."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 
 from numpy.typing import NDArray
 
+from . import _core
 from .checks import readable
-
-if TYPE_CHECKING:
-    from . import _core
-    from .recurrent import Recurrent
+from .spec import S, Spec
 
 Array = NDArray[Any]
-S = TypeVar("S")  # the state: an array, or LSTMState
 
 
 class LSTMState(NamedTuple):
@@ -59,9 +56,9 @@ class Tape:
     It belongs to one layer and one version of its parameters, and holds x and y of the forward call by reference.
     """
 
-    layer: "Recurrent[Any]"
+    layer: Spec[Any]
     version: int
-    core: "_core.Tape"
+    core: _core.Tape
     y_shape: tuple[int, ...]  # as returned
     time: int
     batch: int

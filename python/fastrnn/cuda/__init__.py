@@ -6,7 +6,8 @@
 from typing import Any
 
 from .devices import device_info, is_available, why_not
-from .layers import Layer, Tape
+from .inputs import Tape
+from .layers import Layer
 
 __all__ = ["Array", "Layer", "Tape", "device_info", "is_available", "why_not"]
 

@@ -1,15 +1,14 @@
 """From what a user hands over to arrays on the GPU, or one clear error: `fastrnn.inputs`' twin, with its sentences."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .. import checks, inputs
 from ..checks import Problems
+from ..spec import Spec
 from .arrays import Memory, is_on_gpu
-
-if TYPE_CHECKING:
-    from .layers import Layer, Tape
 
 Shape = tuple[int, ...]
 
@@ -33,6 +32,48 @@ class Given(NamedTuple):
         if self.unbatched:
             return (self.time,)
         return (self.batch, self.time) if self.batch_first else (self.time, self.batch)
+
+
+class OnGpu(Protocol):
+    """What is read here of a layer on a GPU."""
+
+    batch_first: bool
+    input_size: int
+    hidden_size: int
+    dtype: str
+    _host: Spec[Any]
+
+    @property
+    def state_dtype(self) -> str: ...
+
+    def _brief(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tape:
+    """What forward saved for backward, on the GPU. Read-only: backward may run on it any number of times.
+
+    It holds x, y, the state, lengths and reset of the forward call by reference: do not change them before backward.
+    """
+
+    layer: OnGpu
+    version: int
+    given: Given
+    y: Any
+    y_shape: tuple[int, ...]
+    masks: Any
+    scale: float
+    core: Any
+    memory: Memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps on the GPU beside x and y."""
+        return int(self.core.nbytes)
+
+    def __repr__(self) -> str:
+        size = checks.readable(self.nbytes)
+        return f"<Tape of {type(self.layer).__name__} on GPU, T={self.given.time}, B={self.given.batch}, {size}>"
 
 
 def real(problems: Problems, memory: Memory, name: str, value: Any, dtype: str) -> Any:
@@ -72,7 +113,7 @@ def in_rows(array: Any) -> bool:
     return bool(array.shape[-1] <= 1 or array.strides[-1] == 1 or 0 in array.shape)
 
 
-def read(layer: "Layer[Any]", memory: Memory, x: Any, state: Any, lengths: Any, reset: Any) -> Given:
+def read(layer: OnGpu, memory: Memory, x: Any, state: Any, lengths: Any, reset: Any) -> Given:
     """Check the arguments of a call over a sequence and bring them to the GPU.
 
     Raises
@@ -108,7 +149,7 @@ def read(layer: "Layer[Any]", memory: Memory, x: Any, state: Any, lengths: Any, 
 
 
 def read_state(
-    problems: Problems, layer: "Layer[Any]", memory: Memory, name: str, state: Any, batch: int | None, time: int | None
+    problems: Problems, layer: OnGpu, memory: Memory, name: str, state: Any, batch: int | None, time: int | None
 ) -> tuple[Any, Any]:
     """Return h and, of an LSTM, c, as they came; None, for zeros, stays None."""
     if state is None:
@@ -130,7 +171,7 @@ def read_state(
 
 
 def _read_member(
-    problems: Problems, layer: "Layer[Any]", memory: Memory, name: str, value: Any, wanted: Shape, time: int | None
+    problems: Problems, layer: OnGpu, memory: Memory, name: str, value: Any, wanted: Shape, time: int | None
 ) -> Any:
     if value is None:
         return None
@@ -176,7 +217,7 @@ def read_reset(problems: Problems, memory: Memory, reset: Any, wanted: Shape, ba
     return array.with_batch() if len(wanted) == 1 else array.swapped() if batch_first else array
 
 
-def read_gradients(tape: "Tape", memory: Memory, dy: Any, dstate: Any) -> tuple[Any, Any, Any]:
+def read_gradients(tape: Tape, memory: Memory, dy: Any, dstate: Any) -> tuple[Any, Any, Any]:
     """Check what backward starts from and bring it to the GPU: dy as (T,B,D*P), dhn and dcn; None stays None."""
     layer, given = tape.layer, tape.given
     problems = Problems(lambda: f"{layer._brief()}.backward")

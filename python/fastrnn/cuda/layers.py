@@ -2,52 +2,21 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from typing import Any, Generic, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import checks
 from ..initialise import Seed, as_generator
 from ..parameters import Parameters
-from ..results import Gradients, S
+from ..results import Gradients
+from ..spec import S, Spec
 from . import arrays, inputs
 from .arrays import Memory, memory_for
 from .devices import core, index_of, make_network
-from .inputs import Given
-
-if TYPE_CHECKING:
-    from ..recurrent import Recurrent
+from .inputs import Given, Tape
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Tape:
-    """What forward saved for backward, on the GPU. Read-only: backward may run on it any number of times.
-
-    It holds x, y, the state, lengths and reset of the forward call by reference: do not change them before backward.
-    """
-
-    layer: "Layer[Any]"
-    version: int
-    given: Given
-    y: Any
-    y_shape: tuple[int, ...]
-    masks: Any
-    scale: float
-    core: Any
-    memory: Memory
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it keeps on the GPU beside x and y."""
-        return int(self.core.nbytes)
-
-    def __repr__(self) -> str:
-        size = checks.readable(self.nbytes)
-        return f"<Tape of {type(self.layer).__name__} on GPU, T={self.given.time}, B={self.given.batch}, {size}>"
 
 
 class Layer(Generic[S]):
@@ -74,7 +43,7 @@ class Layer(Generic[S]):
         The number of the GPU.
     """
 
-    def __init__(self, layer: "Recurrent[S]", device: str | int, dtype: str | None, fp32_precision: str) -> None:
+    def __init__(self, layer: Spec[S], device: str | int, dtype: str | None, fp32_precision: str) -> None:
         name = layer.dtype.name if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
         if name not in DTYPES:
             raise ValueError(f"{layer._brief()}.to got dtype={dtype!r}; on a GPU there are {', '.join(DTYPES)}.")
@@ -416,5 +385,5 @@ class Layer(Generic[S]):
         return f'{host}.to("cuda:{self.device}", "{self.dtype}"{how})  # {count}'
 
 
-def _from_host(layer: "Recurrent[Any]", device: int, dtype: str, fp32_precision: str) -> Layer[Any]:
+def _from_host(layer: Spec[Any], device: int, dtype: str, fp32_precision: str) -> Layer[Any]:
     return Layer(layer, device, dtype, fp32_precision)

@@ -9,7 +9,8 @@ from torch.autograd import forward_ad
 
 from . import onnx, ops, textbook
 from .guards import check_devices, exporting_to_onnx
-from .ops import Options, library
+from .ops import library
+from .options import Options
 
 
 def _keep(ctx: Any, call: tuple[Any, ...], *more: Tensor | None) -> None:

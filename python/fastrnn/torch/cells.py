@@ -7,15 +7,9 @@ from torch import Tensor, nn
 
 from . import steps
 from .autograd import run
-from .guards import (
-    as_autocast,
-    autocast_dtype,
-    in_autocast,
-    leaf_call,
-    refuse_torchscript,
-)
+from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
-from .ops import Options
+from .options import Options
 
 
 class _Cell(StandIn, nn.RNNCellBase):

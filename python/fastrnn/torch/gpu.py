@@ -5,16 +5,14 @@ Tensors in bfloat16 and float16 are added up in float32; states, which PyTorch w
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from ..cuda import devices
-
-if TYPE_CHECKING:
-    from .ops import Options
+from .options import Options
 
 _NAMES = {
     torch.float32: "float32",
@@ -39,16 +37,16 @@ def _allows_tf32() -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _make_network(options: "Options", weights: int, input_size: int, precision: str, device: int) -> Any:
+def _make_network(options: Options, weights: int, input_size: int, precision: str, device: int) -> Any:
     bias = options.has_bias(weights)
     return devices.make_network(device, precision, bias, options, options.cell, input_size)
 
 
-def _network(options: "Options", weights: int, x: Tensor) -> Any:
+def _network(options: Options, weights: int, x: Tensor) -> Any:
     return _make_network(options, weights, int(x.shape[-1]), _precision(x.dtype), x.device.index or 0)
 
 
-def tape_room(options: "Options", weights: int, x: Tensor, dropout: bool) -> tuple[int, int]:
+def tape_room(options: Options, weights: int, x: Tensor, dropout: bool) -> tuple[int, int]:
     """Return the bytes of tape for each of T*B tokens, at most, and so many more."""
     network, tokens = _network(options, weights, x), 128
     arrays = 3 * options.num_layers * options.directions + 2 * options.num_layers
@@ -79,7 +77,7 @@ class _Call:
         weights: list[Tensor],
         lengths: Tensor | None,
         reset: Tensor | None,
-        options: "Options",
+        options: Options,
     ) -> None:
         if len(hx) not in (0, 1 + options.has_c):
             raise RuntimeError(f"hx must hold {1 + options.has_c} states or none, got {len(hx)}")
@@ -161,7 +159,7 @@ class _Call:
 
 
 def infer(
-    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: "Options"
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """fastrnn::infer on a GPU."""
     y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, None, 1.0, None)
@@ -177,7 +175,7 @@ def train(
     masks: Tensor | None,
     scale: float,
     tape: Tensor,
-    options: "Options",
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """fastrnn::train on a GPU, with room for the tape."""
     y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, masks, scale, tape)
@@ -197,7 +195,7 @@ def backward(
     reset: Tensor | None,
     masks: Tensor | None,
     scale: float,
-    options: "Options",
+    options: Options,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """fastrnn::backward on a GPU."""
     call = _Call(x, hx, weights, lengths, reset, options)

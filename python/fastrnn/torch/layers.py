@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import run
-from .guards import (
-    as_autocast,
-    autocast_dtype,
-    in_autocast,
-    leaf_call,
-    refuse_torchscript,
-)
+from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
-from .ops import Options
+from .options import Options
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 

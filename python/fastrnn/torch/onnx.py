@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import Options
+from .options import Options
 
 # ONNX's order of the gates, as positions in PyTorch's.
 _GATES = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn_tanh": [0], "rnn_relu": [0]}

@@ -12,7 +12,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,35 +20,8 @@ from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
 from .guards import check_devices, exporting_to_onnx
+from .options import Options
 from .workers import HOST, team_size
-
-
-class Options(NamedTuple):
-    """What an operator must be told beside the tensors."""
-
-    cell: str  # the core's name of it
-    hidden_size: int
-    proj_size: int
-    num_layers: int
-    bidirectional: bool
-    batch_first: bool
-
-    @property
-    def directions(self) -> int:
-        return 1 + self.bidirectional
-
-    @property
-    def output_size(self) -> int:
-        return self.directions * (self.proj_size or self.hidden_size)
-
-    def has_bias(self, weights: int) -> bool:
-        """Whether so many weights hold biases."""
-        return weights // max(self.num_layers * self.directions, 1) - (self.proj_size > 0) == 4
-
-    @property
-    def has_c(self) -> bool:
-        return self.cell == "lstm"
-
 
 _OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first"
 _CALL = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset"

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from .._core import Cell, Network, Tensors
 from .autograd import gradients, nobody_looks
 from .loops import Loop, Rows, loop_of
-from .ops import Options
+from .options import Options
 from .workers import HOST, team_size
 
 _PLAIN = (Tensor, torch.nn.Parameter)

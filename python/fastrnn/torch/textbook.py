@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .ops import Options
+    from .options import Options
 
 
 def run(

@@ -1,0 +1,1 @@
+"""What fastrnn promises about itself, measured."""

@@ -1,0 +1,1 @@
+"""Points of the grid: what is run, verified and timed, in processes of their own."""

@@ -1,0 +1,137 @@
+"""What the machine can do at best: the FMA peak and the read bandwidth by working set, measured through the core."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrnn import _core
+
+from ..grid.shapes import DType
+
+DTYPES: tuple[DType, ...] = ("float32", "float64")
+WORKING_SETS = tuple(kb << 10 for kb in (16, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10))
+RUN = 2e-3  # seconds of one measurement; the best of several counts, since a ceiling is a maximum
+RUNS = 9
+LINE = 64
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Of some threads that all work at once.
+
+    Attributes
+    ----------
+    peak : dict of str to float
+        FMA operations (two per element) per second of all threads together, by dtype.
+    bandwidth : dict of int to float
+        Bytes per second that one of the threads reads, by the bytes of its own working set.
+    """
+
+    threads: int
+    peak: dict[str, float]
+    bandwidth: dict[int, float]
+
+    def read_bandwidth(self, size: float) -> float:
+        """Bytes per second of one thread with this working set; between the measured ones by its logarithm."""
+        sizes = sorted(self.bandwidth)
+        return float(np.interp(math.log(max(size, 1)), np.log(sizes), [self.bandwidth[s] for s in sizes]))
+
+    def to_json(self) -> dict[str, Any]:
+        bandwidth = {str(size): rate for size, rate in self.bandwidth.items()}
+        return {"threads": self.threads, "peak": self.peak, "bandwidth": bandwidth}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Ceilings":
+        return Ceilings(data["threads"], data["peak"], {int(size): rate for size, rate in data["bandwidth"].items()})
+
+
+def _rate(work: Callable[[int], float], count: int) -> float:
+    begin = time.perf_counter()
+    done = work(count)
+    return done / (time.perf_counter() - begin)
+
+
+def _count(work: Callable[[int], float], seconds: float) -> int:
+    """How many rounds of the work take that long."""
+    count = 1
+    while True:
+        begin = time.perf_counter()
+        work(count)
+        took = time.perf_counter() - begin
+        if took > seconds / 4:
+            return max(1, round(count * seconds / took))
+        count *= 4
+
+
+def _together(works: list[Callable[[], float]]) -> list[float]:
+    """Run one work per thread, all from the same moment."""
+    if len(works) == 1:
+        return [works[0]()]
+    results = [0.0] * len(works)
+    start = threading.Barrier(len(works))
+
+    def run(i: int) -> None:
+        start.wait()
+        results[i] = works[i]()
+
+    team = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    return results
+
+
+class PeakMeter:
+    """Measures the FMA peak of some threads, again and again: the clock of a shared machine moves."""
+
+    def __init__(self, threads: int, dtype: DType, seconds: float = RUN) -> None:
+
+        def work(count: int) -> float:
+            return _core.fma_loop(count, dtype)
+
+        count = _count(work, seconds)
+        self.works: list[Callable[[], float]] = [lambda: _rate(work, count)] * threads
+
+    def read(self) -> float:
+        """Operations per second of all threads together, now."""
+        return sum(_together(self.works))
+
+
+def _aligned(size: int) -> NDArray[np.float32]:
+    """So many bytes that begin with a cache line: a vector across two of them is read at half the rate."""
+    whole = np.ones(size + LINE, np.uint8)  # written, as pages that were only promised are all the same one
+    start = -whole.ctypes.data % LINE
+    return whole[start : start + size].view(np.float32)
+
+
+def _reader(size: int) -> Callable[[], float]:
+    """Reads an array of its own again and again; returns the rate."""
+    array = _aligned(size)
+
+    def work(count: int) -> float:
+        return _core.read_loop(array, count)
+
+    count = _count(work, RUN)
+    return lambda: _rate(work, count)
+
+
+def _bandwidth(threads: int, size: int) -> float:
+    """The rate of each of the threads, every one with its own array."""
+    works = [_reader(size) for _ in range(threads)]
+    return max(sum(_together(works)) / threads for _ in range(RUNS))
+
+
+def measure(threads: int) -> Ceilings:
+    """Measure the peak of every dtype and the bandwidth of every working set; takes about a second."""
+    peak: dict[str, float] = {}
+    for dtype in DTYPES:
+        meter = PeakMeter(threads, dtype)
+        peak[dtype] = max(meter.read() for _ in range(RUNS))
+    return Ceilings(threads, peak, {size: _bandwidth(threads, size) for size in WORKING_SETS})

@@ -1,0 +1,1 @@
+"""Language models, an application of the layers: ``fastrnn train`` and ``fastrnn sample``."""

@@ -1,0 +1,33 @@
+"""What describes a layer to the operators, beside its tensors."""
+
+from typing import NamedTuple
+
+
+class Options(NamedTuple):
+    """What an operator must be told beside the tensors."""
+
+    cell: str  # the core's name of it
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+
+    @property
+    def directions(self) -> int:
+        return 1 + self.bidirectional
+
+    @property
+    def output_size(self) -> int:
+        return self.directions * (self.proj_size or self.hidden_size)
+
+    def has_bias(self, weights: int) -> bool:
+        """Whether so many weights hold biases."""
+        return weights // max(self.num_layers * self.directions, 1) - (self.proj_size > 0) == 4
+
+    @property
+    def has_c(self) -> bool:
+        return self.cell == "lstm"
+
+
+__all__ = ["Options"]
