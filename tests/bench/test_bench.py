@@ -18,8 +18,8 @@ from fastrnn.bench.grid.problems import Problem
 from fastrnn.bench.grid.shapes import CELLS, MODES, MOST_FLOPS, Cell, Mode, Point, capped, full, quick, select
 from fastrnn.bench.grid.timing import MismatchError, Times, compare, verify
 from fastrnn.bench.grid.worker import Worker
-from fastrnn.bench.machine.ceilings import Ceilings
 from fastrnn.bench.machine import roofline
+from fastrnn.bench.machine.ceilings import Ceilings
 from fastrnn.bench.peers import PEERS, Job
 from fastrnn.bench.report import markdown, summary
 from fastrnn.bench.report.compare import regressions
