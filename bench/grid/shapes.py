@@ -10,6 +10,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrnn.spec import describe
+
 Cell = Literal["LSTM", "GRU", "RNN"]
 Mode = Literal["inference", "call", "training", "step"]
 Variant = Literal["", "lengths", "reset", "batch_first"]
@@ -18,7 +20,7 @@ DType = Literal["float32", "float64"]
 CELLS: tuple[Cell, ...] = get_args(Cell)
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {cell: describe(name).gates for cell, name in (("LSTM", "lstm"), ("GRU", "gru"), ("RNN", "rnn_tanh"))}
 MOST_FLOPS = 2e10
 SHORTEST_LENGTH = 10
 

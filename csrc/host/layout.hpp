@@ -140,10 +140,7 @@ template <class Real> struct Layers {
     d.I = n.input_size(l), d.H = n.H, d.P = n.P;
     d.reverse = side_index == 1;
     d.training = call.saved != nullptr;
-    if (call.weights) {
-      const Parameters<const Real>& w = call.weights[i];
-      d.weight_ih = w.weight_ih, d.weight_hh = w.weight_hh, d.weight_hr = w.weight_hr, d.bias_ih = w.bias_ih, d.bias_hh = w.bias_hh;
-    }
+    if (call.weights) d.weight = call.weights[i];
     if (call.frozen) d.panels = call.frozen[i];
     if (l == 0) d.tokens = call.tokens;
     d.x = x, d.y = side(y, side_index * n.P);

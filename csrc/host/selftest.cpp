@@ -57,7 +57,7 @@ struct Case {
 // Everything a case is run on, and in the same shape everything that backward gives.
 struct Values {
   Array x, h0, c0;
-  std::vector<Array> weights;  // for each layer and direction: ih, hh, bias_ih, bias_hh, hr
+  std::vector<Array> weights;  // for each layer and direction, in the order of Parameter
 
   std::vector<Array*> arrays() {
     std::vector<Array*> all{&x, &h0, &c0};
@@ -110,8 +110,8 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   std::vector<Parameters<const Real>> weights;
   std::vector<Parameters<Real>> into;
   for (size_t i = 0; i < w.size(); i += 5) {
-    weights.push_back({w[i].data(), w[i + 1].data(), read(w[i + 2]), read(w[i + 3]), w[i + 4].data()});
-    into.push_back({dw[i].data(), dw[i + 1].data(), read(dw[i + 2]), read(dw[i + 3]), dw[i + 4].data()});
+    weights.push_back({{w[i].data(), w[i + 1].data(), read(w[i + 2]), read(w[i + 3]), w[i + 4].data()}});
+    into.push_back({{dw[i].data(), dw[i + 1].data(), read(dw[i + 2]), read(dw[i + 3]), dw[i + 4].data()}});
   }
   const Batch batch(c.T, c.B, c.ragged ? p.lengths.data() : nullptr, {c.resets ? p.reset.data() : nullptr, c.B, 1});
   auto x = narrow(p.in.x), h0 = narrow(p.in.h0), c0 = narrow(p.in.c0), y = blank(p.d.y), hn = blank(p.d.hn), cn = blank(p.d.cn);
@@ -319,7 +319,7 @@ void check_interruption() {
     const Batch batch(4000 / B, B, nullptr, {nullptr, 0, 0});
     const int64_t T = batch.schedule().T;
     std::vector<float> x(size_t(T * B * n.I)), y(size_t(T * B * n.H)), hn(size_t(2 * B * n.H)), w(size_t(3 * n.H * n.H));
-    const std::vector<Parameters<const float>> weights(2, {w.data(), w.data(), w.data(), w.data(), nullptr});
+    const std::vector<Parameters<const float>> weights(2, {{w.data(), w.data(), w.data(), w.data(), nullptr}});
     ForwardCall<float> call{};
     call.batch = &batch;
     call.x = {x.data(), B * n.I, n.I}, call.y = {y.data(), B * n.H, n.H}, call.hn = hn.data(), call.weights = weights.data();

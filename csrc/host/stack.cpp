@@ -214,9 +214,7 @@ template <class Real> struct BackwardWork {
         q.dcn = call.dcn ? call.dcn + i * B * n.H : nullptr;
         q.dh0 = call.dh0 ? call.dh0 + i * B * n.P : nullptr;
         q.dc0 = call.dc0 ? call.dc0 + i * B * n.H : nullptr;
-        const Parameters<Real>& g = call.gradients[i];
-        q.dweight_ih = g.weight_ih, q.dweight_hh = g.weight_hh, q.dweight_hr = g.weight_hr;
-        q.dbias_ih = g.bias_ih, q.dbias_hh = g.bias_hh;
+        q.dweight = call.gradients[i];
         q.dz = call.dz;
         take_backward<Real>(n, plan, arena, q);
       }
@@ -300,8 +298,7 @@ template <class Real> FrozenWeights<Real>::FrozenWeights(const Stack& n, const P
   for (int64_t i = 0; i < n.L * n.D; i++) {
     Direction<Real> d{};
     d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P;
-    d.weight_ih = weights[i].weight_ih, d.weight_hh = weights[i].weight_hh, d.weight_hr = weights[i].weight_hr;
-    d.bias_ih = weights[i].bias_ih, d.bias_hh = weights[i].bias_hh;
+    d.weight = weights[i];
     d.panels = panels_[i];
     kernel_of<Real>(n).pack(d, seat);
   }

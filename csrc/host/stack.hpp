@@ -19,11 +19,6 @@ struct Stack {
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };
 
-// One layer, one direction; PyTorch's arrays, or their gradients. Element: Real, or const Real where they are only read.
-template <class Element> struct Parameters {
-  Element *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr;
-};
-
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Real> struct Saved {
   struct Side {

@@ -74,15 +74,15 @@ template <class Cell, class V, class Real> struct Backward {
   template <int p> FASTRNN_FN void pack_phase() {
     constexpr Phase ph = Cell::phase[p];
     if constexpr (Cell::projected && p == 1) {
-      auto row = [&](int64_t k) { return d.weight_hr + k * H; };
+      auto row = [&](int64_t k) { return d.weight[weight_hr] + k * H; };
       pack_rows<V>(row, P, H, P, share_of(blocks_of<V>(H), seat.rank, seat.size), q.panel_hr, poll);
     } else {
-      auto row = [&](int64_t k) { return d.weight_hh + weight_row(p, k) * P; };
+      auto row = [&](int64_t k) { return d.weight[weight_hh] + weight_row(p, k) * P; };
       pack_rows<V>(row, ph.gates * H, P, ph.gates * H, share_of(blocks_of<V>(P), seat.rank, seat.size), q.panel_hh + panel_start(p), poll);
     }
   }
   void pack() {
-    auto row = [&](int64_t k) { return d.weight_ih + k * I; };
+    auto row = [&](int64_t k) { return d.weight[weight_ih] + k * I; };
     if (q.panel_ih) pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), seat.rank, seat.size), q.panel_ih, poll);
     if (!few) pack_phase<0>();
     if constexpr (Cell::phases == 2) pack_phase<1>();
@@ -94,9 +94,9 @@ template <class Cell, class V, class Real> struct Backward {
     }
     if (q.dz) return;
     for (int64_t k = 0; k < S * H + P; k++) column[k] = q.columns + k * q.chunk_pitch;
-    for (int64_t k = 0; k < G * H; k++) dweight_ih[k] = q.dweight_ih + k * I;
-    for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight_hh + weight_row(0, k) * P;
-    for (int64_t k = 0; Cell::projected && k < P; k++) dweight_hr[k] = q.dweight_hr + k * H;
+    for (int64_t k = 0; k < G * H; k++) dweight_ih[k] = q.dweight[weight_ih] + k * I;
+    for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight[weight_hh] + weight_row(0, k) * P;
+    for (int64_t k = 0; Cell::projected && k < P; k++) dweight_hr[k] = q.dweight[weight_hr] + k * H;
   }
 
   FASTRNN_FN void point(int64_t step, int64_t n) {
@@ -139,10 +139,10 @@ template <class Cell, class V, class Real> struct Backward {
     }
     // The slots' order may begin in the middle of W_hh, and then goes on at its first row.
     const int64_t K = Cell::phase[0].gates * H, first = weight_row(0, 0), turn = G * H - first < K ? G * H - first : K;
-    if (!multiply_few(d.weight_hh + first * P, turn, P, a + from, n - from, mine, few_out + from, poll)) return false;
+    if (!multiply_few(d.weight[weight_hh] + first * P, turn, P, a + from, n - from, mine, few_out + from, poll)) return false;
     if (turn == K) return true;
     for (int64_t i = from; i < n; i++) few_rest[i] = a[i] + turn;
-    return multiply_few(d.weight_hh, K - turn, P, few_rest + from, n - from, mine, few_out + from, poll);
+    return multiply_few(d.weight[weight_hh], K - turn, P, few_rest + from, n - from, mine, few_out + from, poll);
   }
 
   // One phase of one step; the first one sums up dL/dh. False: interrupted.
@@ -319,7 +319,7 @@ template <class Cell, class V, class Real> struct Backward {
     const Range mine = columns_of(share_of(blocks_of<V>(I), seat.rank, seat.size), I);
     for (int64_t k = 0; k < tokens && mine.first < mine.last; k++)
       copy_row<Real>(token_dx[k] + mine.first, nullptr, mine.last - mine.first);
-    return multiply_few(d.weight_ih, G * H, I, token_dinput, tokens, mine, token_dx, poll);
+    return multiply_few(d.weight[weight_ih], G * H, I, token_dinput, tokens, mine, token_dx, poll);
   }
 
   // All tokens, a share of the input's blocks, each packed when it is needed.
@@ -329,7 +329,7 @@ template <class Cell, class V, class Real> struct Backward {
     const Range mine = share_of(blocks_of<V>(I), seat.rank, seat.size, group);
     for (int64_t block = mine.first; block < mine.last; block += group) {
       const Range some{block, block + group < mine.last ? block + group : mine.last};
-      auto row = [&](int64_t k) { return d.weight_ih + k * I + block * N; };
+      auto row = [&](int64_t k) { return d.weight[weight_ih] + k * I + block * N; };
       pack_rows<V>(row, G * H, I - block * N, G * H, {0, some.last - some.first}, buffer, poll);
       if (!product_into({buffer, nullptr, G * H, I, G * H * N, block}, token_dinput, tokens, some, token_dx, false, poll)) return false;
     }
@@ -391,9 +391,10 @@ template <class Cell, class V, class Real> struct Backward {
       }
     }
     if (seat.rank > 0) return;
-    copy_row(q.dbias_ih, q.dbias_ih ? (const Real*)q.column_sums + Cell::input_slot * H : nullptr, q.dbias_ih ? G * H : 0);
-    if (q.dbias_hh)
-      for (int64_t k = 0; k < G * H; k++) q.dbias_hh[weight_row(0, k)] = q.column_sums[k];
+    copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + Cell::input_slot * H : nullptr,
+             q.dweight[bias_ih] ? G * H : 0);
+    if (q.dweight[bias_hh])
+      for (int64_t k = 0; k < G * H; k++) q.dweight[bias_hh][weight_row(0, k)] = q.column_sums[k];
   }
 
   // The gate gradients of a single step as they are, for who adds up the weights' gradients of many steps.

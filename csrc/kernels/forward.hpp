@@ -52,17 +52,17 @@ template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64
 
 // The weights of the forward sweep, with their panels where these are packed beforehand.
 template <class Cell, class V, class Real> FASTRNN_FN Matrix<Real> input_matrix(const Direction<Real>& d) {
-  return {d.panels.ih, d.weight_ih, d.I, d.H, d.I * Cell::gates * Lanes<V>::n};
+  return {d.panels.ih, d.weight[weight_ih], d.I, d.H, d.I * Cell::gates * Lanes<V>::n};
 }
 // weight_hh, or weight_hr in a projected cell's second phase.
 template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurrent_matrix(const Direction<Real>& d) {
   constexpr Phase phase = Cell::phase[p];
   constexpr int N = Lanes<V>::n;
   if constexpr (Cell::projected && p == 1) {
-    return {d.panels.hr, d.weight_hr, d.H, d.P, d.H * N};
+    return {d.panels.hr, d.weight[weight_hr], d.H, d.P, d.H * N};
   } else {
     const int64_t before = blocks_of<V>(d.H) * d.P * phase.first * N;
-    return {d.panels.hh ? d.panels.hh + before : nullptr, d.weight_hh + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
+    return {d.panels.hh ? d.panels.hh + before : nullptr, d.weight[weight_hh] + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
   }
 }
 
@@ -76,7 +76,8 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++) {
       const int64_t row = g * d.H + block * N;
-      const V input = d.bias_ih ? load<V>(d.bias_ih + row, left) : V{}, hidden = d.bias_hh ? load<V>(d.bias_hh + row, left) : V{};
+      const V input = d.weight[bias_ih] ? load<V>(d.weight[bias_ih] + row, left) : V{},
+              hidden = d.weight[bias_hh] ? load<V>(d.weight[bias_hh] + row, left) : V{};
       const bool apart = Cell::hidden_apart && g == G - 1;
       store(d.panels.bias + (block * G + g) * N, apart ? input : input + hidden);
       if (apart) store(d.panels.bias_hidden + block * N, hidden);

@@ -70,17 +70,23 @@ template <class Real> struct Panels {
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
 };
 
+// A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
+enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, parameter_count };
+
+// Them or their gradients; null where the cell has none. Element: Real, or const Real where they are only read.
+template <class Element> struct Parameters {
+  Element* at[parameter_count];
+  FASTRNN_INLINE Element*& operator[](Parameter p) { return at[p]; }
+  FASTRNN_INLINE Element* operator[](Parameter p) const { return at[p]; }
+};
+
 // One direction of one layer, forward. The caller owns every pointer.
 template <class Real> struct Direction {
   Schedule schedule;
   int64_t I, H, P;
   bool reverse, training;
 
-  const Real* weight_ih;  // (G*H,I)
-  const Real* weight_hh;  // (G*H,P)
-  const Real* weight_hr;  // (P,H) or null
-  const Real* bias_ih;    // (G*H) or null: zeros
-  const Real* bias_hh;    // (G*H) or null: zeros
+  Parameters<const Real> weight;  // (G*H,I), (G*H,P), (G*H), (G*H), (P,H); without biases these are zeros
   Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
 
   const DistinctIds* tokens;  // or null
@@ -118,11 +124,7 @@ template <class Real> struct BackwardDirection {
   const Real* dcn;          // (B,H) or null: zeros
   Real* dh0;                // (B,P) written
   Real* dc0;                // (B,H) written, LSTM only
-  Real* dweight_ih;         // (G*H,I) written
-  Real* dweight_hh;         // (G*H,P) written
-  Real* dweight_hr;         // (P,H) written, with a projection
-  Real* dbias_ih;           // (G*H) written, or null
-  Real* dbias_hh;           // (G*H) written, or null
+  Parameters<Real> dweight;  // of the shapes of the parameters, written
   Real* dz;                 // (B,slots*H) written in place of all of these for a single time step, or null
 
   // scratch of the whole team

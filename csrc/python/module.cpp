@@ -320,6 +320,23 @@ PYBIND11_MODULE(_core, m) {
     return names;
   });
   m.def("cells", [] { return std::vector<std::string>(cell_names, cell_names + cell_count); });
+  // (gates, states, parameters): states as (name, axis), parameters as (name, axes, whether it is a bias).
+  m.def(
+      "describe",
+      [](const std::string& name, bool projection) {
+        const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection))];
+        auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
+        std::vector<std::pair<std::string, std::string>> states;
+        for (const StateShape& s : states_of(k.has_c)) states.emplace_back(s.name, word(s.size));
+        std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
+        for (const ParameterShape& p : parameters_of(true, k.projected)) {
+          std::vector<std::string> axes;
+          for (const Extent axis : p.axes) axes.push_back(word(axis));
+          parameters.emplace_back(p.name, axes, p.which == bias_ih || p.which == bias_hh);
+        }
+        return std::make_tuple(k.gates, states, parameters);
+      },
+      py::arg("cell"), py::arg("projection"));
   m.def("available_threads", &available_threads);
   m.def("fill_memory", &fill_memory, py::arg("on"));
   m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "host/description.hpp"
 #include "host/stack.hpp"
 #include "python/arrays.hpp"
 #include "python/gil.hpp"
@@ -148,30 +149,19 @@ struct CoreNetwork {
 
   Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
 
-  // PyTorch's arrays in PyTorch's order; 'each' sees the shape and name of every one, layer by layer.
+  // 'each' sees every parameter and its shape, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
-    const int64_t GH = facts(n).gates * n.H;
-    for (int64_t i = 0; i < n.L * n.D; i++) {
-      each(i, "weight_ih", Shape{GH, n.input_size(i / n.D)});
-      each(i, "weight_hh", Shape{GH, n.P});
-      if (bias) each(i, "bias_ih", Shape{GH}), each(i, "bias_hh", Shape{GH});
-      if (facts(n).projected) each(i, "weight_hr", Shape{n.P, n.H});
-    }
-  }
-  template <class Element> static void put(Parameters<Element>& to, const std::string& name, Element* p) {
-    (name == "weight_ih"   ? to.weight_ih
-     : name == "weight_hh" ? to.weight_hh
-     : name == "bias_ih"   ? to.bias_ih
-     : name == "bias_hh"   ? to.bias_hh
-                           : to.weight_hr) = p;
+    const auto parameters = parameters_of(bias, facts(n).projected);
+    for (int64_t i = 0; i < n.L * n.D; i++)
+      for (const ParameterShape& p : parameters) each(i, p, sizes_of(p.axes, n, i / n.D, facts(n).gates));
   }
   template <class Real> std::vector<Parameters<const Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
     std::vector<Parameters<const Real>> weights(size_t(n.L * n.D), Parameters<const Real>{});
     size_t next = 0;
-    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
+    for_each_parameter([&](int64_t i, const ParameterShape& p, const Shape& shape) {
       if (next >= arrays.size()) throw py::value_error("too few parameters");
-      keep.push_back(the_array<Real>(name, as_array(py::object(arrays[next++])), shape));
-      put(weights[i], name, static_cast<const Real*>(keep.back().data()));
+      keep.push_back(the_array<Real>(p.name, as_array(py::object(arrays[next++])), shape));
+      weights[i][p.which] = static_cast<const Real*>(keep.back().data());
     });
     if (next != arrays.size()) throw py::value_error("too many parameters");
     return weights;
@@ -327,9 +317,9 @@ struct CoreNetwork {
     c.dh0 = dh0.mutable_data(), c.dc0 = dc0_at;
     std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
     py::list gradients;
-    for_each_parameter([&](int64_t i, const char* name, const Shape& shape) {
+    for_each_parameter([&](int64_t i, const ParameterShape& p, const Shape& shape) {
       py::array_t<Real> g(shape);
-      put(into[i], name, g.mutable_data());
+      into[i][p.which] = g.mutable_data();
       gradients.append(g);
     });
     c.gradients = into.data();
@@ -350,7 +340,8 @@ struct CoreNetwork {
                   states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
     const Batch batch = given ? Batch(T, B, given, {nullptr, 0, 0}) : Batch(T, B);
     int64_t parameters = 0;
-    if (training) for_each_parameter([&](int64_t, const char*, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
+    if (training)
+      for_each_parameter([&](int64_t, const ParameterShape&, const Shape& s) { parameters += s[0] * (s.size() > 1 ? s[1] : 1); });
     const int64_t outputs = times(plus(plus(y, states), training ? plus(plus(x, states), parameters) : 0), sizeof(Real));
     // rows for the distinct ids, at most: of the table, which pays from two tokens each, and of its gradient
     const int64_t tokens = batch.tokens(), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);

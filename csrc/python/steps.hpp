@@ -110,9 +110,10 @@ class CoreCell {
     const int64_t rows = facts(n()).gates * n().H;
     read.good &= arrays.size() == (core_.bias ? 4u : 2u);
     if (!read.good) return {};
-    Real *ih = read(arrays[0], {rows, n().I}), *hh = read(arrays[1], {rows, n().H});
-    if (!core_.bias) return {ih, hh, nullptr, nullptr, nullptr};
-    return {ih, hh, read(arrays[2], {rows}), read(arrays[3], {rows}), nullptr};
+    Parameters<Element> found{};
+    found[weight_ih] = read(arrays[0], {rows, n().I}), found[weight_hh] = read(arrays[1], {rows, n().H});
+    if (core_.bias) found[bias_ih] = read(arrays[2], {rows}), found[bias_hh] = read(arrays[3], {rows});
+    return found;
   }
   template <class Real>
   void read_state(const py::tuple& states, int64_t B, StepReader<Real>& read, ForwardCall<Real>& c) const {

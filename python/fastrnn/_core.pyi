@@ -191,6 +191,12 @@ def isas() -> list[str]:
 def cells() -> list[str]:
     """The list of cells in csrc/kernels/structs.hpp."""
 
+def describe(cell: str, projection: bool) -> tuple[int, list[tuple[str, str]], list[tuple[str, list[str], bool]]]:
+    """What a cell has: gates; states (name, axis); parameters of one direction (name, axes, whether it is a bias).
+
+    Axes are "inputs", "hidden", "output" (the projection's size, or hidden) and "gates" (gates times hidden).
+    """
+
 def fill_memory(on: bool) -> None:
     """Whether the memory of calls and tapes is filled with 0xff, NaN, before it is used; for tests."""
 

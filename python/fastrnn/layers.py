@@ -48,7 +48,6 @@ class RNN(Recurrent[Array]):
     """
 
     nonlinearity: str
-    _gates = 1
 
     def __init__(
         self,
@@ -103,7 +102,6 @@ class GRU(Recurrent[Array]):
     """
 
     reset_after: bool
-    _gates = 3
 
     def __init__(
         self,
@@ -156,9 +154,6 @@ class LSTM(Recurrent[LSTMState]):
     TypeError, ValueError, SizeError
         As for `RNN`.
     """
-
-    _gates = 4
-    _has_cell_state = True
 
     def __init__(
         self,

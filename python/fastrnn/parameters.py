@@ -163,22 +163,3 @@ def _as_parameter(problems: Problems, name: str, value: ArrayLike, target: Array
         # a copy: the source may hold views of the very arrays that are about to be written
         return array.astype(target.dtype)
     return None
-
-
-def shapes(
-    gates: int, input_size: int, hidden_size: int, num_layers: int, bias: bool, bidirectional: bool, proj_size: int
-) -> dict[str, Shape]:
-    """Return the shape of every parameter, by PyTorch's names in PyTorch's order."""
-    P = proj_size or hidden_size
-    found: dict[str, Shape] = {}
-    for layer in range(num_layers):
-        width = input_size if layer == 0 else P * (1 + bidirectional)
-        for suffix in [f"l{layer}", f"l{layer}_reverse"][: 1 + bidirectional]:
-            found[f"weight_ih_{suffix}"] = (gates * hidden_size, width)
-            found[f"weight_hh_{suffix}"] = (gates * hidden_size, P)
-            if bias:
-                found[f"bias_ih_{suffix}"] = (gates * hidden_size,)
-                found[f"bias_hh_{suffix}"] = (gates * hidden_size,)
-            if proj_size:
-                found[f"weight_hr_{suffix}"] = (proj_size, hidden_size)
-    return found

@@ -18,9 +18,9 @@ from ._core import Tape as CoreTape
 from .frozen import Frozen, FrozenLSTM
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .inputs import Inputs, OneHot, StateLike
-from .parameters import Parameters, shapes
+from .parameters import Parameters
 from .results import Gradients, MemoryEstimate, Tape
-from .spec import S, Spec
+from .spec import S, Spec, describe
 from .threads import get_num_threads
 
 Array = NDArray[Any]
@@ -40,7 +40,8 @@ class Recurrent(Spec[S]):
             key: options.get(key, 0)
             for key in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
         }
-        named = shapes(self._gates, **needed)
+        self.__dict__.update(options)
+        named = describe(self._cell(), options.get("proj_size", 0) > 0).shapes(**needed)
         checks.parameter_sizes(name, list(named.values()), options["dtype"])
         parameters = Parameters({key: np.empty(shape, options["dtype"]) for key, shape in named.items()})
         self.__setstate__({"options": options, "parameters": parameters, "rng": generator})
@@ -426,6 +427,7 @@ class Recurrent(Spec[S]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["options"])
         self.__dict__.update(_options=state["options"], _parameters=state["parameters"], _rng=state["rng"])
+        self.__dict__["_has_cell_state"] = len(describe(self._cell(), self.proj_size > 0).states) > 1
         self.__dict__["_network"] = self._make_network()
 
     def __repr__(self) -> str:

@@ -1,16 +1,48 @@
 """What a layer is, for those who read its arguments and make its results: options, sizes, and how they are named."""
 
+import functools
 from abc import abstractmethod
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
 from ._core import Network
 from .parameters import Parametrised
 
 Array = NDArray[Any]
 S = TypeVar("S")  # the state: an array, or LSTMState
+
+
+class Description(NamedTuple):
+    """What the core says of a cell, as `_core.describe` returns it."""
+
+    gates: int
+    states: tuple[tuple[str, str], ...]
+    parameters: tuple[tuple[str, tuple[str, ...], bool], ...]
+
+    def shapes(
+        self, input_size: int, hidden_size: int, num_layers: int, bias: bool, bidirectional: bool, proj_size: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter of a layer, by PyTorch's names in PyTorch's order."""
+        output = proj_size or hidden_size
+        sizes = {"hidden": hidden_size, "output": output, "gates": self.gates * hidden_size}
+        found = {}
+        for layer in range(num_layers):
+            sizes["inputs"] = input_size if layer == 0 else output * (1 + bidirectional)
+            for suffix in [f"l{layer}", f"l{layer}_reverse"][: 1 + bidirectional]:
+                for name, axes, is_bias in self.parameters:
+                    if bias or not is_bias:
+                        found[f"{name}_{suffix}"] = tuple(sizes[axis] for axis in axes)
+        return found
+
+
+@functools.cache
+def describe(cell: str, projection: bool = False) -> Description:
+    """Return what a cell has, by its name in the core."""
+    gates, states, parameters = _core.describe(cell, projection)
+    return Description(gates, tuple(states), tuple((name, tuple(axes), bias) for name, axes, bias in parameters))
 
 
 class Spec(Parametrised, Generic[S]):
@@ -29,8 +61,7 @@ class Spec(Parametrised, Generic[S]):
     proj_size: int = 0
     dtype: np.dtype[Any]
 
-    _gates: ClassVar[int]
-    _has_cell_state: ClassVar[bool] = False
+    _has_cell_state: bool  # whether the state has more members than h
     _options: dict[str, Any]
     _network: Network
     _rng: "np.random.Generator"

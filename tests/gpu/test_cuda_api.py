@@ -33,14 +33,29 @@ def test_importing_fastrnn_does_not_load_the_gpu_code() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_why_not_says_what_is_missing() -> None:
-    reason = fastrnn.cuda.why_not()
-    assert fastrnn.cuda.is_available() == (reason is None)
-    assert fastrnn.info()["cuda"] == (fastrnn.cuda.device_info() or reason)
-    if reason is not None:
+def test_what_is_missing_is_said_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "the NVIDIA driver is older than the moon"
+    monkeypatch.setattr(devices, "_load", lambda: SimpleNamespace(why_not=lambda: reason))
+    devices.core.cache_clear()
+    try:
+        assert fastrnn.cuda.why_not() == reason
+        assert not fastrnn.cuda.is_available()
         assert fastrnn.cuda.device_info() == []
-        with pytest.raises(RuntimeError, match=re.escape(reason)):
+        assert fastrnn.info()["cuda"] == reason
+        with pytest.raises(RuntimeError, match=f"no GPU can be used: {reason}"):
             fastrnn.LSTM(2, 3).to("cuda")
+    finally:
+        devices.core.cache_clear()
+
+
+def test_a_module_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(devices.importlib, "import_module", fail)
+    assert devices._load.__wrapped__() == (
+        "the GPU module does not load: fastrnn._cuda: cannot open shared object file"
+    )
 
 
 def test_without_the_module_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,12 +123,12 @@ template <class K> struct ForwardRun : Run<K> {
 
   void prepare(Side<Store, Real>& s, int64_t l, int d, Rows<Store> y) {
     const int64_t i = l * n.D + d, h_row = padded<Store>(P), inner_row = padded<Store>(H);
-    const Weights<const Store> w = call.weights ? call.weights[i] : Weights<const Store>{};
+    const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     s = {};
     s.reverse = d == 1;
-    s.weight[0] = padded_weight(w.hh, this->GH, P);
-    s.weight[1] = cell.projected ? padded_weight(w.hr, P, H) : s.weight[0];
-    s.bias_ih = w.bias_ih, s.bias_hh = w.bias_hh;
+    s.weight[0] = padded_weight(w[weight_hh], this->GH, P);
+    s.weight[1] = cell.projected ? padded_weight(w[weight_hr], P, H) : s.weight[0];
+    s.bias_ih = w[bias_ih], s.bias_hh = w[bias_hh];
     s.recurrent = arena.template take<Store>(times(2 * B, h_row));
     if (cell.phases == 2) s.inner = arena.template take<Store>(times(B, inner_row));
     if (cell.phases == 2 && !cell.projected) s.kept = arena.template take<Real>(times(times(B, cell.tape), H));
@@ -154,7 +154,7 @@ template <class K> struct ForwardRun : Run<K> {
     const int64_t I = n.input_size(l), from = this->lowest(d == 1, first, last) * B, count = (last - first) * B;
     const auto rows = this->matrix(x, I, false, gathered[d], from, count);
     sweep.side[d].z = z[d], sweep.side[d].z_first = from;
-    const Store* const w = call.weights ? call.weights[l * n.D + d].ih : nullptr;
+    const Store* const w = call.weights ? call.weights[l * n.D + d][weight_ih] : nullptr;
     this->multiply({{rows.base, rows.pitch, 1}, {w, I, 1}, count, I, this->GH, this->GH, false}, z[d], true);
   }
 
@@ -231,7 +231,7 @@ template <class K> struct BackwardRun : Run<K> {
 
   void prepare(BackSide<Store, Real>& s, int64_t l, int d, Rows<const Store> y, Rows<const Store> dy) {
     const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots, inner_row);
-    const Weights<const Store> w = call.weights ? call.weights[i] : Weights<const Store>{};
+    const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     const bool top = l + 1 == n.L;
     s = {};
     s.reverse = d == 1;
@@ -240,8 +240,8 @@ template <class K> struct BackwardRun : Run<K> {
       const bool projects = cell.projected && p == 1;
       const int64_t row = projects ? padded<Store>(P) : times(ph.gates, inner_row), rows = projects ? H : P;
       Store* const to = arena.template take<Store>(times(rows, row));
-      if (runs && projects) k.turn(w.hr, to, P, H, row, 1, 0, 1, stream);
-      else if (runs) k.turn(w.hh, to, H, P, inner_row, ph.gates, ph.hidden_slot + shift(), cell.gates, stream);
+      if (runs && projects) k.turn(w[weight_hr], to, P, H, row, 1, 0, 1, stream);
+      else if (runs) k.turn(w[weight_hh], to, H, P, inner_row, ph.gates, ph.hidden_slot + shift(), cell.gates, stream);
       s.weight[p] = {to, row};
     }
     s.recurrent = arena.template take<Store>(times(2 * B, wide));
@@ -270,11 +270,11 @@ template <class K> struct BackwardRun : Run<K> {
   }
   void prepare_gradients(int64_t l, int d) {
     const int64_t I = n.input_size(l), rows = times(chunk, B);
-    const Weights<Store> g = back.gradients ? back.gradients[l * n.D + d] : Weights<Store>{};
+    const Parameters<Store> g = back.gradients ? back.gradients[l * n.D + d] : Parameters<Store>{};
     SideScratch& s = scratch[d];
     s = {};
-    s.dih = accumulator(g.ih, times(GH, I)), s.dhh = accumulator(g.hh, times(GH, P));
-    if (cell.projected) s.dhr = accumulator(g.hr, times(P, H));
+    s.dih = accumulator(g[weight_ih], times(GH, I)), s.dhh = accumulator(g[weight_hh], times(GH, P));
+    if (cell.projected) s.dhr = accumulator(g[weight_hr], times(P, H));
     s.sums = arena.template take<Real>(SH);
     if (!this->is_matrix(x, I) || call.sequences.length) s.x = arena.template take<Store>(times(rows, I));
     s.before = arena.template take<Store>(times(rows, P));
@@ -308,7 +308,7 @@ template <class K> struct BackwardRun : Run<K> {
     recurrent_gradient(d, count, inner, add);
     if (cell.projected) this->multiply({{s.dprojected, 1, P}, {inner, 1, H}, P, count, H, H, add}, to.dhr, true);
     k.sum_columns(s.dgates, reinterpret_cast<Real*>(this->workspace), to.sums, count, SH, shares_of_sums(), add, stream);
-    this->multiply({{of_input, SH, 1}, {call.weights[l * n.D + d].ih, 1, I}, count, GH, I, I, n.D == 2}, dx + from * I, false);
+    this->multiply({{of_input, SH, 1}, {call.weights[l * n.D + d][weight_ih], 1, I}, count, GH, I, I, n.D == 2}, dx + from * I, false);
   }
   int shares_of_sums() const {
     return int(std::clamp<int64_t>(workspace_bytes / std::max<int64_t>(1, times(SH, sizeof(Real))), 1, sum_shares));
@@ -320,14 +320,14 @@ template <class K> struct BackwardRun : Run<K> {
     else k.narrow(from, to, count, stream);
   }
   void finish(int64_t l, int d) {
-    const Weights<Store>& g = back.gradients[l * n.D + d];
+    const Parameters<Store>& g = back.gradients[l * n.D + d];
     const SideScratch& s = scratch[d];
-    hand_over(s.dih, g.ih, GH * n.input_size(l));
-    hand_over(s.dhh, g.hh, GH * P);
-    if (cell.projected) hand_over(s.dhr, g.hr, P * H);
-    hand_over(s.sums + cell.input_slot * H, g.bias_ih, GH);
+    hand_over(s.dih, g[weight_ih], GH * n.input_size(l));
+    hand_over(s.dhh, g[weight_hh], GH * P);
+    if (cell.projected) hand_over(s.dhr, g[weight_hr], P * H);
+    hand_over(s.sums + cell.input_slot * H, g[bias_ih], GH);
     for (int slot = 0; slot < cell.gates; slot++)
-      hand_over(s.sums + slot * H, g.bias_hh ? g.bias_hh + (slot + shift()) % cell.gates * H : nullptr, H);
+      hand_over(s.sums + slot * H, g[bias_hh] ? g[bias_hh] + (slot + shift()) % cell.gates * H : nullptr, H);
   }
 
   void steps(int64_t first, int64_t last) {

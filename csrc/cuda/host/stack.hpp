@@ -26,11 +26,6 @@ struct Gpu {
   int64_t chunk_bytes = int64_t(64) << 20;  // what the rows of the time steps that are done at once may take: an L2 cache keeps them
 };
 
-// One layer, one direction; PyTorch's arrays.
-template <class Store> struct Weights {
-  Store *ih, *hh, *bias_ih, *bias_hh, *hr;
-};
-
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Store, class Real> struct Saved {
   struct Side {
@@ -52,7 +47,7 @@ template <class Store, class Real> struct ForwardCall {
   Real *hn, *cn;                        // the same; cn null without c
   const uint8_t* masks;                 // (L-1,T,B,D*P) or null
   Real scale;                           // of what a mask keeps
-  const Weights<const Store>* weights;  // (L*D)
+  const Parameters<const Store>* weights;  // (L*D)
   const Saved<Store, Real>* saved;      // null: inference
 };
 
@@ -63,7 +58,7 @@ template <class Store, class Real> struct BackwardCall {
   Rows<Store> hidden;                // (T,B,D*P) or base null
   const Real *dhn, *dcn;             // or null
   Real *dh0, *dc0;
-  const Weights<Store>* gradients;   // (L*D)
+  const Parameters<Store>* gradients;   // (L*D)
 };
 
 // Each takes its scratch from the arena; with an arena of no memory it only counts, and launches nothing.

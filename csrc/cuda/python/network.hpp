@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/host/stack.hpp"
 #include "cuda/python/arrays.hpp"
+#include "host/description.hpp"
 #include "python/gil.hpp"
 
 namespace fastrnn::cuda {
@@ -66,21 +67,16 @@ struct CoreNetwork {
 
   Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
 
-  template <class Store> std::vector<Weights<Store>> weights(const std::vector<Array>& arrays, bool written) const {
-    std::vector<Weights<Store>> all;
+  template <class Store> std::vector<Parameters<Store>> weights(const std::vector<Array>& arrays, bool written) const {
+    std::vector<Parameters<Store>> all;
     size_t next = 0;
-    const int64_t GH = facts().gates * n.H;
-    const auto take = [&](const char* name, const Shape& shape) {
-      if (next >= arrays.size()) throw py::value_error("too few parameters");
-      return pointer_to<Store>(name, arrays[next++], shape, device, written);
-    };
+    const auto parameters = parameters_of(bias, facts().projected);
     for (int64_t i = 0; i < n.L * n.D; i++) {
-      Weights<Store> w{};
-      w.ih = take("weight_ih", {GH, n.input_size(i / n.D)});
-      w.hh = take("weight_hh", {GH, n.P});
-      if (bias) w.bias_ih = take("bias_ih", {GH}), w.bias_hh = take("bias_hh", {GH});
-      if (facts().projected) w.hr = take("weight_hr", {n.P, n.H});
-      all.push_back(w);
+      all.push_back({});
+      for (const ParameterShape& p : parameters) {
+        if (next >= arrays.size()) throw py::value_error("too few parameters");
+        all.back()[p.which] = pointer_to<Store>(p.name, arrays[next++], sizes_of(p.axes, n, i / n.D, facts().gates), device, written);
+      }
     }
     if (next != arrays.size()) throw py::value_error("too many parameters");
     return all;

@@ -2,6 +2,11 @@
 
 from typing import NamedTuple
 
+from .. import _core
+from ..spec import describe
+
+_SEVERAL_STATES = {cell for cell in _core.cells() if not cell.endswith("_projected") and len(describe(cell).states) > 1}
+
 
 class Options(NamedTuple):
     """What an operator must be told beside the tensors."""
@@ -23,11 +28,12 @@ class Options(NamedTuple):
 
     def has_bias(self, weights: int) -> bool:
         """Whether so many weights hold biases."""
-        return weights // max(self.num_layers * self.directions, 1) - (self.proj_size > 0) == 4
+        each = weights // max(self.num_layers * self.directions, 1)
+        return each == len(describe(self.cell, self.proj_size > 0).parameters)
 
     @property
     def has_c(self) -> bool:
-        return self.cell == "lstm"
+        return self.cell in _SEVERAL_STATES
 
 
 __all__ = ["Options"]
