@@ -30,9 +30,10 @@ struct StateShape {
   const char* name;
   Extent size;
 };
-inline std::vector<StateShape> states_of(bool has_c) {
+// c is the only one that a cell has beside h so far.
+inline std::vector<StateShape> states_of(int states) {
   std::vector<StateShape> all{{"h", Extent::output}};
-  if (has_c) all.push_back({"c", Extent::hidden});
+  if (states > 1) all.push_back({"c", Extent::hidden});
   return all;
 }
 

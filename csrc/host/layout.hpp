@@ -75,7 +75,7 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
     d.projection_size = times(times(blocks, chunk_tokens), gate_row);
     d.projection = arena.take<Real>(times(d.projection_size, plan.size));
   }
-  d.row_pointer_count = plus(times(8, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
+  d.row_pointer_count = plus(times(4 + 2 * k.states, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
   if (!d.training && k.phases == 2) {
     d.inner = arena.take<Real>(times(B, n.H));
@@ -100,7 +100,7 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   if (!few) q.panel_hh = arena.take<Real>(times(p, GH));
   q.dgates = arena.take<Real>(times(plus(tokens, B), SH + 16));
   q.carry = arena.take<Real>(times(B, n.P));
-  if (k.has_c) q.dc = arena.take<Real>(times(B, n.H));
+  for (int i = 1; i < k.states; i++) q.drunning[i] = arena.take<Real>(times(B, n.H));
   q.columns = arena.take<Real>(times(SH + n.P, q.chunk_pitch));
   if (!few && !q.dz) q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
   if (!few && !q.dz) q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
@@ -111,11 +111,13 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
     q.panel_hr = arena.take<Real>(times(h, n.P));
     q.dproj = arena.take<Real>(times(plus(tokens, B), n.P));
   }
-  d.row_pointer_count = plus(plus(times(16, rows), times(7, tokens)), times(2, plus(plus(SH, GH), n.P)));
+  d.row_pointer_count = plus(plus(times(13 + 3 * k.states, rows), times(7, tokens)), times(2, plus(plus(SH, GH), n.P)));
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
 }
 
 // What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
+template <class T> T* offset_by(T* base, int64_t elements) { return base ? base + elements : nullptr; }
+
 template <class Real> struct Layers {
   const Stack& n;
   const ForwardCall<Real>& call;
@@ -144,11 +146,12 @@ template <class Real> struct Layers {
     if (call.frozen) d.panels = call.frozen[i];
     if (l == 0) d.tokens = call.tokens;
     d.x = x, d.y = side(y, side_index * n.P);
-    d.h0 = call.h0 ? call.h0 + i * B * n.P : nullptr;
-    d.c0 = call.c0 ? call.c0 + i * B * n.H : nullptr;
-    d.hn = call.hn ? call.hn + i * B * n.P : nullptr;
-    d.cn = k.has_c && call.cn ? call.cn + i * B * n.H : nullptr;
-    if (call.saved) d.gates = call.saved->sides[i].gates, d.c = call.saved->sides[i].c, d.inner = call.saved->sides[i].inner;
+    for (int k_state = 0; k_state < k.states; k_state++) {
+      const int64_t offset = i * B * (k_state ? n.H : n.P);
+      d.before[k_state] = offset_by(call.before[k_state], offset);
+      d.after[k_state] = offset_by(call.after[k_state], offset);
+    }
+    if (call.saved) d.gates = call.saved->sides[i].gates, d.trail = call.saved->sides[i].trail, d.inner = call.saved->sides[i].inner;
     return d;
   }
   int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots, n.H)}) + 16; }

@@ -42,7 +42,7 @@ struct Case {
 
   int64_t P() const { return cell == Cell::lstm_projected ? (H + 1) / 2 : H; }
   const Kernel<double>& kernel() const { return *choose_isa("scalar").f64->cell[int(cell)]; }
-  bool has_c() const { return kernel().has_c; }
+  bool has_c() const { return kernel().states > 1; }
   int gates() const { return kernel().gates; }
   // relu has a kink, which spoils differences; tests/ take the complex step.
   bool smooth() const { return cell != Cell::rnn_relu; }
@@ -125,7 +125,7 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   const DistinctIds tokens = counted.tokens();
   if (c.ids) call.tokens = &tokens, call.x = {x.data(), 0, c.I, tokens.id};
   call.y = {y.data(), c.B * width, width};
-  call.h0 = h0.data(), call.c0 = c0.data(), call.hn = hn.data(), call.cn = cn.data();
+  call.before = {{h0.data(), c0.data()}}, call.after = {{hn.data(), cn.data()}};
   call.weights = weights.data();
   std::unique_ptr<FrozenWeights<Real>> packed;
   if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data())), call.frozen = packed->panels(), call.weights = nullptr;
@@ -141,7 +141,7 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   back.dy = {dy.data(), c.B * width, width};
   back.dx = {dx.data(), c.B * c.I, c.I};
   if (c.ids) dx.assign(dx.size(), 0), back.dx = {dx.data(), 0, c.I, tokens.id};
-  back.dhn = dhn.data(), back.dcn = dcn.data(), back.dh0 = dh0.data(), back.dc0 = dc0.data();
+  back.dafter = {{dhn.data(), dcn.data()}}, back.dbefore = {{dh0.data(), dc0.data()}};
   back.gradients = into.data();
   BackwardRun<Real>(n, back, threads).run({nullptr, nullptr});
   auto widen = [](const std::vector<Real>& v) { return Array(v.begin(), v.end()); };
@@ -322,7 +322,7 @@ void check_interruption() {
     const std::vector<Parameters<const float>> weights(2, {{w.data(), w.data(), w.data(), w.data(), nullptr}});
     ForwardCall<float> call{};
     call.batch = &batch;
-    call.x = {x.data(), B * n.I, n.I}, call.y = {y.data(), B * n.H, n.H}, call.hn = hn.data(), call.weights = weights.data();
+    call.x = {x.data(), B * n.I, n.I}, call.y = {y.data(), B * n.H, n.H}, call.after[0] = hn.data(), call.weights = weights.data();
     int asked = 0;
     auto stop = [](void* times_asked) { return ++*static_cast<int*>(times_asked) > 1; };
     check(ForwardRun<float>(n, call, 2).run({stop, &asked}) && asked == 2, "interruption with B=" + std::to_string(B));

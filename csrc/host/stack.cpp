@@ -58,10 +58,13 @@ template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batc
   const int64_t tokens = batch.tokens(), h = round_up(n.H, k.lanes);
   const int64_t output = times(tokens, times(n.D, n.P));
   Saved<Real> saved;
-  for (int64_t i = 0; i < n.L * n.D; i++)
-    saved.sides.push_back({k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr,
-                           k.has_c ? arena.take<Real>(times(tokens, n.H)) : nullptr,
-                           k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr});
+  for (int64_t i = 0; i < n.L * n.D; i++) {
+    typename Saved<Real>::Side side{};
+    side.gates = k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr;
+    for (int state = 1; state < k.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
+    side.inner = k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr;
+    saved.sides.push_back(side);
+  }
   for (int64_t l = 0; l + 1 < n.L; l++) {
     saved.outputs.push_back(arena.take<Real>(output));
     saved.dropped.push_back(dropout ? arena.take<Real>(output) : nullptr);
@@ -210,10 +213,11 @@ template <class Real> struct BackwardWork {
         q.dy = Layers<Real>::side(dy, side * n.P);
         q.dx = side ? dx_reverse[l] : dx[l];
         if (l + 1 == n.L) q.hidden = Layers<Real>::side(call.hidden, side * n.P);
-        q.dhn = call.dhn ? call.dhn + i * B * n.P : nullptr;
-        q.dcn = call.dcn ? call.dcn + i * B * n.H : nullptr;
-        q.dh0 = call.dh0 ? call.dh0 + i * B * n.P : nullptr;
-        q.dc0 = call.dc0 ? call.dc0 + i * B * n.H : nullptr;
+        for (int state = 0; state < kernel_of<Real>(n).states; state++) {
+          const int64_t offset = i * B * (state ? n.H : n.P);
+          q.dafter[state] = offset_by(call.dafter[state], offset);
+          q.dbefore[state] = offset_by(call.dbefore[state], offset);
+        }
         q.dweight = call.gradients[i];
         q.dz = call.dz;
         take_backward<Real>(n, plan, arena, q);

@@ -22,7 +22,8 @@ struct Stack {
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Real> struct Saved {
   struct Side {
-    Real *gates, *c, *inner;
+    Real *gates, *inner;
+    States<Real> trail;
   };
   std::vector<Side> sides;     // (L*D)
   std::vector<Real*> outputs;  // (L-1) [token](D*P)
@@ -35,8 +36,8 @@ template <class Real> struct ForwardCall {
   const DistinctIds* tokens;  // of the first layer, or null
   Rows<const Real> x;    // (T,B,I); with tokens the embedding's rows that they name, or base null: one-hot
   Rows<Real> y;
-  const Real *h0, *c0;              // (L*D,B,P), (L*D,B,H) or null
-  Real *hn, *cn;                    // the same; cn null without c
+  States<const Real> before;  // (L*D,B,size) each, or null: zeros
+  States<Real> after;         // the same, written
   Rows<const uint8_t> masks;        // of layer 0: (T,B,D*P), or base null
   int64_t masks_layer;              // elements from layer to layer
   Real scale;                       // of what a mask keeps
@@ -49,8 +50,8 @@ template <class Real> struct BackwardCall {
   ForwardCall<Real> forward;  // as it ran
   Rows<const Real> dy;        // or base null
   Rows<Real> dx, hidden;      // hidden: or base null; dx is to x as it is
-  const Real *dhn, *dcn;      // or null
-  Real *dh0, *dc0;
+  States<const Real> dafter;  // or null
+  States<Real> dbefore;
   const Parameters<Real>* gradients;  // (L*D), written
   Real* dz;                           // one time step of one layer: its gate gradients in place of the weights', or null
 };

@@ -29,13 +29,13 @@ template <class Cell, class V, class Real> struct Backward {
   const Real** dhere = dnext + row_count;                                    // A of the second phase, and of dh0
   const Real** dy = dhere + row_count;
   const Real** carry_in = dy + row_count;
-  const Real** dc_in = carry_in + row_count;
-  const Real** gates = dc_in + row_count;
-  const Real** c = gates + row_count;
-  const Real** c_prev = c + row_count;
-  const Real** h = c_prev + row_count;
+  const Real** gates = carry_in + row_count;
+  const Real** h = gates + row_count;
   const Real** h_prev = h + row_count;
-  Real** dgates = (Real**)(h_prev + row_count);
+  // Of the states beside h, [1], ...; [0] is spare.
+  const Tables<Cell::states, const Real**> next{h_prev + row_count, row_count}, prev{next.end(row_count), row_count};
+  const Tables<Cell::states, const Real**> dstate_in{prev.end(row_count), row_count};
+  Real** dgates = (Real**)dstate_in.end(row_count);
   Real** dproj = dgates + row_count;
   Real** hidden = dproj + row_count;
   Real** dh0 = hidden + row_count;
@@ -107,11 +107,12 @@ template <class Cell, class V, class Real> struct Backward {
       dgates[i] = ring(q.dgates, step, s, dgates_row);
       dnext[i] = last || cut ? d.zeros : ring(q.dgates, step + 1, s, dgates_row) + hidden_slot(0) * H;
       dy[i] = q.dy.base ? q.dy.at(t, b) : d.zeros;
-      carry_in[i] = last ? (q.dhn ? q.dhn + b * P : d.zeros) : cut || !Cell::has_carry ? d.zeros : q.carry + s * P;
-      if constexpr (Cell::has_c) {
-        dc_in[i] = last ? (q.dcn ? q.dcn + b * H : d.zeros) : cut ? d.zeros : q.dc + s * H;
-        c[i] = d.c + token * H;
-        c_prev[i] = order.c_prev(t, s);
+      carry_in[i] = last ? (q.dafter[0] ? q.dafter[0] + b * P : d.zeros) : cut || !Cell::has_carry ? d.zeros : q.carry + s * P;
+#pragma GCC unroll 4
+      for (int k = 1; k < Cell::states; k++) {
+        dstate_in[k][i] = last ? (q.dafter[k] ? q.dafter[k] + b * H : d.zeros) : cut ? d.zeros : q.drunning[k] + s * H;
+        next[k][i] = d.trail[k] + token * H;
+        prev[k][i] = order.prev(k, t, s);
       }
       if constexpr (Cell::tape > 0) gates[i] = d.gates + token * gates_row;
       if constexpr (Cell::uses_h) h[i] = d.y.at(t, b);
@@ -172,10 +173,11 @@ template <class Cell, class V, class Real> struct Backward {
         for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape + k * N);
         if constexpr (Cell::uses_h) u.h.v[m] = load<V>(h[i] + at, left);
         if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
-        if constexpr (Cell::has_c) {
-          u.c.v[m] = load<V>(c[i] + at, left);
-          u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
-          u.dc.v[m] = load<V>(dc_in[i] + at, left);
+#pragma GCC unroll 4
+        for (int k = 1; k < Cell::states; k++) {
+          u.next[k].v[m] = load<V>(next[k][i] + at, left);
+          u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
+          u.dstate[k].v[m] = load<V>(dstate_in[k][i] + at, left);
         }
         if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
       }
@@ -185,7 +187,8 @@ template <class Cell, class V, class Real> struct Backward {
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
-          if constexpr (Cell::has_c) store(q.dc + s * H + at, u.dc.v[m], left);
+#pragma GCC unroll 4
+          for (int k = 1; k < Cell::states; k++) store(q.drunning[k] + s * H + at, u.dstate[k].v[m], left);
           if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
 #pragma GCC unroll 4
           for (int k = first_slot; k < end_slot; k++) store(dgates[i] + k * H + at, u.dz[k].v[m], left);
@@ -212,16 +215,17 @@ template <class Cell, class V, class Real> struct Backward {
     return done;
   }
 
-  // dh0 and dc0 of the rows [from, n) of this worker, whose sequence begins at t.
+  // The gradients of the states before, of the rows [from, n) of this worker, whose sequence begins at t.
   FASTRNN_FN bool initial(int64_t t, int64_t from, int64_t n) {
     const int64_t p_first = p_blocks.first * N, p_end = p_blocks.last * N < P ? p_blocks.last * N : P;
     const int64_t h_first = h_blocks.first * N, h_end = h_blocks.last * N < H ? h_blocks.last * N : H;
     for (int64_t i = from; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       dhere[i] = dgates[i] + hidden_slot(0) * H;
-      dh0[i] = q.dh0 + b * P;
+      dh0[i] = q.dbefore[0] + b * P;
       if (p_first < p_end) copy_row(dh0[i] + p_first, Cell::has_carry ? (const Real*)q.carry + s * P + p_first : nullptr, p_end - p_first);
-      if (Cell::has_c && h_first < h_end) copy_row(q.dc0 + b * H + h_first, (const Real*)q.dc + s * H + h_first, h_end - h_first);
+      for (int k = 1; k < Cell::states && h_first < h_end; k++)
+        copy_row(q.dbefore[k] + b * H + h_first, (const Real*)q.drunning[k] + s * H + h_first, h_end - h_first);
     }
     const int64_t K = Cell::phase[0].gates * H;
     const bool done = few ? initial_of_few(from, n, p_first, p_end)
@@ -230,7 +234,7 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       if (!order.cut_before(t, s)) continue;
       if (p_first < p_end) copy_row<Real>(dh0[i] + p_first, nullptr, p_end - p_first);
-      if (Cell::has_c && h_first < h_end) copy_row<Real>(q.dc0 + b * H + h_first, nullptr, h_end - h_first);
+      for (int k = 1; k < Cell::states && h_first < h_end; k++) copy_row<Real>(q.dbefore[k] + b * H + h_first, nullptr, h_end - h_first);
     }
     return done;
   }
@@ -382,8 +386,8 @@ template <class Cell, class V, class Real> struct Backward {
     for (int64_t i = 0; i < mine.count(B); i++) {
       const int64_t s = mine.row(i), b = d.schedule.order[s], length = d.schedule.length[s];
       if (!length) {
-        copy_row(q.dh0 + b * P, q.dhn ? q.dhn + b * P : nullptr, P);
-        if constexpr (Cell::has_c) copy_row(q.dc0 + b * H, q.dcn ? q.dcn + b * H : nullptr, H);
+        copy_row(q.dbefore[0] + b * P, q.dafter[0] ? q.dafter[0] + b * P : nullptr, P);
+        for (int k = 1; k < Cell::states; k++) copy_row(q.dbefore[k] + b * H, q.dafter[k] ? q.dafter[k] + b * H : nullptr, H);
       }
       for (int64_t t = length; t < T; t++) {
         if (!q.dx.starts && !d.tokens) copy_row<Real>(q.dx.at(t, b), nullptr, I);

@@ -4,6 +4,7 @@
 // recurrent weights and the pointwise epilogue that consumes it. forward.hpp and backward.hpp run the phases over time. The operators
 // are in vec.hpp; infinities and NaN have to come out as in the textbook. CONTRIBUTING.md tells how to add a cell.
 #pragma once
+#include "kernels/structs.hpp"
 #include "kernels/vec.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -20,17 +21,17 @@ struct Phase {
 template <class V> struct Unit {
   V z[4];           // pre-activations of the phase's gates, both sides added
   V x_side;         // input side of the gate that keeps its hidden side apart
-  V h_prev, c_prev;
-  V out;            // result: h, or 'inner' after the first of two phases
-  V c;              // result
+  V h_prev, prev[max_states];  // prev[1], ...: the states beside h
+  V out;                       // result: h, or 'inner' after the first of two phases
+  V next[max_states];          // result: next[1], ...
   V tape[4];        // saved for backward, kept from phase to phase
 };
 
 // What backward sees of the same unit.
 template <class V> struct UnitGradient {
   V dout;                      // dL/dout of the phase: everything that reaches it
-  V h, h_prev, c, c_prev, tape[4];
-  V dc;                        // in: dL/dc from the step after; out: for the step before
+  V h, h_prev, next[max_states], prev[max_states], tape[4];
+  V dstate[max_states];        // [1], ... in: the gradient from the step after; out: for the step before
   V carry;                     // result: the part of dL/dh_prev that passes by the product; kept from phase to phase
   V dz[4];                     // result: dL/dz by slot
 };
@@ -40,7 +41,7 @@ template <class V> struct UnitGradient {
 struct CellDefaults {
   static constexpr int phases = 1, rotate = 0, input_slot = 0;  // the last two: for a gate that keeps its hidden side apart
   static constexpr int tape = 0;                                // vectors of Unit::tape that are kept for backward
-  static constexpr bool has_c = false;                          // a second state
+  static constexpr int states = 1;                              // h, and what is beside it
   static constexpr bool has_carry = false;    // backward leaves a part of dL/dh_prev in 'carry'; else it is dropped
   static constexpr bool projected = false;    // the second phase multiplies by weight_hr
   static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
@@ -118,23 +119,23 @@ struct GruOriginal : CellDefaults {
 // i, f, o = sigma(.);  g = tanh(.);  c = f c_prev + i g;  h = o tanh(c)
 struct Lstm : CellDefaults {
   static constexpr int gates = 4, slots = 4, tape = 4;
-  static constexpr bool has_c = true;
+  static constexpr int states = 2, c = 1;
   static constexpr Phase phase[] = {{0, 4, 0, 4}};
 
   template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const V i = sigmoid(u.z[0]), f = sigmoid(u.z[1]), g = tanh(u.z[2]), o = sigmoid(u.z[3]);
-    u.c = fma(f, u.c_prev, i * g);
-    u.out = o * tanh(u.c);
+    u.next[c] = fma(f, u.prev[c], i * g);
+    u.out = o * tanh(u.next[c]);
     u.tape[0] = i, u.tape[1] = f, u.tape[2] = g, u.tape[3] = o;
   }
   template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
-    const V i = u.tape[0], f = u.tape[1], g = u.tape[2], o = u.tape[3], tanh_c = tanh(u.c);
-    const V dc = fma(u.dout * o, 1 - tanh_c * tanh_c, u.dc);
+    const V i = u.tape[0], f = u.tape[1], g = u.tape[2], o = u.tape[3], tanh_c = tanh(u.next[c]);
+    const V dc = fma(u.dout * o, 1 - tanh_c * tanh_c, u.dstate[c]);
     u.dz[0] = dc * g * i * (1 - i);
-    u.dz[1] = dc * u.c_prev * f * (1 - f);
+    u.dz[1] = dc * u.prev[c] * f * (1 - f);
     u.dz[2] = dc * i * (1 - g * g);
     u.dz[3] = u.dout * tanh_c * o * (1 - o);
-    u.dc = dc * f;
+    u.dstate[c] = dc * f;
   }
 };
 

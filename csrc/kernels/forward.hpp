@@ -32,16 +32,27 @@ template <class Real> struct Order : Timeline<Order<Real>> {
   FASTRNN_FN const Real* h_prev(int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
     if (this->cut_before(t, s)) return d.zeros;
-    if (this->is_first(t, s)) return d.h0 ? d.h0 + b * d.P : d.zeros;
+    if (this->is_first(t, s)) return d.before[0] ? d.before[0] + b * d.P : d.zeros;
     return d.y.at(this->before(t), b);
   }
-  // c of the step before: on the tape, or in cn as it runs.
-  FASTRNN_FN const Real* c_prev(int64_t t, int64_t s) const {
+  // Another state of the step before: on the tape, or in 'after' as it runs.
+  FASTRNN_FN const Real* prev(int state, int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
     if (this->cut_before(t, s)) return d.zeros;
-    if (this->is_first(t, s)) return d.c0 ? d.c0 + b * d.H : d.zeros;
-    return d.c ? d.c + token(this->before(t), s) * d.H : d.cn + b * d.H;
+    if (this->is_first(t, s)) return d.before[state] ? d.before[state] + b * d.H : d.zeros;
+    return d.trail[state] ? d.trail[state] + token(this->before(t), s) * d.H : d.after[state] + b * d.H;
   }
+};
+
+// A pointer for each row, in tables of one kind that lie behind one another.
+template <int n, class Pointer> struct Tables {
+  Pointer at[n];
+  FASTRNN_FN Tables(Pointer first, int64_t rows) {
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) at[i] = first + i * rows;
+  }
+  FASTRNN_FN Pointer operator[](int i) const { return at[i]; }
+  FASTRNN_FN Pointer end(int64_t rows) const { return at[n - 1] + rows; }
 };
 
 template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64_t n) {
@@ -109,12 +120,10 @@ template <class Cell, class V, class Real> struct Forward {
   const int64_t gates_row = blocks_of<V>(d.H) * Cell::tape * N;
 
   // One pointer per row of this worker at the step at hand.
-  const Real** h_prev = (const Real**)(d.row_pointers + seat.rank * d.row_pointer_count);
-  const Real** c_prev = h_prev + row_count;
-  const Real** inner_in = c_prev + row_count;
-  Real** y = (Real**)(inner_in + row_count);
-  Real** c = y + row_count;
-  Real** inner = c + row_count;
+  const Tables<Cell::states, const Real**> prev{(const Real**)(d.row_pointers + seat.rank * d.row_pointer_count), row_count};  // [0]: h
+  const Real** inner_in = prev.end(row_count);
+  const Tables<Cell::states, Real**> next{(Real**)(inner_in + row_count), row_count};  // [0]: y
+  Real** inner = next.end(row_count);
   Real** gates = inner + row_count;
   const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
   const Real** x = projected + row_count;                      // of the chunk's tokens
@@ -125,11 +134,12 @@ template <class Cell, class V, class Real> struct Forward {
     const Real* const here = d.token_projection ? projection : projection + first * G * N;
     for (int64_t i = 0; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s], slot = d.training ? order.token(t, s) : s;
-      h_prev[i] = order.h_prev(t, s);
-      y[i] = d.y.at(t, b);
-      if constexpr (Cell::has_c) {
-        c_prev[i] = order.c_prev(t, s);
-        c[i] = d.c ? d.c + slot * d.H : d.cn + b * d.H;
+      prev[0][i] = order.h_prev(t, s);
+      next[0][i] = d.y.at(t, b);
+#pragma GCC unroll 4
+      for (int k = 1; k < Cell::states; k++) {
+        prev[k][i] = order.prev(k, t, s);
+        next[k][i] = d.trail[k] ? d.trail[k] + slot * d.H : d.after[k] + b * d.H;
       }
       if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
       gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
@@ -213,8 +223,10 @@ template <class Cell, class V, class Real> struct Forward {
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
         if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(x_side(i, place.block(m)) + (G - 1) * N);
-        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
-        if constexpr (Cell::has_c && p == 0) u.c_prev.v[m] = load<V>(c_prev[i] + at, left);
+        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(prev[0][i] + at, left);
+        if constexpr (p == 0)
+#pragma GCC unroll 4
+          for (int k = 1; k < Cell::states; k++) u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
         if constexpr (p > 0 && !projects)
 #pragma GCC unroll 4
           for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);
@@ -223,8 +235,10 @@ template <class Cell, class V, class Real> struct Forward {
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
-        store((last ? y[i] : inner[i]) + at, u.out.v[m], left);
-        if constexpr (Cell::has_c && p == 0) store(c[i] + at, u.c.v[m], left);
+        store((last ? next[0][i] : inner[i]) + at, u.out.v[m], left);
+        if constexpr (p == 0)
+#pragma GCC unroll 4
+          for (int k = 1; k < Cell::states; k++) store(next[k][i] + at, u.next[k].v[m], left);
       }
       if (projects || !d.gates) return;
 #pragma GCC unroll 8
@@ -233,7 +247,7 @@ template <class Cell, class V, class Real> struct Forward {
         for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? h_prev : inner_in, n, share, back, start, finish);
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? prev[0] : inner_in, n, share, back, start, finish);
     return seat.by_rows ? done : !wait(seat);
   }
 
@@ -261,11 +275,11 @@ template <class Cell, class V, class Real> struct Forward {
     const Deal mine{seat.rank, seat.size};
     for (int64_t i = 0; i < mine.count(d.schedule.B); i++) {
       const int64_t s = mine.row(i), b = d.schedule.order[s], length = d.schedule.length[s], last = d.reverse ? 0 : length - 1;
-      copy_row(d.hn + b * d.P, length ? (const Real*)d.y.at(last, b) : d.h0 ? d.h0 + b * d.P : nullptr, d.P);
-      if constexpr (Cell::has_c) {
-        Real* cn = d.cn + b * d.H;
-        if (!length) copy_row(cn, d.c0 ? d.c0 + b * d.H : nullptr, d.H);
-        else if (d.c) copy_row(cn, (const Real*)d.c + order.token(last, s) * d.H, d.H);
+      copy_row(d.after[0] + b * d.P, length ? (const Real*)d.y.at(last, b) : d.before[0] ? d.before[0] + b * d.P : nullptr, d.P);
+      for (int k = 1; k < Cell::states; k++) {
+        Real* const to = d.after[k] + b * d.H;
+        if (!length) copy_row(to, d.before[k] ? d.before[k] + b * d.H : nullptr, d.H);
+        else if (d.trail[k]) copy_row(to, (const Real*)d.trail[k] + order.token(last, s) * d.H, d.H);
       }
       for (int64_t t = length; t < d.schedule.T && !d.y.starts; t++) copy_row<Real>(d.y.at(t, b), nullptr, d.P);
     }

@@ -73,12 +73,17 @@ template <class Real> struct Panels {
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
 enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, parameter_count };
 
-// Them or their gradients; null where the cell has none. Element: Real, or const Real where they are only read.
-template <class Element> struct Parameters {
-  Element* at[parameter_count];
-  FASTRNN_INLINE Element*& operator[](Parameter p) { return at[p]; }
-  FASTRNN_INLINE Element* operator[](Parameter p) const { return at[p]; }
+// Pointers to arrays of one kind. Element: Real, or const Real where they are only read.
+template <class Element, int n> struct Pointers {
+  Element* at[n];
+  FASTRNN_INLINE Element*& operator[](int i) { return at[i]; }
+  FASTRNN_INLINE Element* operator[](int i) const { return at[i]; }
 };
+// The parameters or their gradients; null where the cell has none.
+template <class Element> using Parameters = Pointers<Element, parameter_count>;
+// The states or their gradients: h, of size P, and the others of the cell, of size H.
+constexpr int max_states = 4;
+template <class Element> using States = Pointers<Element, max_states>;
 
 // One direction of one layer, forward. The caller owns every pointer.
 template <class Real> struct Direction {
@@ -92,13 +97,11 @@ template <class Real> struct Direction {
   const DistinctIds* tokens;  // or null
   Rows<const Real> x;    // (T,B,I); with tokens (U,1,I), or base null: the identity, which makes them one-hot
   Rows<Real> y;          // (T,B,P) written, zero past the length; also where h_prev is read
-  const Real* h0;        // (B,P) or null: zeros
-  const Real* c0;        // (B,H) or null: zeros
-  Real* hn;              // (B,P) written at the very end; may be h0
-  Real* cn;              // (B,H) written; the running c in inference; may be c0
+  States<const Real> before;  // (B,size) each, or null: zeros
+  States<Real> after;  // (B,size) each, h written at the very end; in inference the others run in it; each may be that of 'before'
 
   Real* gates;  // [token][blocks(H)][tape vectors][N] tape; in inference [row s], where a second phase reads it
-  Real* c;      // [token](H) tape, null in inference
+  States<Real> trail;  // [token](H) tape of the states beside h, null in inference
   Real* inner;  // [token](H) tape: what the second phase multiplies; in inference [row s]
 
   // scratch
@@ -120,10 +123,8 @@ template <class Real> struct BackwardDirection {
   Rows<const Real> dy;      // (T,B,P) or base null: zeros
   Rows<Real> dx;            // (T,B,I) written, zero past the length; with tokens (U,1,I), or base null
   Rows<Real> hidden;        // (T,B,P) or base null: dL/dh_t, zero past the length
-  const Real* dhn;          // (B,P) or null: zeros
-  const Real* dcn;          // (B,H) or null: zeros
-  Real* dh0;                // (B,P) written
-  Real* dc0;                // (B,H) written, LSTM only
+  States<const Real> dafter;  // (B,size) each, or null: zeros
+  States<Real> dbefore;       // (B,size) each, written
   Parameters<Real> dweight;  // of the shapes of the parameters, written
   Real* dz;                 // (B,slots*H) written in place of all of these for a single time step, or null
 
@@ -134,7 +135,7 @@ template <class Real> struct BackwardDirection {
   Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
   Real* dproj;      // [step][row s](P) total dh, with a projection
   Real* carry;      // [row s](P) the part of dh that passes by the product
-  Real* dc;         // [row s](H)
+  States<Real> drunning;  // [row s](H) of the states beside h
   Real* columns;    // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
   Real* x_panel;    // [blocks(I)][chunk_pitch][N]
   Real* h_panel;    // [blocks(P)][chunk_pitch][N]
@@ -162,7 +163,8 @@ struct Seat {
 template <class Real> struct Kernel {
   int lanes, gates, slots, tape, phases;
   int input_slot, rotate;  // where the gate gradients of both sides stand among the slots: cells.hpp
-  bool has_c, projected;
+  int states;
+  bool projected;
   void (*pack)(const Direction<Real>&, const Seat&);
   void (*forward)(const Direction<Real>&, const Seat&);
   void (*backward)(const BackwardDirection<Real>&, const Seat&);

@@ -127,8 +127,8 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
   ForwardCall<Real> c{};
   c.x = {x_at, 0, n.I};
   c.y = {const_cast<Real*>(out_at), 0, n.P};
-  c.h0 = h0_at, c.c0 = c0_at;
-  c.hn = const_cast<Real*>(hn_at), c.cn = const_cast<Real*>(cn_at);
+  c.before[0] = h0_at, c.before[1] = c0_at;
+  c.after[0] = const_cast<Real*>(hn_at), c.after[1] = const_cast<Real*>(cn_at);
   c.frozen = f.weights.panels();
   step_with(f, c, B, threads);
   return py::make_tuple(y, next);
@@ -327,7 +327,7 @@ PYBIND11_MODULE(_core, m) {
         const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection))];
         auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
         std::vector<std::pair<std::string, std::string>> states;
-        for (const StateShape& s : states_of(k.has_c)) states.emplace_back(s.name, word(s.size));
+        for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));
         std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
         for (const ParameterShape& p : parameters_of(true, k.projected)) {
           std::vector<std::string> axes;

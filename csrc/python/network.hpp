@@ -118,7 +118,7 @@ struct CoreTape {
 
 // What the list of cells says of this one; the same for every instruction set and dtype.
 const Kernel<float>& facts(const Stack& n) { return *n.isa->f32->cell[int(n.cell)]; }
-bool has_c(const Stack& n) { return facts(n).has_c; }
+bool has_c(const Stack& n) { return facts(n).states > 1; }
 
 // ---- network -------------------------------------------------------------------------------------------------------
 
@@ -204,8 +204,8 @@ struct CoreNetwork {
     } else {
       c.x = s.read<Real>("x", x, n.I);
     }
-    c.h0 = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
-    c.c0 = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
+    c.before[0] = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
+    c.before[1] = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
     const Shape of_masks = s.contiguous_shape(n.D * n.P);
     c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
     c.masks_layer = 1;
@@ -259,7 +259,7 @@ struct CoreNetwork {
     c.y = s.write<Real>("y", y, n.D * n.P);
     py::array_t<Real> hn(state_shape(s.B(), n.P));
     const auto [cn, cn_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
-    c.hn = hn.mutable_data(), c.cn = cn_at;
+    c.after[0] = hn.mutable_data(), c.after[1] = cn_at;
     c.scale = Real(scale);
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
@@ -296,8 +296,8 @@ struct CoreNetwork {
     c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);
     c.forward.scale = Real(tape.scale);
     c.dy = s.read<Real>("dy", dy, n.D * n.P);
-    c.dhn = pointer<Real>("dhn", dhn, state_shape(s.B(), n.P));
-    c.dcn = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(s.B(), n.H)) : nullptr;
+    c.dafter[0] = pointer<Real>("dhn", dhn, state_shape(s.B(), n.P));
+    c.dafter[1] = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(s.B(), n.H)) : nullptr;
     py::object dx = py::none();
     if (!s.of_ids()) {
       dx = s.make<Real>(n.I);
@@ -314,7 +314,7 @@ struct CoreNetwork {
     }
     py::array_t<Real> dh0(state_shape(s.B(), n.P));
     const auto [dc0, dc0_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
-    c.dh0 = dh0.mutable_data(), c.dc0 = dc0_at;
+    c.dbefore[0] = dh0.mutable_data(), c.dbefore[1] = dc0_at;
     std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
     py::list gradients;
     for_each_parameter([&](int64_t i, const ParameterShape& p, const Shape& shape) {

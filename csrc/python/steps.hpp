@@ -119,8 +119,8 @@ class CoreCell {
   void read_state(const py::tuple& states, int64_t B, StepReader<Real>& read, ForwardCall<Real>& c) const {
     read.good &= states.empty() || states.size() == members();
     if (states.empty() || !read.good) return;
-    c.h0 = read(states[0], {B, n().H});
-    if (has_c(n())) c.c0 = read(states[1], {B, n().H});
+    c.before[0] = read(states[0], {B, n().H});
+    if (has_c(n())) c.before[1] = read(states[1], {B, n().H});
   }
   char* tape_of(py::handle tape, const Batch& batch) const {
     Dlpack d;
@@ -142,9 +142,9 @@ class CoreCell {
     const Parameters<const Real> w = parameters<const Real>(weights, read);
     c.weights = &w;
     if (!read.good || ends.size() != members()) return false;
-    c.hn = read(ends[0], {*B, n().H});
-    if (has_c(n())) c.cn = read(ends[1], {*B, n().H});
-    c.y = {tape.is_none() ? c.hn : read(y, {*B, n().H}), 0, n().H};
+    c.after[0] = read(ends[0], {*B, n().H});
+    if (has_c(n())) c.after[1] = read(ends[1], {*B, n().H});
+    c.y = {tape.is_none() ? c.after[0] : read(y, {*B, n().H}), 0, n().H};
     Saved<Real> saved;
     if (!tape.is_none()) {
       char* const memory = tape_of(tape, batch);
@@ -176,8 +176,8 @@ class CoreCell {
     c.forward.weights = &w;
     c.dy = {read.maybe(seeds[0], {*B, H}), 0, H};
     c.dx = {read(dx, {*B, n().I}), 0, n().I};
-    c.dh0 = read(dstates[0], {*B, H});
-    if (has_c(n())) c.dcn = read.maybe(seeds[1], {*B, H}), c.dc0 = read(dstates[1], {*B, H});
+    c.dbefore[0] = read(dstates[0], {*B, H});
+    if (has_c(n())) c.dafter[1] = read.maybe(seeds[1], {*B, H}), c.dbefore[1] = read(dstates[1], {*B, H});
     c.dz = read.maybe(dz, {*B, facts(n()).slots * H});
     const Parameters<Real> into = c.dz ? Parameters<Real>{} : parameters<Real>(dweights, read);
     c.gradients = &into;

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       u.z[g] = z;
     }
     if (Cell::uses_h_prev && !cut) u.h_prev = side.h[b * P + unit];
-    if (Cell::has_c && p == 0 && !cut) u.c_prev = side.c[b * H + unit];
+    if ((Cell::states > 1) && p == 0 && !cut) u.prev[1] = side.c[b * H + unit];
     Real* const kept = keeps ? side.kept + b * Cell::tape * H + unit : nullptr;
     if (keeps && p > 0)
 #pragma unroll
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       side.inner[b * pad<Store>(H) + unit] = inner;
       if (side.tape_inner) side.tape_inner[token * H + unit] = inner;
     }
-    if (Cell::has_c && p == 0) {
-      side.c[b * H + unit] = u.c;
-      if (side.tape_c) side.tape_c[token * H + unit] = u.c;
+    if ((Cell::states > 1) && p == 0) {
+      side.c[b * H + unit] = u.next[1];
+      if (side.tape_c) side.tape_c[token * H + unit] = u.next[1];
     }
 #pragma unroll
     for (int k = 0; k < (projects ? 0 : Cell::tape); k++) {
@@ -229,19 +229,19 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       if (!first) u.h_prev = widen(side.y.at(order.before(t), b)[unit]);
       else if (side.h0) u.h_prev = side.h0[b * P + unit];
     }
-    if (Cell::has_c) {
-      u.c = side.tape_c[token * H + unit];
+    if ((Cell::states > 1)) {
+      u.next[1] = side.tape_c[token * H + unit];
       if (!cut_off) {
-        if (!first) u.c_prev = side.tape_c[(order.before(t) * B + b) * H + unit];
-        else if (side.c0) u.c_prev = side.c0[b * H + unit];
+        if (!first) u.prev[1] = side.tape_c[(order.before(t) * B + b) * H + unit];
+        else if (side.c0) u.prev[1] = side.c0[b * H + unit];
       }
-      if (!cut) u.dc = side.dc[b * H + unit];
+      if (!cut) u.dstate[1] = side.dc[b * H + unit];
     }
     if (Cell::has_carry && p == 1) u.carry = side.dh[b * P + unit];
 
     Cell::template backward<p>(u);
 
-    if (Cell::has_c) side.dc[b * H + unit] = first && cut_off ? Real(0) : u.dc;
+    if ((Cell::states > 1)) side.dc[b * H + unit] = first && cut_off ? Real(0) : u.dstate[1];
     if (Cell::has_carry) side.dh[b * P + unit] = u.carry;
 #pragma unroll
     for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
