@@ -71,64 +71,64 @@ template <class Real> void step_with(const CoreFrozen<Real>& f, ForwardCall<Real
   if (ready->run.bytes() <= most_to_keep_ready) f.ready = std::move(ready);
 }
 
-template <class Real> bool overlap(const Real* a, int64_t n, const Real* b, int64_t m) { return a && b && a < b + m && b < a + n; }
+// What a step reads or writes, at most: x or y, and the states.
+template <class Real> struct Spans {
+  const Real* at[1 + max_states];
+  int64_t size[1 + max_states];
+};
 
-// One step. h, or the pair (h, c) of an LSTM, in state and state_out; fresh arrays where out or state_out is None.
-// None: some argument is not as it must be.
+// Whether what is written overlaps anything else that is used; a state may be written where it is read.
+template <class Real> bool overlap(const Spans<Real>& written, const Spans<Real>& read, int count) {
+  auto meet = [](const Real* a, int64_t n, const Real* b, int64_t m) { return a && b && a < b + m && b < a + n; };
+  for (int i = 0; i < count; i++)
+    for (int k = 0; k < count; k++) {
+      const bool same = i == k && i > 0 && written.at[i] == read.at[k];
+      if (!same && meet(written.at[i], written.size[i], read.at[k], read.size[k])) return true;
+      if (i < k && meet(written.at[i], written.size[i], written.at[k], written.size[k])) return true;
+    }
+  return false;
+}
+
+// One step. The state is an array, or a tuple of those of a cell that has several, in state and state_out; fresh arrays where out or
+// state_out is None. None: some argument is not as it must be.
 template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, py::handle state, py::handle out, py::handle state_out,
                                       int threads) {
   const Stack& n = f.network.n;
-  const bool pair = has_c(n);
+  const int states = int(f.network.states()), count = 1 + states;
   if (n.D != 1 || !is_array_of<Real>(x) || !is_bare(x)) return py::none();
   const auto xa = py::reinterpret_borrow<py::array>(x);
   if (xa.ndim() != 2 || !is_contiguous(xa) || xa.shape(1) != n.I) return py::none();
   const int64_t B = xa.shape(0);
-  const std::initializer_list<int64_t> h_shape{n.L, B, n.P}, c_shape{n.L, B, n.H};
-  // Splits a state into its members; false if it is no state of this cell.
-  auto members = [&](py::handle s, py::handle& h, py::handle& c) {
-    h = s, c = Py_None;
-    if (!pair || s.is_none()) return true;
-    if (!PyTuple_Check(s.ptr()) || PyTuple_GET_SIZE(s.ptr()) != 2) return false;
-    h = PyTuple_GET_ITEM(s.ptr(), 0), c = PyTuple_GET_ITEM(s.ptr(), 1);
+  Spans<Real> read{{static_cast<const Real*>(xa.data())}, {B * n.I}}, written{{}, {B * n.P}};
+  // Reads the members of a state; false if it is no state of this cell.
+  auto members = [&](py::handle whole, bool writable, Spans<Real>& to) {
+    const bool several = states > 1 && !whole.is_none();
+    if (several && (!PyTuple_Check(whole.ptr()) || PyTuple_GET_SIZE(whole.ptr()) != states)) return false;
+    for (int i = 0; i < states; i++) {
+      const py::handle one = several ? py::handle(PyTuple_GET_ITEM(whole.ptr(), i)) : whole;
+      if (!plain<Real>(one, {n.L, B, i ? n.H : n.P}, writable, to.at[1 + i])) return false;
+      if (writable && !whole.is_none() && !to.at[1 + i]) return false;
+      to.size[1 + i] = n.L * B * (i ? n.H : n.P);
+    }
     return true;
   };
-  py::handle h0, c0, hn, cn;
-  const Real *h0_at, *c0_at, *hn_at, *cn_at, *out_at;
-  if (!members(state, h0, c0) || !members(state_out, hn, cn) || !plain<Real>(h0, h_shape, false, h0_at) ||
-      !plain<Real>(c0, c_shape, false, c0_at) || !plain<Real>(hn, h_shape, true, hn_at) || !plain<Real>(cn, c_shape, true, cn_at) ||
-      !plain<Real>(out, {B, n.P}, true, out_at))
-    return py::none();
-  if (!state_out.is_none() && (!hn_at || (pair && !cn_at))) return py::none();
-  const Real* x_at = static_cast<const Real*>(xa.data());
-  const int64_t h_size = n.L * B * n.P, c_size = n.L * B * n.H, y_size = B * n.P, x_size = B * n.I;
-  if (overlap(out_at, y_size, x_at, x_size) || overlap(out_at, y_size, h0_at, h_size) || overlap(out_at, y_size, c0_at, c_size) ||
-      overlap(out_at, y_size, hn_at, h_size) || overlap(out_at, y_size, cn_at, c_size) || overlap(hn_at, h_size, x_at, x_size) ||
-      overlap(cn_at, c_size, x_at, x_size) || overlap(hn_at, h_size, cn_at, c_size) || overlap(hn_at, h_size, c0_at, c_size) ||
-      overlap(cn_at, c_size, h0_at, h_size) || (hn_at != h0_at && overlap(hn_at, h_size, h0_at, h_size)) ||
-      (cn_at != c0_at && overlap(cn_at, c_size, c0_at, c_size)))
+  if (!members(state, false, read) || !members(state_out, true, written) || !plain<Real>(out, {B, n.P}, true, written.at[0]) ||
+      overlap(written, read, count))
     return py::none();
   py::object y = py::reinterpret_borrow<py::object>(out), next = py::reinterpret_borrow<py::object>(state_out);
-  if (!out_at) {
+  if (!written.at[0]) {
     py::array_t<Real> fresh({B, n.P});
-    out_at = fresh.data();
+    written.at[0] = fresh.data();
     y = fresh;
   }
-  if (!hn_at) {
-    py::array_t<Real> h(h_shape);
-    hn_at = h.data();
-    if (pair) {
-      py::array_t<Real> c(c_shape);
-      cn_at = c.data();
-      next = py::make_tuple(h, c);
-    } else {
-      next = h;
-    }
-  }
   ForwardCall<Real> c{};
-  c.x = {x_at, 0, n.I};
-  c.y = {const_cast<Real*>(out_at), 0, n.P};
-  c.before[0] = h0_at, c.before[1] = c0_at;
-  c.after[0] = const_cast<Real*>(hn_at), c.after[1] = const_cast<Real*>(cn_at);
+  for (int i = 0; i < states; i++) c.before[i] = read.at[1 + i], c.after[i] = const_cast<Real*>(written.at[1 + i]);
+  if (next.is_none()) {
+    py::tuple fresh = f.network.new_states(B, c.after);
+    next = states > 1 ? py::object(fresh) : py::object(fresh[0]);
+  }
+  c.x = {read.at[0], 0, n.I};
+  c.y = {const_cast<Real*>(written.at[0]), 0, n.P};
   c.frozen = f.weights.panels();
   step_with(f, c, B, threads);
   return py::make_tuple(y, next);
@@ -226,16 +226,17 @@ PYBIND11_MODULE(_core, m) {
                              [](const Frozen& f) { return std::visit([](const auto& core) { return core.weights.bytes(); }, f.core); })
       .def(
           "forward",
-          [](const Frozen& f, py::object x, py::object h0, py::object c0, py::object lengths, py::object reset, bool batch_first,
-             int threads, py::object embedding) {
+          [](const Frozen& f, py::object x, py::object states, py::object lengths, py::object reset, bool batch_first, int threads,
+             py::object embedding) {
             return std::visit(
                 [&](const auto& core) {
-                  return py::tuple(core.network.forward(py::list(), x, embedding, h0, c0, lengths, reset, py::none(), 1, false, batch_first,
-                                                        threads, py::none(), core.weights.panels())[py::slice(0, 3, 1)]);
+                  return py::tuple(core.network.forward(py::list(), x, embedding, core.network.states_of(states), lengths, reset,
+                                                        py::none(), 1, false, batch_first, threads, py::none(),
+                                                        core.weights.panels())[py::slice(0, 2, 1)]);
                 },
                 f.core);
           },
-          py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("batch_first"), py::arg("threads"),
+          py::arg("x"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("batch_first"), py::arg("threads"),
           py::arg("embedding") = py::none())
       .def(
           "step",
@@ -252,38 +253,36 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
       .def(
           "forward",
-          [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object h0, py::object c0, py::object lengths,
-             py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
-             py::object embedding) {
+          [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object states, py::object lengths, py::object reset,
+             py::object masks, double scale, bool training, bool batch_first, int threads, py::object room, py::object embedding) {
             return self.by_dtype([&](auto real) {
-              return self.forward<decltype(real)>(parameters, as_array(x), embedding, as_array(h0), as_array(c0), as_array(lengths),
+              return self.forward<decltype(real)>(parameters, as_array(x), embedding, self.states_of(states), as_array(lengths),
                                                   as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
                                                   nullptr);
             });
           },
-          py::arg("parameters"), py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
-          py::arg("scale"), py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(),
-          py::arg("embedding") = py::none())
+          py::arg("parameters"), py::arg("x"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
+          py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(), py::arg("embedding") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def(
           "tape",
-          [](const CoreNetwork& self, py::object x, py::object y, py::object h0, py::object c0, py::object lengths, py::object reset,
-             py::object masks, double scale, bool batch_first, py::object room) {
+          [](const CoreNetwork& self, py::object x, py::object y, py::object states, py::object lengths, py::object reset, py::object masks,
+             double scale, bool batch_first, py::object room) {
             x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
-            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), as_array(h0), as_array(c0), lengths,
+            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), self.states_of(states), lengths,
                                  reset, as_array(masks), scale, batch_first, as_array(room));
           },
-          py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
-          py::arg("scale"), py::arg("batch_first"), py::arg("room"))
+          py::arg("x"), py::arg("y"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
+          py::arg("batch_first"), py::arg("room"))
       .def(
           "backward",
-          [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn,
-             bool hidden, int threads) {
+          [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dstates, bool hidden,
+             int threads) {
             return self.by_dtype([&](auto real) {
-              return self.backward<decltype(real)>(parameters, tape, as_array(dy), as_array(dhn), as_array(dcn), hidden, threads);
+              return self.backward<decltype(real)>(parameters, tape, as_array(dy), self.states_of(dstates), hidden, threads);
             });
           },
-          py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("hidden"), py::arg("threads"))
+          py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dstates"), py::arg("hidden"), py::arg("threads"))
       .def(
           "freeze",
           [](const CoreNetwork& self, const py::sequence& parameters) {
@@ -327,7 +326,7 @@ PYBIND11_MODULE(_core, m) {
         const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection))];
         auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
         std::vector<std::pair<std::string, std::string>> states;
-        for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));
+        for (const StateShape& s : fastrnn::states_of(k.states)) states.emplace_back(s.name, word(s.size));
         std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
         for (const ParameterShape& p : parameters_of(true, k.projected)) {
           std::vector<std::string> axes;

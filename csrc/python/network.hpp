@@ -109,7 +109,9 @@ struct CoreTape {
   int64_t T, B;
   bool batch_first, dropout;
   double scale;
-  py::object x, embedding, y, h0, c0, lengths, reset, masks, room;
+  py::object x, embedding, y;
+  std::vector<py::object> states;  // empty: zeros
+  py::object lengths, reset, masks, room;
   Memory memory;
 
   char* data() const { return room.is_none() ? memory.data() : static_cast<char*>(py::array(room).mutable_data()); }
@@ -118,7 +120,6 @@ struct CoreTape {
 
 // What the list of cells says of this one; the same for every instruction set and dtype.
 const Kernel<float>& facts(const Stack& n) { return *n.isa->f32->cell[int(n.cell)]; }
-bool has_c(const Stack& n) { return facts(n).states > 1; }
 
 // ---- network -------------------------------------------------------------------------------------------------------
 
@@ -147,7 +148,32 @@ struct CoreNetwork {
   // f with a number of the network's dtype.
   template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
 
-  Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
+  size_t states() const { return size_t(facts(n).states); }
+  Shape state_shape(int64_t B, size_t state) const { return {n.L * n.D, B, state ? n.H : n.P}; }
+  // The states that were given, or none at all for zeros; each may be None as well.
+  std::vector<py::object> states_of(py::handle given) const {
+    std::vector<py::object> found;
+    if (given.is_none()) return found;
+    for (py::handle state : py::reinterpret_borrow<py::sequence>(given)) found.push_back(as_array(state));
+    if (!found.empty() && found.size() != states()) throw py::value_error("there must be " + std::to_string(states()) + " states, or none");
+    return found;
+  }
+  template <class Real>
+  States<const Real> read_states(const char* what, const std::vector<py::object>& given, int64_t B) const {
+    States<const Real> at{};
+    for (size_t i = 0; i < given.size(); i++) at[int(i)] = pointer<Real>(what, given[i], state_shape(B, i));
+    return at;
+  }
+  // New states, and where they lie.
+  template <class Real> py::tuple new_states(int64_t B, States<Real>& at) const {
+    py::tuple made(states());
+    for (size_t i = 0; i < states(); i++) {
+      py::array_t<Real> state(state_shape(B, i));
+      at[int(i)] = state.mutable_data();
+      made[i] = state;
+    }
+    return made;
+  }
 
   // 'each' sees every parameter and its shape, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
@@ -165,13 +191,6 @@ struct CoreNetwork {
     });
     if (next != arrays.size()) throw py::value_error("too many parameters");
     return weights;
-  }
-
-  // A new state and where it lies, or None and null.
-  template <class Real> static std::pair<py::object, Real*> new_state(bool wanted, const Shape& shape) {
-    if (!wanted) return {py::none(), nullptr};
-    py::array_t<Real> state(shape);
-    return {state, state.mutable_data()};
   }
 
   // The rows (V,I) that ids name; V is I and there are none where the ids are one-hot.
@@ -194,7 +213,7 @@ struct CoreNetwork {
 
   // Everything of a forward call but the outputs.
   template <class Real>
-  ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, py::handle h0, py::handle c0,
+  ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, const std::vector<py::object>& states,
                          py::handle masks) const {
     ForwardCall<Real> c{};
     c.batch = &s.batch();
@@ -204,8 +223,7 @@ struct CoreNetwork {
     } else {
       c.x = s.read<Real>("x", x, n.I);
     }
-    c.before[0] = pointer<Real>("h0", h0, state_shape(s.B(), n.P));
-    c.before[1] = has_c(n) ? pointer<Real>("c0", c0, state_shape(s.B(), n.H)) : nullptr;
+    c.before = read_states<Real>("state", states, s.B());
     const Shape of_masks = s.contiguous_shape(n.D * n.P);
     c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
     c.masks_layer = 1;
@@ -215,6 +233,10 @@ struct CoreNetwork {
 
   // The caller may write to its small arrays before backward, which reads them again. Who gives room answers for them.
   static py::object own(py::object a, bool shared) { return a.is_none() || shared ? a : a.attr("copy")(); }
+  static std::vector<py::object> own(std::vector<py::object> all, bool shared) {
+    for (py::object& a : all) a = own(a, shared);
+    return all;
+  }
 
   int64_t tape_bytes(const Batch& batch, bool dropout) const {
     Arena arena(nullptr);
@@ -223,16 +245,17 @@ struct CoreNetwork {
   }
   // Room for a tape: so many bytes for each of T*B tokens, and so many more.
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout), arrays = 3 * n.L * n.D + 2 * n.L;
+    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout), arrays = (1 + facts(n).states) * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
-  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, py::object h0, py::object c0,
+  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, std::vector<py::object> states,
                                      py::object lengths, py::object reset, py::object masks, double scale, bool batch_first,
                                      py::object room) const {
     const bool dropout = !masks.is_none();
     const bool shared = !room.is_none();
-    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y, own(h0, shared),
-                                                own(c0, shared), own(lengths, shared), own(reset, shared), masks, room, Memory()});
+    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y,
+                                                own(std::move(states), shared), own(lengths, shared), own(reset, shared), masks, room,
+                                                Memory()});
     const int64_t bytes = tape_bytes(s.batch(), dropout);
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
@@ -245,26 +268,24 @@ struct CoreNetwork {
   }
 
   template <class Real>
-  py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, py::object h0, py::object c0, py::object lengths,
-                    py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads, py::object room,
-                    const Panels<Real>* frozen) const {
+  py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, const std::vector<py::object>& states,
+                    py::object lengths, py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads,
+                    py::object room, const Panels<Real>* frozen) const {
     const Sequences s(x, lengths, reset, batch_first);
     const Vocabulary v = vocabulary(s, embedding);
-    ForwardCall<Real> c = call<Real>(s, x, embedding, v, h0, c0, training ? masks : py::none());
+    ForwardCall<Real> c = call<Real>(s, x, embedding, v, states, training ? masks : py::none());
     std::vector<Parameters<const Real>> weights;
     std::vector<py::array> keep;
     if (frozen) c.frozen = frozen;
     else weights = read<Real>(parameters, keep), c.weights = weights.data();
     auto y = s.make<Real>(n.D * n.P);
     c.y = s.write<Real>("y", y, n.D * n.P);
-    py::array_t<Real> hn(state_shape(s.B(), n.P));
-    const auto [cn, cn_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
-    c.after[0] = hn.mutable_data(), c.after[1] = cn_at;
+    const py::tuple ends = new_states(s.B(), c.after);
     c.scale = Real(scale);
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
-      tape = new_tape(s, x, embedding, y, h0, c0, lengths, reset, masks, scale, batch_first, room);
+      tape = new_tape(s, x, embedding, y, states, lengths, reset, masks, scale, batch_first, room);
       use_huge_pages(tape->data(), tape->nbytes());
       Arena arena(tape->data());
       saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
@@ -272,12 +293,12 @@ struct CoreNetwork {
     }
     ForwardRun<Real> run(n, c, threads);
     run_released(run);
-    return py::make_tuple(y, hn, cn, tape ? py::cast(std::move(tape)) : py::object(py::none()));
+    return py::make_tuple(y, ends, tape ? py::cast(std::move(tape)) : py::object(py::none()));
   }
 
   template <class Real>
-  py::tuple backward(const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dhn, py::object dcn, bool hidden,
-                     int threads) const {
+  py::tuple backward(const py::sequence& parameters, const CoreTape& tape, py::object dy, const std::vector<py::object>& dstates,
+                     bool hidden, int threads) const {
     if (tape.f64 != f64 || tape.network.isa != n.isa || tape.network.cell != n.cell || tape.network.I != n.I || tape.network.H != n.H ||
         tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D)
       throw py::value_error("the tape is of another network");
@@ -290,14 +311,13 @@ struct CoreNetwork {
     const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), tape.dropout, arena);
     BackwardCall<Real> c{};
     const Vocabulary v = vocabulary(s, tape.embedding);
-    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.h0, tape.c0, tape.masks);
+    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.states, tape.masks);
     c.forward.weights = weights.data();
     c.forward.saved = &saved;
     c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);
     c.forward.scale = Real(tape.scale);
     c.dy = s.read<Real>("dy", dy, n.D * n.P);
-    c.dafter[0] = pointer<Real>("dhn", dhn, state_shape(s.B(), n.P));
-    c.dafter[1] = has_c(n) ? pointer<Real>("dcn", dcn, state_shape(s.B(), n.H)) : nullptr;
+    c.dafter = read_states<Real>("dstate", dstates, s.B());
     py::object dx = py::none();
     if (!s.of_ids()) {
       dx = s.make<Real>(n.I);
@@ -312,9 +332,7 @@ struct CoreNetwork {
       hidden_out = s.make<Real>(n.D * n.P);
       c.hidden = s.write<Real>("hidden", hidden_out, n.D * n.P);
     }
-    py::array_t<Real> dh0(state_shape(s.B(), n.P));
-    const auto [dc0, dc0_at] = new_state<Real>(has_c(n), state_shape(s.B(), n.H));
-    c.dbefore[0] = dh0.mutable_data(), c.dbefore[1] = dc0_at;
+    const py::tuple begins = new_states(s.B(), c.dbefore);
     std::vector<Parameters<Real>> into(size_t(n.L * n.D), Parameters<Real>{});
     py::list gradients;
     for_each_parameter([&](int64_t i, const ParameterShape& p, const Shape& shape) {
@@ -325,7 +343,7 @@ struct CoreNetwork {
     c.gradients = into.data();
     BackwardRun<Real> run(n, c, threads);
     run_released(run);
-    return py::make_tuple(dx, dh0, dc0, gradients, hidden_out);
+    return py::make_tuple(dx, begins, gradients, hidden_out);
   }
 
   // ids: rows of the embedding, 0 where there is none, or nothing where x holds features.
@@ -337,7 +355,7 @@ struct CoreNetwork {
     for (int64_t b = 0; given && b < B; b++)
       if (given[b] < 0 || given[b] > T) throw py::value_error("lengths must lie in 0..T");
     const int64_t x = times(ids ? *ids : times(T, B), n.I), y = times(times(T, B), n.D * n.P),
-                  states = times(n.L * n.D, times(B, n.P + (has_c(n) ? n.H : 0)));
+                  states = times(n.L * n.D, times(B, n.P + (facts(n).states - 1) * n.H));
     const Batch batch = given ? Batch(T, B, given, {nullptr, 0, 0}) : Batch(T, B);
     int64_t parameters = 0;
     if (training)

@@ -97,7 +97,7 @@ class CoreCell {
 
  private:
   const Stack& n() const { return core_.n; }
-  size_t members() const { return has_c(n()) ? 2 : 1; }
+  size_t members() const { return core_.states(); }
 
   // How many sequences x holds; none if it is no tensor of numbers like that.
   std::optional<int64_t> batch_of(py::handle x) const {
@@ -119,8 +119,7 @@ class CoreCell {
   void read_state(const py::tuple& states, int64_t B, StepReader<Real>& read, ForwardCall<Real>& c) const {
     read.good &= states.empty() || states.size() == members();
     if (states.empty() || !read.good) return;
-    c.before[0] = read(states[0], {B, n().H});
-    if (has_c(n())) c.before[1] = read(states[1], {B, n().H});
+    for (size_t i = 0; i < members(); i++) c.before[int(i)] = read(states[i], {B, n().H});
   }
   char* tape_of(py::handle tape, const Batch& batch) const {
     Dlpack d;
@@ -142,8 +141,7 @@ class CoreCell {
     const Parameters<const Real> w = parameters<const Real>(weights, read);
     c.weights = &w;
     if (!read.good || ends.size() != members()) return false;
-    c.after[0] = read(ends[0], {*B, n().H});
-    if (has_c(n())) c.after[1] = read(ends[1], {*B, n().H});
+    for (size_t i = 0; i < members(); i++) c.after[int(i)] = read(ends[i], {*B, n().H});
     c.y = {tape.is_none() ? c.after[0] : read(y, {*B, n().H}), 0, n().H};
     Saved<Real> saved;
     if (!tape.is_none()) {
@@ -176,8 +174,10 @@ class CoreCell {
     c.forward.weights = &w;
     c.dy = {read.maybe(seeds[0], {*B, H}), 0, H};
     c.dx = {read(dx, {*B, n().I}), 0, n().I};
-    c.dbefore[0] = read(dstates[0], {*B, H});
-    if (has_c(n())) c.dafter[1] = read.maybe(seeds[1], {*B, H}), c.dbefore[1] = read(dstates[1], {*B, H});
+    for (size_t i = 0; i < members(); i++) {
+      if (i) c.dafter[int(i)] = read.maybe(seeds[i], {*B, H});  // that of h is dy
+      c.dbefore[int(i)] = read(dstates[i], {*B, H});
+    }
     c.dz = read.maybe(dz, {*B, facts(n()).slots * H});
     const Parameters<Real> into = c.dz ? Parameters<Real>{} : parameters<Real>(dweights, read);
     c.gradients = &into;

@@ -21,6 +21,9 @@ class Tape:
     @property
     def nbytes(self) -> int: ...
 
+# h (L*D, B, P) and the others of the cell (L*D, B, H), contiguous; each may be None, and all together: zeros.
+States = Sequence[Array | None] | None
+
 class Frozen:
     """Packed weights of one network; immutable, may be called by several threads at once."""
 
@@ -29,14 +32,13 @@ class Frozen:
     def forward(
         self,
         x: Array,  # (T, B, I)
-        h0: Array | None,  # (L*D, B, P), contiguous
-        c0: Array | None,  # (L*D, B, H), contiguous; LSTM only
+        states: States,
         lengths: Array | None,  # (B,) int64, each 0..T
         reset: Array | None,  # (T, B) bool
         batch_first: bool,  # True: y is laid out and returned as (B, T, D*P)
         threads: int,
         embedding: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]: ...  # y (T, B, D*P), hn (L*D, B, P), cn (L*D, B, H)
+    ) -> tuple[Array, tuple[Array, ...]]: ...  # y (T, B, D*P), the final states
     def step(
         self,
         x: object,  # (B, I)
@@ -79,8 +81,7 @@ class Network:
         # (T, B, I), or packed (tokens, I): the rows of one time step after the other; lengths must then fall; or token
         # ids (T, B), int64, of rows of the embedding; what lies past a length is not looked at
         x: Array,
-        h0: Array | None,
-        c0: Array | None,
+        states: States,
         lengths: Array | None,
         reset: Array | None,
         masks: Array | None,  # (L-1, T, B, D*P) bool, C-contiguous; True keeps the element
@@ -90,16 +91,15 @@ class Network:
         threads: int,
         room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
         embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
-    ) -> tuple[Array, Array, Array | None, Tape | None]:
-        """y (of packed sequences packed), hn, cn, and the tape of a training call."""
+    ) -> tuple[Array, tuple[Array, ...], Tape | None]:
+        """y (of packed sequences packed), the final states, and the tape of a training call."""
     def tape_room(self, dropout: bool) -> tuple[int, int]:
         """Room for a tape: so many bytes for each of T*B tokens, and so many more."""
     def tape(
         self,
         x: Array,
         y: Array,
-        h0: Array | None,
-        c0: Array | None,
+        states: States,
         lengths: Array | None,
         reset: Array | None,
         masks: Array | None,
@@ -113,12 +113,11 @@ class Network:
         parameters: Sequence[Array],
         tape: Tape,
         dy: Array | None,  # (T, B, D*P)
-        dhn: Array | None,  # as hn, contiguous
-        dcn: Array | None,  # as cn, contiguous
+        dstates: States,  # of the final states
         hidden: bool,
         threads: int,
-    ) -> tuple[Array | None, Array, Array | None, list[Array], Array | None]:
-        """dx, dh0, dc0, one gradient per parameter in their order, dL/dh_t of the last layer.
+    ) -> tuple[Array | None, tuple[Array, ...], list[Array], Array | None]:
+        """dx, those of the states, one gradient per parameter in their order, dL/dh_t of the last layer.
 
         dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P). With token ids it
         is dL/dembedding, or None where they are one-hot.

@@ -50,10 +50,9 @@ class Frozen(Generic[S]):
             layer._brief, layer._network, given.time, given.batch, False, ids=given.ids, lengths=given.lengths
         )
         try:
-            y, hn, cn = self._core.forward(
+            y, ends = self._core.forward(
                 given.x,
-                given.h0,
-                given.c0,
+                given.states,
                 given.lengths,
                 given.reset,
                 given.batch_first,
@@ -63,7 +62,7 @@ class Frozen(Generic[S]):
         except MemoryError as error:
             size = layer._network, given.time, given.batch, False, given.ids, given.lengths
             raise checks.out_of_memory(layer._brief(), *size) from error
-        return layer._finish(y, hn, cn, given.unbatched)
+        return layer._finish(y, ends, given.unbatched)
 
     def step(
         self, x: ArrayLike, state: Any = None, *, out: Array | None = None, state_out: Any = None
@@ -107,22 +106,20 @@ class Frozen(Generic[S]):
                 "sequence. Call the frozen layer on the whole sequence, or use a layer with bidirectional=False."
             )
         given = inputs.read_step(layer, x, state, out, state_out)
-        pairs = layer._has_cell_state
+        several = layer._has_cell_state
         result = self._step(
             given.x,
-            (given.h0, given.c0) if pairs else given.h0,
+            given.states if several or given.states is None else given.states[0],
             given.out,
-            None if given.hn is None else (given.hn, given.cn) if pairs else given.hn,
+            given.ends if several or given.ends is None else given.ends[0],
             get_num_threads(),
         )
         assert result is not None, "the core refused arrays that were checked"
         y, new = result
-        if given.unbatched:
-            y, new = y[0], tuple(s[:, 0] for s in new) if pairs else new[:, 0]
+        y, end = layer._finish(y[None], new if several else [new], given.unbatched)
         # what the caller gave to be written to comes back as it was given, not as a view of it
-        y = y if out is None else out
-        new = new if state_out is None else state_out
-        return y, layer._as_state(*new) if pairs else layer._as_state(new, None)
+        y = y[0] if out is None else out
+        return y, end if state_out is None else layer._as_state(state_out if several else [state_out])
 
     def __copy__(self) -> "Frozen[S]":
         return self

@@ -1,6 +1,6 @@
 """From what a user hands over to what the core takes: arrays (T,B,...) of the layer's dtype, or one clear error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,12 +16,14 @@ OneHot: TypeAlias = Literal["one-hot"]
 StateLike = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
 
 
+States = tuple[Array | None, ...] | None  # None, also as a member: zeros
+
+
 class Inputs(NamedTuple):
     """The arguments of one call over a sequence, as the core takes them."""
 
     x: Array  # (T, B, I), or token ids (T, B)
-    h0: Array | None  # (L*D, B, P)
-    c0: Array | None  # (L*D, B, H)
+    states: States  # (L*D, B, size) each
     lengths: Array | None  # (B,) int64
     reset: Array | None  # (T, B) bool
     batch_first: bool
@@ -33,14 +35,12 @@ class Inputs(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """The arguments of one step, as the core takes them; ``out``, ``hn`` and ``cn`` are the caller's own memory."""
+    """The arguments of one step, as the core takes them; ``out`` and ``ends`` are the caller's own memory."""
 
     x: Array  # (B, I)
-    h0: Array | None  # (L, B, P)
-    c0: Array | None  # (L, B, H)
+    states: States  # (L, B, size) each
     out: Array | None  # (B, P)
-    hn: Array | None  # (L, B, P)
-    cn: Array | None  # (L, B, H)
+    ends: tuple[Array, ...] | None  # the same
     unbatched: bool
 
 
@@ -99,8 +99,8 @@ def in_rows(array: Array) -> Array:
 
 def read_state(
     problems: Problems, layer: Spec[Any], name: str, state: StateLike, batch: int | None, time: int | None
-) -> tuple[Array | None, Array | None]:
-    """Return h (L*D,B,P) and, of an LSTM, c (L*D,B,H); None, for zeros, stays None.
+) -> States:
+    """Return the states (L*D,B,size); None, for zeros, stays None.
 
     Parameters
     ----------
@@ -110,30 +110,28 @@ def read_state(
         The number of time steps, for a hint; None where there is none.
     """
     if state is None:
-        return None, None
-    if not layer._has_cell_state:
-        if isinstance(state, tuple):
-            checks.one_state(problems, name, state)
-            return None, None
-        return _read_member(problems, layer, name, state, _h_shape(layer, batch), time), None
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
-        checks.two_states(problems, name, state)
-        return None, None
-    h, c = state
-    return (
-        _read_member(problems, layer, f"{name}.h", h, _h_shape(layer, batch), time),
-        _read_member(problems, layer, f"{name}.c", c, _c_shape(layer, batch), time),
+        return None
+    members = _members(problems, layer, name, state)
+    if members is None:
+        return None
+    shapes = layer._state_shapes(batch)
+    return tuple(
+        _read_member(problems, layer, of, value, shape, time)
+        for (of, value), shape in zip(members, shapes, strict=True)
     )
 
 
-def _h_shape(layer: Spec[Any], batch: int | None) -> tuple[int, ...]:
-    rows = layer.num_layers * (1 + layer.bidirectional)
-    P = layer._output_size
-    return (rows, P) if batch is None else (rows, batch, P)
-
-
-def _c_shape(layer: Spec[Any], batch: int | None) -> tuple[int, ...]:
-    return (*_h_shape(layer, batch)[:-1], layer.hidden_size)
+def _members(problems: Problems, layer: Spec[Any], name: str, state: Any) -> list[tuple[str, Any]] | None:
+    """Return the members of a state and what to call them."""
+    if not layer._has_cell_state:
+        if isinstance(state, tuple):
+            checks.one_state(problems, name, state)
+            return None
+        return [(name, state)]
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        checks.two_states(problems, name, state)
+        return None
+    return [(f"{name}.h", state[0]), (f"{name}.c", state[1])]
 
 
 def _read_member(
@@ -233,7 +231,7 @@ def read(
     array = array[:, None] if unbatched else array.swapaxes(0, 1) if batch_first else array
     T, B = array.shape[:2]
 
-    h0, c0 = read_state(problems, layer, "state", state, None if unbatched else B, T if T != B else None)
+    states = read_state(problems, layer, "state", state, None if unbatched else B, T if T != B else None)
     if lengths is not None:
         lengths = read_lengths(problems, lengths, B, T, unbatched)
     if reset is not None:
@@ -247,7 +245,7 @@ def read(
         what = "rows of the embedding" if ids else "places of the 1 in a one-hot vector"
         array = _read_ids(problems, array, what, ids or layer.input_size, lengths, batch_first, unbatched)
     problems.refuse()
-    return Inputs(array, h0, c0, lengths, reset, batch_first, unbatched, T, B, rows, ids)
+    return Inputs(array, states, lengths, reset, batch_first, unbatched, T, B, rows, ids)
 
 
 def _read_ids(
@@ -272,19 +270,19 @@ def _read_ids(
 
 def read_gradients(
     layer: Spec[Any], tape: Tape, dy: ArrayLike | None, dstate: StateLike
-) -> tuple[Array | None, Array | None, Array | None]:
-    """Check and convert what backward starts from: dy as (T,B,D*P), dhn and dcn; None, for zeros, stays None."""
+) -> tuple[Array | None, States]:
+    """Check and convert what backward starts from: dy as (T,B,D*P), gradients of the final states; None stays None."""
     problems = Problems(lambda: f"{layer._brief()}.backward")
     array = None if dy is None else as_real(problems, "dy", dy, layer.dtype)
     if array is not None:
         checks.same_shape(problems, "dy", array.shape, tape.y_shape, "y of the forward call")
     batch = None if tape.unbatched else tape.batch
-    dhn, dcn = read_state(problems, layer, "dstate", dstate, batch, None)
+    dstates = read_state(problems, layer, "dstate", dstate, batch, None)
     problems.refuse()
     if array is not None:
         array = in_rows(array)
         array = array[:, None] if tape.unbatched else array.swapaxes(0, 1) if tape.batch_first else array
-    return array, dhn, dcn
+    return array, dstates
 
 
 def read_step(layer: Spec[Any], x: ArrayLike, state: StateLike, out: Any, state_out: Any) -> StepInputs:
@@ -305,30 +303,31 @@ def read_step(layer: Spec[Any], x: ArrayLike, state: StateLike, out: Any, state_
     unbatched = array.ndim == 1
     array = np.ascontiguousarray(in_rows(array))
     batch = None if unbatched else array.shape[0]
-    h0, c0 = read_state(problems, layer, "state", state, batch, None)
+    states = read_state(problems, layer, "state", state, batch, None)
 
     y_shape = (layer._output_size,) if batch is None else (batch, layer._output_size)
     if out is not None and not checks.output_array(problems, "out", out, y_shape, layer.dtype):
         out = None
-    hn = cn = None
-    if state_out is not None and not layer._has_cell_state:
-        hn = _writable(problems, layer, "state_out", state_out, _h_shape(layer, batch))
-    elif isinstance(state_out, (tuple, list)) and len(state_out) == 2:
-        hn = _writable(problems, layer, "state_out.h", state_out[0], _h_shape(layer, batch))
-        cn = _writable(problems, layer, "state_out.c", state_out[1], _c_shape(layer, batch))
-    elif state_out is not None:
-        checks.two_states(problems, "state_out", state_out)
-
+    ends: list[Array | None] = []
+    members = None if state_out is None else _members(problems, layer, "state_out", state_out)
+    if members is not None:
+        shapes = layer._state_shapes(batch)
+        ends = [_writable(problems, layer, *named, wanted) for named, wanted in zip(members, shapes, strict=True)]
     checks.overlaps(
         problems,
-        outputs={"out": out, "state_out": hn, "state_out.c": cn},
-        inputs={"x": array, "state": h0, "state.c": c0},
+        outputs={"out": out, **_named("state_out", ends)},
+        inputs={"x": array, **_named("state", states or ())},
     )
     problems.refuse()
     if unbatched:
         array, out = array[None], None if out is None else out[None]
-        hn, cn = (None if s is None else s[:, None] for s in (hn, cn))
-    return StepInputs(array, h0, c0, out, hn, cn, unbatched)
+    written = tuple(s[:, None] if unbatched else s for s in ends if s is not None) or None
+    return StepInputs(array, states, out, written, unbatched)
+
+
+def _named(name: str, states: Sequence[Array | None]) -> dict[str, Array | None]:
+    """Return arrays by the names that errors about overlaps give them."""
+    return dict(zip((name, f"{name}.c"), states, strict=False))
 
 
 def _writable(problems: Problems, layer: Spec[Any], name: str, value: Any, wanted: tuple[int, ...]) -> Array | None:

@@ -1,6 +1,7 @@
 """The layers RNN, GRU and LSTM: their options and equations; everything else they share stands in `recurrent`."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ class RNN(Recurrent[Array]):
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
 
-    def _as_state(self, h: Array, c: Array | None) -> Array:
-        return h
+    def _as_state(self, states: Sequence[Array]) -> Array:
+        return states[0]
 
 
 class GRU(Recurrent[Array]):
@@ -133,8 +134,8 @@ class GRU(Recurrent[Array]):
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_original"
 
-    def _as_state(self, h: Array, c: Array | None) -> Array:
-        return h
+    def _as_state(self, states: Sequence[Array]) -> Array:
+        return states[0]
 
 
 class LSTM(Recurrent[LSTMState]):
@@ -185,9 +186,8 @@ class LSTM(Recurrent[LSTMState]):
     def _cell(self) -> str:
         return "lstm"
 
-    def _as_state(self, h: Array, c: Array | None) -> LSTMState:
-        assert c is not None, "the core returned no cell state"
-        return LSTMState(h, c)
+    def _as_state(self, states: Sequence[Array]) -> LSTMState:
+        return LSTMState(*states)
 
 
 _CELLS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {

@@ -100,8 +100,8 @@ class Recurrent(Spec[S]):
             If the call needs more memory than there is.
         """
         given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
-        y, hn, cn, _ = self._run(given, None, 1.0, False)
-        return self._finish(y, hn, cn, given.unbatched)
+        y, ends, _ = self._run(given, None, 1.0, False)
+        return self._finish(y, ends, given.unbatched)
 
     def forward(
         self,
@@ -150,10 +150,10 @@ class Recurrent(Spec[S]):
             masks, scale = self._draw_masks(given, generator)
         else:
             masks, scale = None, 1.0
-        y, hn, cn, core_tape = self._run(given, masks, scale, True)
+        y, ends, core_tape = self._run(given, masks, scale, True)
         assert core_tape is not None, "the core made no tape"
         y.setflags(write=False)
-        y, end = self._finish(y, hn, cn, given.unbatched)
+        y, end = self._finish(y, ends, given.unbatched)
         version = self._parameters.version
         tape = Tape(
             self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched, given.ids
@@ -190,10 +190,10 @@ class Recurrent(Spec[S]):
             As calling the layer does.
         """
         self._refuse_foreign(tape)
-        dy, dhn, dcn = inputs.read_gradients(self, tape, dy, dstate)
+        dy, dstates = inputs.read_gradients(self, tape, dy, dstate)
         try:
-            dx, dh0, dc0, gradients, dh = self._network.backward(
-                self._arrays(), tape.core, dy, dhn, dcn, hidden, get_num_threads()
+            dx, begins, gradients, dh = self._network.backward(
+                self._arrays(), tape.core, dy, dstates, hidden, get_num_threads()
             )
         except MemoryError as error:
             raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True, tape.ids) from error
@@ -201,7 +201,7 @@ class Recurrent(Spec[S]):
         if tape.ids is not None:
             dx, dembedding = None, dx
         dx, dh = (a[:, 0] if a is not None and tape.unbatched else a for a in (dx, dh))
-        dstate0 = self._finish_state(dh0, dc0, tape.unbatched)
+        dstate0 = self._finish_state(begins, tape.unbatched)
         return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh, dembedding)
 
     def freeze(self, weights: None = None) -> Frozen[S]:
@@ -353,15 +353,14 @@ class Recurrent(Spec[S]):
 
     def _run(
         self, given: Inputs, masks: Array | None, scale: float, training: bool
-    ) -> tuple[Array, Array, Array | None, CoreTape | None]:
+    ) -> tuple[Array, tuple[Array, ...], CoreTape | None]:
         size = self._network, given.time, given.batch, training
         checks.call_size(self._brief, *size, ids=given.ids, lengths=given.lengths)
         try:
             return self._network.forward(
                 self._arrays(),
                 given.x,
-                given.h0,
-                given.c0,
+                given.states,
                 given.lengths,
                 given.reset,
                 masks,

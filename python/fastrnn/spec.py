@@ -2,6 +2,7 @@
 
 import functools
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -71,7 +72,7 @@ class Spec(Parametrised, Generic[S]):
         """Return the core's name of the cell."""
 
     @abstractmethod
-    def _as_state(self, h: Array, c: Array | None) -> S:
+    def _as_state(self, states: Sequence[Array]) -> S:
         """Return the state as the user sees it."""
 
     @abstractmethod
@@ -91,9 +92,16 @@ class Spec(Parametrised, Generic[S]):
     def _brief(self) -> str:
         return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
 
-    def _finish(self, y: Array, h: Array, c: Array | None, unbatched: bool) -> tuple[Array, S]:
-        """Take the batch axis off where x had none, and make h and c the state that the user sees."""
-        return y[:, 0] if unbatched else y, self._finish_state(h, c, unbatched)
+    def _finish(self, y: Array, states: Sequence[Array], unbatched: bool) -> tuple[Array, S]:
+        """Take the batch axis off where x had none, and make the states the one that the user sees."""
+        return y[:, 0] if unbatched else y, self._finish_state(states, unbatched)
 
-    def _finish_state(self, h: Array, c: Array | None, unbatched: bool) -> S:
-        return self._as_state(h[:, 0], None if c is None else c[:, 0]) if unbatched else self._as_state(h, c)
+    def _finish_state(self, states: Sequence[Array], unbatched: bool) -> S:
+        return self._as_state([s[:, 0] for s in states] if unbatched else states)
+
+    def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
+        """The shapes of the states; None: without a batch axis."""
+        rows = self.num_layers * (1 + self.bidirectional)
+        sizes = {"output": self._output_size, "hidden": self.hidden_size}
+        states = describe(self._cell(), self.proj_size > 0).states
+        return [(rows, sizes[axis]) if batch is None else (rows, batch, sizes[axis]) for _, axis in states]

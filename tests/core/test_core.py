@@ -41,18 +41,17 @@ class Call:
             normal(*shape) for width in (I, I, 2 * H, 2 * H) for shape in ((rows, width), (rows, H), (rows,), (rows,))
         ]
         self.x, self.dy = normal(T, B, I), normal(T, B, 2 * H)
-        self.h0 = normal(2 * L, B, H)
-        self.c0 = normal(2 * L, B, H) if cell == "lstm" else None
+        self.states = [normal(2 * L, B, H) for _ in describe(cell).states]
         self.masks = rng.random((L - 1, T, B, 2 * H)) < 0.5
         self.packed_masks = np.ascontiguousarray(self.masks[:, RUNS])
 
     def forward(self, x: Any, room: Any = None, lengths: Any = LENGTHS, training: bool = True) -> Any:
         masks = self.packed_masks if np.ndim(x) == 2 else self.masks
-        given = (self.h0, self.c0, lengths, None, masks, 2.0, training, False, THREADS)
+        given = (self.states, lengths, None, masks, 2.0, training, False, THREADS)
         return self.network.forward(self.parameters, x, *given, room)
 
     def backward(self, tape: _core.Tape, dy: Any) -> Any:
-        return self.network.backward(self.parameters, tape, dy, None, None, True, THREADS)
+        return self.network.backward(self.parameters, tape, dy, None, True, THREADS)
 
     def room(self) -> Array:
         each, more = self.network.tape_room(True)
@@ -63,16 +62,15 @@ class Call:
 class TestPackedSequences:
     def test_the_bits_of_padded_ones(self, cell: str) -> None:
         call = Call(cell)
-        y, hn, cn, tape = call.forward(call.x)
-        py, phn, pcn, packed_tape = call.forward(np.ascontiguousarray(call.x[RUNS]))
+        y, ends, tape = call.forward(call.x)
+        py, packed_ends, packed_tape = call.forward(np.ascontiguousarray(call.x[RUNS]))
         assert_same_bits(py, y[RUNS])
-        assert_same_bits(phn, hn)
-        assert pcn is cn is None or np.array_equal(pcn, cn)
-        dx, dh0, _, parameters, hidden = call.backward(tape, call.dy)
-        pdx, pdh0, _, packed_parameters, packed_hidden = call.backward(packed_tape, call.dy[RUNS])
+        assert_same_bits(packed_ends, ends)
+        dx, begins, parameters, hidden = call.backward(tape, call.dy)
+        pdx, packed_begins, packed_parameters, packed_hidden = call.backward(packed_tape, call.dy[RUNS])
         assert_same_bits(pdx, dx[RUNS])
         assert_same_bits(packed_hidden, hidden[RUNS])
-        for a, b in zip([pdh0, *packed_parameters], [dh0, *parameters], strict=True):
+        for a, b in zip([*packed_begins, *packed_parameters], [*begins, *parameters], strict=True):
             assert_same_bits(a, b)
 
     def test_rows_of_a_wider_array(self, cell: str) -> None:
@@ -84,11 +82,11 @@ class TestPackedSequences:
     def test_nothing_at_all(self, cell: str) -> None:
         network = Call(cell).network
         empty = np.zeros((0, I), np.float32)
-        given = (None, None, np.zeros(0, np.int64), None, None, 1.0, True, False, 1)
-        y, hn, _, tape = network.forward(Call(cell).parameters, empty, *given)
+        given = (None, np.zeros(0, np.int64), None, None, 1.0, True, False, 1)
+        y, (hn, *_), tape = network.forward(Call(cell).parameters, empty, *given)
         assert y.shape == (0, 2 * H)
         assert hn.shape == (2 * L, 0, H)
-        assert network.backward(Call(cell).parameters, tape, None, None, None, False, 1)[0].shape == (0, I)
+        assert network.backward(Call(cell).parameters, tape, None, None, False, 1)[0].shape == (0, I)
 
     @pytest.mark.parametrize(
         ("rows", "lengths", "words"),
@@ -112,17 +110,17 @@ class TestPackedSequences:
 class TestRoomForTapes:
     def test_the_same_bits(self, cell: str) -> None:
         call = Call(cell)
-        y, _, _, own = call.forward(call.x)
+        y, _, own = call.forward(call.x)
         room = call.room()
-        again, _, _, lodged = call.forward(call.x, room)
+        again, _, lodged = call.forward(call.x, room)
         assert_same_bits(again, y)
         assert lodged.nbytes == room.nbytes >= own.nbytes
-        given = (call.h0, call.c0, LENGTHS, None, call.masks, 2.0, False, room)
+        given = (call.states, LENGTHS, None, call.masks, 2.0, False, room)
         rebuilt = call.network.tape(call.x, y, *given)
         wanted = call.backward(own, call.dy)
         for tape in (lodged, rebuilt):
             found = call.backward(tape, call.dy)
-            for a, b in zip([found[0], found[1], *found[3]], [wanted[0], wanted[1], *wanted[3]], strict=True):
+            for a, b in zip([found[0], *found[1], *found[2]], [wanted[0], *wanted[1], *wanted[2]], strict=True):
                 assert_same_bits(a, b)
 
     def test_too_little(self, cell: str) -> None:
@@ -136,10 +134,10 @@ class TestRoomForTapes:
     def test_a_tape_of_other_arrays(self, cell: str) -> None:
         call = Call(cell)
         room = call.room()
-        y, _, _, tape = call.forward(call.x, room)
-        given = (call.h0, call.c0, LENGTHS, None, call.masks, 2.0, False, room)
+        y, _, tape = call.forward(call.x, room)
+        given = (call.states, LENGTHS, None, call.masks, 2.0, False, room)
         with pytest.raises(ValueError, match="room must be"):  # without lengths every step counts
-            call.network.tape(np.zeros((99, B, I), np.float32), y, call.h0, call.c0, None, *given[3:])
+            call.network.tape(np.zeros((99, B, I), np.float32), y, call.states, None, *given[2:])
         with pytest.raises(ValueError, match="y has shape"):
             call.backward(call.network.tape(call.x, y[1:], *given), call.dy)
         call.x.resize((B, T, I), refcheck=False)
@@ -152,11 +150,17 @@ class TestCapsules:
         call = Call("lstm")
         wanted = call.forward(call.x, None)[0]
         lent = [p.__dlpack__() for p in call.parameters]
-        capsules = [a.__dlpack__() for a in (call.x.swapaxes(0, 1).copy().swapaxes(0, 1), call.h0, call.c0, LENGTHS)]
-        x, h0, c0, lengths = capsules
+        capsules = [a.__dlpack__() for a in (call.x.swapaxes(0, 1).copy().swapaxes(0, 1), *call.states, LENGTHS)]
+        x, *states, lengths = capsules
         masks = call.masks.__dlpack__()
-        y, _, _, _ = call.network.forward(lent, x, h0, c0, lengths, None, masks, 2.0, True, False, 1)
+        y, _, _ = call.network.forward(lent, x, states, lengths, None, masks, 2.0, True, False, 1)
         assert_same_bits(y, wanted)
+
+    def test_a_wrong_number_of_states(self) -> None:
+        call = Call("lstm")
+        call.states = call.states[:1]
+        with pytest.raises(ValueError, match="there must be 2 states, or none"):
+            call.forward(call.x)
 
     def test_what_is_no_memory_to_read(self) -> None:
         call = Call("lstm")

@@ -14,16 +14,13 @@ STACK: dict[str, Any] = {"num_layers": 3, "bidirectional": True}
 def run_with_masks(e: Example, masks: Array, scale: float) -> tuple[Array, list[Array], dict[str, Array]]:
     """y, final state and gradients, straight from the core, which takes the masks that a layer would draw."""
     parameters = e.layer.parameters()
-    h0, c0 = (*e.state, None)[:2]
-    dhn, dcn = (*e.dstate, None)[:2]
     reset = None if e.reset is None else np.ascontiguousarray(e.reset)
     network = e.layer._network
-    y, hn, cn, tape = network.forward(
-        list(parameters.values()), e.x, h0, c0, e.lengths, reset, masks, scale, True, False, 2
-    )
-    dx, dh0, dc0, gradients, hidden = network.backward(list(parameters.values()), tape, e.dy, dhn, dcn, True, 2)
-    found = {"x": dx, "h0": dh0, "c0": dc0, "hidden": hidden, **dict(zip(parameters, gradients, strict=True))}
-    return y, [s for s in (hn, cn) if s is not None], {k: g for k, g in found.items() if g is not None}
+    arrays = list(parameters.values())
+    y, ends, tape = network.forward(arrays, e.x, e.state, e.lengths, reset, masks, scale, True, False, 2)
+    dx, begins, gradients, hidden = network.backward(arrays, tape, e.dy, e.dstate, True, 2)
+    states = dict(zip(("h0", "c0"), begins, strict=False))
+    return y, list(ends), {"x": dx, **states, "hidden": hidden, **dict(zip(parameters, gradients, strict=True))}
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "lengths and reset"])

@@ -159,14 +159,14 @@ def read_state(
         if isinstance(state, tuple):
             checks.one_state(problems, name, state)
             return None, None
-        return _read_member(problems, layer, memory, name, state, inputs._h_shape(host, batch), time), None
+        return _read_member(problems, layer, memory, name, state, host._state_shapes(batch)[0], time), None
     if not isinstance(state, (tuple, list)) or len(state) != 2:
         checks.two_states(problems, name, state)
         return None, None
     h, c = state
     return (
-        _read_member(problems, layer, memory, f"{name}.h", h, inputs._h_shape(host, batch), time),
-        _read_member(problems, layer, memory, f"{name}.c", c, inputs._c_shape(host, batch), time),
+        _read_member(problems, layer, memory, f"{name}.h", h, host._state_shapes(batch)[0], time),
+        _read_member(problems, layer, memory, f"{name}.c", c, host._state_shapes(batch)[1], time),
     )
 
 

@@ -323,7 +323,7 @@ class Layer(Generic[S]):
         return make(self._host._output_size), make(self.hidden_size) if self._host._has_cell_state else nothing
 
     def _finish_state(self, memory: Memory, h: Any, c: Any) -> S:
-        return self._host._as_state(memory.give(*h[:2]), None if c[0] is None else memory.give(*c[:2]))
+        return self._host._as_state([memory.give(*state[:2]) for state in (h, c) if state[0] is not None])
 
     def _draw_masks(self, memory: Memory, given: Given, rng: "np.random.Generator") -> tuple[Any, float]:
         drop = self.dropout

@@ -307,7 +307,8 @@ def _module_agrees(base: Any) -> bool:
     return _close(theirs, results())
 
 
-_draw = functools.partial(torch.randn, dtype=torch.float32, device="cpu")
+def _draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float32, device="cpu")
 
 
 def _close(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> bool:

@@ -116,10 +116,16 @@ def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _states(hx: Sequence[Tensor], has_c: bool) -> tuple[Any, Any]:
-    if len(hx) not in (0, 1 + has_c):
-        raise RuntimeError(f"hx must hold {1 + has_c} states or none, got {len(hx)}")
-    return _whole(hx[0]) if hx else None, _whole(hx[1]) if hx and has_c else None
+def _states(hx: Sequence[Tensor], options: Options) -> list[Any]:
+    if len(hx) not in (0, options.states):
+        raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
+    return [_whole(h) for h in hx]
+
+
+def _ends(ends: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hn and cn, or what stands for cn where the cell has no c."""
+    found = [_tensor(end, x.dtype) for end in ends]
+    return found[0], found[1] if len(found) > 1 else _no_state(x)
 
 
 def _no_state(x: Tensor) -> Tensor:
@@ -141,10 +147,10 @@ def infer(
     options = Options(*given)
     if x.is_cuda:
         return _gpu().infer(x, hx, weights, lengths, reset, options)
-    y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
+    y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
-        *_states(hx, options.has_c),
+        _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
         None,
@@ -153,7 +159,7 @@ def infer(
         options.batch_first,
         team_size(),
     )
-    return _tensor(y, x.dtype), _tensor(hn, x.dtype), _no_state(x) if cn is None else _tensor(cn, x.dtype)
+    return _tensor(y, x.dtype), *_ends(ends, x)
 
 
 def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
@@ -184,10 +190,10 @@ def train(
     )
     if x.is_cuda:
         return _gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options)
-    y, hn, cn, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
+    y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
-        *_states(hx, options.has_c),
+        _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
         _whole(masks),
@@ -197,8 +203,7 @@ def train(
         team_size(),
         to_dlpack(tape),
     )
-    cn = _no_state(x) if cn is None else _tensor(cn, x.dtype)
-    return _tensor(y, x.dtype), _tensor(hn, x.dtype), cn, tape
+    return _tensor(y, x.dtype), *_ends(ends, x), tape
 
 
 @_kernel("backward")
@@ -224,7 +229,7 @@ def backward(
     made = network.tape(
         _rows(x, options.batch_first),
         _whole(y),
-        *_states(hx, options.has_c),
+        _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
         _whole(masks),
@@ -232,16 +237,15 @@ def backward(
         options.batch_first,
         to_dlpack(tape),
     )
-    dx, dh0, dc0, gradients, _ = network.backward(
+    dx, begins, gradients, _ = network.backward(
         [_whole(w) for w in weights],
         made,
         _rows(dy, options.batch_first),
-        _whole(dhn),
-        _whole(dcn) if options.has_c else None,
+        [_whole(d) for d in (dhn, dcn)[: options.states]],
         False,
         team_size(),
     )
-    states = [_tensor(s, x.dtype) for s in (dh0, dc0)[: len(hx)]]
+    states = [_tensor(s, x.dtype) for s in begins[: len(hx)]]
     return _tensor(dx, x.dtype), states, [_tensor(g, x.dtype) for g in gradients]
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .. import _core
 from ..spec import describe
 
-_SEVERAL_STATES = {cell for cell in _core.cells() if not cell.endswith("_projected") and len(describe(cell).states) > 1}
+_STATES = {c: len(describe(c).states) for c in _core.cells() if not c.endswith("_projected")}
 
 
 class Options(NamedTuple):
@@ -32,8 +32,12 @@ class Options(NamedTuple):
         return each == len(describe(self.cell, self.proj_size > 0).parameters)
 
     @property
+    def states(self) -> int:
+        return _STATES[self.cell]
+
+    @property
     def has_c(self) -> bool:
-        return self.cell in _SEVERAL_STATES
+        return self.states > 1
 
 
 __all__ = ["Options"]
