@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 import fastrnn
-from fastrnn.kit import flow as gradient_flow
+from fastrnn.kit import flow
 from fastrnn.lm.pictures import require_matplotlib
 
 SYMBOLS, HIDDEN = 4, 32
@@ -57,14 +57,14 @@ def main():
     if arguments.plot:
         require_matplotlib()
     size, time, batch = (32, 60, 16) if arguments.quick else (64, 101, 32)
-    flows = gradient_flow.compare(hidden_size=size, time=time, sequences=batch, seed=0)
+    flows = flow.compare(hidden_size=size, time=time, sequences=batch, seed=0)
     print("Norm of dL/dh, 1 at the loss: median over the sequences, and x their 90th over their 10th percentile\n")
-    print(gradient_flow.table(flows))
+    print(flow.table(flows))
 
     distances, steps = ((5, 50), 150) if arguments.quick else ((5, 20, 50), 400)
     print("\nNew sequences in which the first symbol is named after so many steps; a guess is right in 25%\n")
     print(" " * 20 + "".join(f"{distance:7} steps" for distance in distances))
-    for name, start in gradient_flow.STARTS.items():
+    for name, start in flow.STARTS.items():
         if arguments.quick and name not in ("RNN", "RNN, ReLU, identity", "LSTM"):
             continue
         right = [learn(start, distance, steps) for distance in distances]
@@ -75,7 +75,7 @@ def main():
         if flows[name].median[50] > 1e-2:
             assert right[-1] > 0.9
     if arguments.plot:
-        figure = gradient_flow.picture(flows)
+        figure = flow.picture(flows)
         figure.set_size_inches(8, 3.5)
         figure.savefig(arguments.plot, dpi=70)
 

@@ -293,7 +293,7 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
 
 def _run_flow(arguments: argparse.Namespace) -> int:
     from . import storage
-    from .kit import flow as gradient_flow
+    from .kit import flow
 
     if not arguments.no_picture:
         try:
@@ -304,11 +304,11 @@ def _run_flow(arguments: argparse.Namespace) -> int:
         if Path(arguments.output).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise UsageError(f"got --output {arguments.output}; its name must end in .png, .svg or .pdf")
         storage.try_folder(arguments.output)
-    flows = gradient_flow.compare(arguments.hidden, arguments.time, arguments.sequences, arguments.seed)
+    flows = flow.compare(arguments.hidden, arguments.time, arguments.sequences, arguments.seed)
     print("Norm of dL/dh, 1 at the loss: median over the sequences, and x their 90th over their 10th percentile\n")
-    print(gradient_flow.table(flows))
+    print(flow.table(flows))
     if not arguments.no_picture:
-        gradient_flow.picture(flows).savefig(arguments.output, dpi=110)
+        flow.picture(flows).savefig(arguments.output, dpi=110)
         print(f"\nThe picture is in {arguments.output}")
     return 0
 

@@ -31,7 +31,7 @@ def imported(name: str, path: Path, known: set[str]) -> Iterator[str]:
                 whole = f"{base}.{alias.name}"
                 if whole in known:
                     yield whole
-                elif base in known and not alias.name.startswith("_c"):  # the compiled modules know nobody
+                elif base in known and alias.name not in ("_core", "_cuda"):  # which are compiled, and know nobody
                     yield base
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from torch_support import ft, nn, torch
+from torch_support import assert_alike, ft, nn, torch
 
 from fastrnn.torch import episodes  # isort: skip
 
@@ -29,7 +30,7 @@ starting = pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
 def compared_anew() -> Iterator[None]:
     """Each test compares the libraries with ours itself."""
     torch.manual_seed(0)
-    caches = (episodes._agrees, episodes._made)
+    caches = (episodes._disagreement, episodes._made)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -43,11 +44,6 @@ def calls_of(layers: list[Any]) -> list[Any]:
     for layer in layers:
         layer.register_forward_hook(lambda *call: seen.append(call))
     return seen
-
-
-def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=tolerance)
 
 
 class TestPolicies:
@@ -100,7 +96,7 @@ class TestPolicies:
             found.append([y, *ends, *(torch.zeros(()).double() if g is None else g for g in grads)])
             report = ft.accelerate(policy)
         assert report.sequences == {"": "RecurrentActorCriticPolicy: one call where episodes start inside a sequence"}
-        assert_close(*found, tolerance=1e-11)
+        assert_alike(*found, tolerance=1e-11)
         calls = calls_of([policy.lstm_actor])
         policy._process_sequence(x, (h, c), first, policy.lstm_actor)
         assert len(calls) == 1
@@ -136,7 +132,7 @@ class TestPolicies:
             predicted = policy.predict_values(now, states.vf, starts_now)
             grads = [p.grad for p in policy.parameters() if p.grad is not None]
             found.append([values, log, entropy, *acted[:3], *acted[3].pi, *acted[3].vf, predicted, *grads])
-        assert_close(*found, tolerance=1e-5)
+        assert_alike(*found, tolerance=1e-5)
 
     def test_restored_copied_and_pickled(self) -> None:
         plain = self.policy()
@@ -170,7 +166,7 @@ class TestPolicies:
             assert ft.accelerate(loaded.policy).sequences
             acted = loaded.predict(env.reset(seed=1)[0], episode_start=[True], deterministic=True)
             found.append([torch.as_tensor(a) for a in (acted[0], *acted[1])])
-        assert_close(*found, tolerance=1e-4)
+        assert_alike(*found, tolerance=1e-4)
 
     def test_an_unknown_version_is_left_alone_and_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -187,6 +183,17 @@ class TestPolicies:
         assert "RecurrentActorCriticPolicy of sb3-contrib" in report.skipped[""]
         assert "does not compute sequences with episode starts as fastrnn knows it" in report.skipped[""]
         assert len(report.replaced) == 2
+
+    def test_a_version_that_is_called_otherwise_is_left_alone_and_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+
+        monkeypatch.setattr(RecurrentActorCriticPolicy, "_process_sequence", staticmethod(lambda batch: batch))
+        why = ft.accelerate(self.policy()).skipped[""]
+        assert re.search(r"knows it from 2\.9 \(TypeError: .* takes 1 positional argument", why)
+        episodes._disagreement.cache_clear()
+        monkeypatch.delattr(RecurrentActorCriticPolicy, "_process_sequence")
+        report = ft.accelerate(self.policy())
+        assert "(AttributeError: " in report.skipped[""]
 
     def test_one_of_its_own_way_is_left_alone_and_named(self) -> None:
         from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -257,7 +264,7 @@ class TestModules:
     def compared(self, plain: Any, data: Any, recurrent: bool = True) -> None:
         fast = copy.deepcopy(plain)
         assert ft.accelerate(fast).sequences
-        assert_close(self.results(fast, data, recurrent), self.results(plain, data, recurrent), tolerance=1e-11)
+        assert_alike(self.results(fast, data, recurrent), self.results(plain, data, recurrent), tolerance=1e-11)
 
     @starting
     @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -299,7 +306,7 @@ class TestModules:
         for module in (fast, plain):
             torch.manual_seed(1)
             found.append(self.results(module, self.data((B, T), STARTS["every-row"], layers=2)))
-        assert_close(*found, tolerance=1e-11)
+        assert_alike(*found, tolerance=1e-11)
 
     @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
     @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
@@ -314,13 +321,13 @@ class TestModules:
         fast = ft.accelerate(plain, inplace=False).model
         step = self.data((B,), [0, 1, 0])
         named = {"x": step["x"], "h": step["h"], "is_init": step["is_init"]}
-        assert_close(fast(**named), plain(**named), tolerance=1e-11)
+        assert_alike(fast(**named), plain(**named), tolerance=1e-11)
 
         def of(x: Any) -> Any:
             return fast(x=x, h=step["h"], is_init=torch.zeros(B, 1, dtype=torch.bool))[0]
 
         several = torch.randn(2, B, I).double()
-        assert_close(torch.vmap(of)(several), [of(x) for x in several], tolerance=1e-11)
+        assert_alike(torch.vmap(of)(several), [of(x) for x in several], tolerance=1e-11)
 
     def test_the_library_says_what_is_wrong(self) -> None:
         from torchrl.modules import set_recurrent_mode
@@ -344,7 +351,7 @@ class TestModules:
             module.recurrent_backend, module.recurrent_recompute = "scan", "full"
         calls = calls_of([fast.gru])
         data = self.data((B, T), STARTS["every-row"])
-        assert_close(self.results(fast.double(), data), self.results(plain.double(), data), tolerance=1e-11)
+        assert_alike(self.results(fast.double(), data), self.results(plain.double(), data), tolerance=1e-11)
         assert not calls
 
     def test_restored_copied_and_pickled(self) -> None:

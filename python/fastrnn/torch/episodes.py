@@ -9,12 +9,9 @@ Before the first module changes, the library's own code and ours run over a smal
 version whose results differ is left alone.
 """
 
-import copyreg
 import functools
-import importlib.metadata
 import math
 import sys
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .identity import derived, remade
 from .layers import GRU, LSTM
 
 
@@ -32,11 +30,7 @@ class _Taken:
     _was: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        found: Any = super().__reduce_ex__(protocol)
-        make, given, *state = found
-        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
-            make, given = _anew, (self._was,)
-        return make, given, *state
+        return remade(super().__reduce_ex__(protocol), _anew, self._was)
 
 
 def _anew(kind: type) -> Any:
@@ -84,21 +78,26 @@ def obstacle(module: nn.Module) -> str | None:
     base: Any = family.base()
     if getattr(kind, family.method, None) is not getattr(base, family.method, None) or family.method in vars(module):
         return f"{kind.__name__} has its own {family.method}"
-    if not all(isinstance(layer, (LSTM, GRU)) for layer in family.layers(module)):
-        return "its layers are not computed by fastrnn"
-    if not _agrees(family, base):
-        version = importlib.metadata.version(family.distribution)
+    wrong = _disagreement(family, base)
+    if wrong is not None:
+        version = getattr(sys.modules[family.origin.partition(".")[0]], "__version__", "of a version not known")
         return (
             f"{family.name} of {family.distribution} {version} does not compute sequences with episode starts as "
-            f"fastrnn knows it from {family.known}"
+            f"fastrnn knows it from {family.known}{wrong}"
         )
+    if not all(isinstance(layer, (LSTM, GRU)) for layer in family.layers(module)):
+        return "its layers are not computed by fastrnn"
     return None
 
 
 @functools.cache
-def _agrees(family: _Family, base: type) -> bool:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return family.agrees(base)
+def _disagreement(family: _Family, base: type) -> str | None:
+    """Return what the comparison raised, or nothing more to say, where the library's code is not the one known."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return None if family.agrees(base) else ""
+    except Exception as error:  # of whatever kind: code that is not known may raise anything
+        return f" ({type(error).__name__}: {error})"
 
 
 def take_sequences(module: nn.Module) -> bool:
@@ -119,9 +118,7 @@ def give_back_sequences(module: nn.Module) -> None:
 @functools.cache
 def _made(kind: type) -> type:
     family = _known(kind)
-    own = {key: vars(kind)[key] for key in ("__module__", "__qualname__", "__doc__") if key in vars(kind)}
-    own |= {"_was": kind, family.method: family.ours(kind)}
-    return types.new_class(kind.__name__, (_Taken, kind), exec_body=lambda space: space.update(own))
+    return derived(kind, (_Taken, kind), {family.method: family.ours(kind)})
 
 
 def _takes(layer: Any, x: Any) -> bool:
@@ -247,7 +244,7 @@ def _episodes(layer: Any, x: Tensor, is_init: Tensor, states: list[Tensor] | Non
     if len(first) == B:
         y, ends = _called(layer, x, None if states is None else _first(states), None)
     else:
-        packed, places, order, back = _pack(layer, x.flatten(0, 1), first, lengths)
+        packed, places, order, back = _pack(x.flatten(0, 1), first, lengths)
         begin = None
         if states is not None:
             of_rows = torch.from_numpy(first[order]).to(x.device)
@@ -261,7 +258,7 @@ def _episodes(layer: Any, x: Tensor, is_init: Tensor, states: list[Tensor] | Non
 
 
 def _pack(
-    layer: Any, x: Tensor, first: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
+    x: Tensor, first: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
 ) -> tuple[PackedSequence, Tensor, np.ndarray[Any, Any], Tensor]:
     """Pack the stretches of x (tokens,I) that begin at ``first``.
 

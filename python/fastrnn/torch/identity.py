@@ -11,7 +11,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,12 +67,9 @@ class StandIn:
             cls._was = original
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        found: Any = super(StandIn, self).__reduce_ex__(protocol)  # noqa: UP008
-        make, given, *state = found
-        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
-            kind = type(self)
-            make, given = _anew, (kind if kind in _STAND_INS.values() else vars(kind).get("_was", kind),)
-        return make, given, *state
+        kind = type(self)
+        was = kind if kind in _STAND_INS.values() else vars(kind).get("_was", kind)
+        return remade(super(StandIn, self).__reduce_ex__(protocol), _anew, was)  # noqa: UP008
 
     def _elsewhere(self, input: Any) -> bool:
         """Whether torch.nn's own forward is to run: for ONNX, or where fastrnn cannot compute and was asked to."""
@@ -105,6 +102,20 @@ class StandIn:
     @qconfig.deleter
     def qconfig(self) -> None:
         self.__dict__.pop("qconfig", None)
+
+
+def remade(reduced: Any, anew: Callable[[Any], Any], was: type) -> Any:
+    """Let what pickle and copies make of a module of a class made here begin with the class that it was made from."""
+    make, given, *state = reduced
+    if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+        make, given = anew, (was,)
+    return make, given, *state
+
+
+def derived(kind: type, bases: tuple[type, ...], own: Mapping[str, Any]) -> type:
+    """Make a class that goes by another one's name, of which it is ``_was``."""
+    named = {key: vars(kind)[key] for key in ("__module__", "__qualname__", "__doc__") if key in vars(kind)}
+    return types.new_class(kind.__name__, bases, exec_body=lambda space: space.update({**named, **own, "_was": kind}))
 
 
 def _anew(kind: Any) -> Any:
@@ -169,12 +180,8 @@ def stand_in(kind: type) -> type:
         type.__setattr__(made, "_face", face)
         return made
     if kind not in _MADE:
-        own = {key: vars(kind)[key] for key in ("__module__", "__qualname__", "__doc__") if key in vars(kind)}
-        own["_was"] = kind
         # forward is sought in the user's class, then in ours, then in torch.nn's
-        _MADE[kind] = types.new_class(
-            kind.__name__, (kind, _before(original)), exec_body=lambda space: space.update(own)
-        )
+        _MADE[kind] = derived(kind, (kind, _before(original)), {})
     return _MADE[kind]
 
 
@@ -220,4 +227,4 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     return memo[id(self)]
 
 
-__all__ = ["StandIn", "give_back", "is_dynamic", "obstacle", "original_of", "take"]
+__all__ = ["StandIn", "derived", "give_back", "is_dynamic", "obstacle", "original_of", "remade", "take"]
