@@ -14,16 +14,22 @@ constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates"};
 struct ParameterShape {
   Parameter which;
   const char* name;
-  std::vector<Extent> axes;
+  Extent axes[2];
+  int dimensions;
 };
 
 // In PyTorch's order.
-inline std::vector<ParameterShape> parameters_of(bool bias, bool projected) {
-  std::vector<ParameterShape> all{{weight_ih, "weight_ih", {Extent::gates, Extent::inputs}},
-                                  {weight_hh, "weight_hh", {Extent::gates, Extent::output}}};
-  if (bias) all.push_back({bias_ih, "bias_ih", {Extent::gates}}), all.push_back({bias_hh, "bias_hh", {Extent::gates}});
-  if (projected) all.push_back({weight_hr, "weight_hr", {Extent::output, Extent::hidden}});
-  return all;
+constexpr ParameterShape all_parameters[] = {{weight_ih, "weight_ih", {Extent::gates, Extent::inputs}, 2},
+                                             {weight_hh, "weight_hh", {Extent::gates, Extent::output}, 2},
+                                             {bias_ih, "bias_ih", {Extent::gates}, 1},
+                                             {bias_hh, "bias_hh", {Extent::gates}, 1},
+                                             {weight_hr, "weight_hr", {Extent::output, Extent::hidden}, 2}};
+constexpr bool is_bias(Parameter p) { return p == bias_ih || p == bias_hh; }
+
+// f(parameter) for those that a layer has.
+template <class F> void for_each_parameter(bool bias, bool projected, F f) {
+  for (const ParameterShape& p : all_parameters)
+    if (is_bias(p.which) ? bias : p.which != weight_hr || projected) f(p);
 }
 
 struct StateShape {
@@ -37,15 +43,12 @@ inline std::vector<StateShape> states_of(int states) {
   return all;
 }
 
-// The sizes behind the axes, of a layer of either device's stack.
-template <class Stack> std::vector<int64_t> sizes_of(const std::vector<Extent>& axes, const Stack& n, int64_t layer, int64_t gates) {
-  std::vector<int64_t> sizes;
-  for (const Extent axis : axes)
-    sizes.push_back(axis == Extent::inputs   ? n.input_size(layer)
-                    : axis == Extent::hidden ? n.H
-                    : axis == Extent::output ? n.P
-                                             : gates * n.H);
-  return sizes;
+// The shape of a parameter in a layer of either device's stack.
+template <class Stack> std::vector<int64_t> shape_of(const ParameterShape& p, const Stack& n, int64_t layer, int64_t gates) {
+  const int64_t sizes[] = {n.input_size(layer), n.H, n.P, gates * n.H};  // by Extent
+  std::vector<int64_t> shape;
+  for (int i = 0; i < p.dimensions; i++) shape.push_back(sizes[int(p.axes[i])]);
+  return shape;
 }
 
 }  // namespace fastrnn

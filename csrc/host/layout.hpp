@@ -115,9 +115,9 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
 }
 
-// What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
 template <class T> T* offset_by(T* base, int64_t elements) { return base ? base + elements : nullptr; }
 
+// What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
 template <class Real> struct Layers {
   const Stack& n;
   const ForwardCall<Real>& call;
@@ -146,10 +146,10 @@ template <class Real> struct Layers {
     if (call.frozen) d.panels = call.frozen[i];
     if (l == 0) d.tokens = call.tokens;
     d.x = x, d.y = side(y, side_index * n.P);
-    for (int k_state = 0; k_state < k.states; k_state++) {
-      const int64_t offset = i * B * (k_state ? n.H : n.P);
-      d.before[k_state] = offset_by(call.before[k_state], offset);
-      d.after[k_state] = offset_by(call.after[k_state], offset);
+    for (int state = 0; state < k.states; state++) {
+      const int64_t offset = i * B * (state ? n.H : n.P);
+      d.before[state] = offset_by(call.before[state], offset);
+      d.after[state] = offset_by(call.after[state], offset);
     }
     if (call.saved) d.gates = call.saved->sides[i].gates, d.trail = call.saved->sides[i].trail, d.inner = call.saved->sides[i].inner;
     return d;

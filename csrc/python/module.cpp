@@ -230,7 +230,7 @@ PYBIND11_MODULE(_core, m) {
              py::object embedding) {
             return std::visit(
                 [&](const auto& core) {
-                  return py::tuple(core.network.forward(py::list(), x, embedding, core.network.states_of(states), lengths, reset,
+                  return py::tuple(core.network.forward(py::list(), x, embedding, core.network.given_states(states), lengths, reset,
                                                         py::none(), 1, false, batch_first, threads, py::none(),
                                                         core.weights.panels())[py::slice(0, 2, 1)]);
                 },
@@ -256,7 +256,7 @@ PYBIND11_MODULE(_core, m) {
           [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object states, py::object lengths, py::object reset,
              py::object masks, double scale, bool training, bool batch_first, int threads, py::object room, py::object embedding) {
             return self.by_dtype([&](auto real) {
-              return self.forward<decltype(real)>(parameters, as_array(x), embedding, self.states_of(states), as_array(lengths),
+              return self.forward<decltype(real)>(parameters, as_array(x), embedding, self.given_states(states), as_array(lengths),
                                                   as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
                                                   nullptr);
             });
@@ -269,7 +269,7 @@ PYBIND11_MODULE(_core, m) {
           [](const CoreNetwork& self, py::object x, py::object y, py::object states, py::object lengths, py::object reset, py::object masks,
              double scale, bool batch_first, py::object room) {
             x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
-            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), self.states_of(states), lengths,
+            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), self.given_states(states), lengths,
                                  reset, as_array(masks), scale, batch_first, as_array(room));
           },
           py::arg("x"), py::arg("y"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
@@ -279,7 +279,7 @@ PYBIND11_MODULE(_core, m) {
           [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dstates, bool hidden,
              int threads) {
             return self.by_dtype([&](auto real) {
-              return self.backward<decltype(real)>(parameters, tape, as_array(dy), self.states_of(dstates), hidden, threads);
+              return self.backward<decltype(real)>(parameters, tape, as_array(dy), self.given_states(dstates), hidden, threads);
             });
           },
           py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dstates"), py::arg("hidden"), py::arg("threads"))
@@ -326,13 +326,13 @@ PYBIND11_MODULE(_core, m) {
         const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection))];
         auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
         std::vector<std::pair<std::string, std::string>> states;
-        for (const StateShape& s : fastrnn::states_of(k.states)) states.emplace_back(s.name, word(s.size));
+        for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));
         std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
-        for (const ParameterShape& p : parameters_of(true, k.projected)) {
+        for_each_parameter(true, k.projected, [&](const ParameterShape& p) {
           std::vector<std::string> axes;
-          for (const Extent axis : p.axes) axes.push_back(word(axis));
-          parameters.emplace_back(p.name, axes, p.which == bias_ih || p.which == bias_hh);
-        }
+          for (int i = 0; i < p.dimensions; i++) axes.push_back(word(p.axes[i]));
+          parameters.emplace_back(p.name, axes, is_bias(p.which));
+        });
         return std::make_tuple(k.gates, states, parameters);
       },
       py::arg("cell"), py::arg("projection"));

@@ -151,7 +151,7 @@ struct CoreNetwork {
   size_t states() const { return size_t(facts(n).states); }
   Shape state_shape(int64_t B, size_t state) const { return {n.L * n.D, B, state ? n.H : n.P}; }
   // The states that were given, or none at all for zeros; each may be None as well.
-  std::vector<py::object> states_of(py::handle given) const {
+  std::vector<py::object> given_states(py::handle given) const {
     std::vector<py::object> found;
     if (given.is_none()) return found;
     for (py::handle state : py::reinterpret_borrow<py::sequence>(given)) found.push_back(as_array(state));
@@ -177,9 +177,9 @@ struct CoreNetwork {
 
   // 'each' sees every parameter and its shape, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
-    const auto parameters = parameters_of(bias, facts(n).projected);
     for (int64_t i = 0; i < n.L * n.D; i++)
-      for (const ParameterShape& p : parameters) each(i, p, sizes_of(p.axes, n, i / n.D, facts(n).gates));
+      fastrnn::for_each_parameter(bias, facts(n).projected,
+                                  [&](const ParameterShape& p) { each(i, p, shape_of(p, n, i / n.D, facts(n).gates)); });
   }
   template <class Real> std::vector<Parameters<const Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
     std::vector<Parameters<const Real>> weights(size_t(n.L * n.D), Parameters<const Real>{});

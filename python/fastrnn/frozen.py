@@ -31,7 +31,7 @@ class Frozen(Generic[S]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights; the last step's working memory, kept for the next one, adds 8 MB at most."""
         return self._core.nbytes
 
     def __call__(

@@ -426,7 +426,7 @@ class Recurrent(Spec[S]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["options"])
         self.__dict__.update(_options=state["options"], _parameters=state["parameters"], _rng=state["rng"])
-        self.__dict__["_has_cell_state"] = len(describe(self._cell(), self.proj_size > 0).states) > 1
+        self.__dict__["_states"] = describe(self._cell(), self.proj_size > 0).states
         self.__dict__["_network"] = self._make_network()
 
     def __repr__(self) -> str:

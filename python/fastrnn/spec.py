@@ -62,7 +62,7 @@ class Spec(Parametrised, Generic[S]):
     proj_size: int = 0
     dtype: np.dtype[Any]
 
-    _has_cell_state: bool  # whether the state has more members than h
+    _states: tuple[tuple[str, str], ...]  # name and axis of each, of the cell's description
     _options: dict[str, Any]
     _network: Network
     _rng: "np.random.Generator"
@@ -78,6 +78,11 @@ class Spec(Parametrised, Generic[S]):
     @abstractmethod
     def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:
         """Return this layer on another device, with copies of its parameters."""
+
+    @property
+    def _has_cell_state(self) -> bool:
+        """Whether the state has more members than h."""
+        return len(self._states) > 1
 
     @property
     def _output_size(self) -> int:
@@ -103,5 +108,4 @@ class Spec(Parametrised, Generic[S]):
         """The shapes of the states; None: without a batch axis."""
         rows = self.num_layers * (1 + self.bidirectional)
         sizes = {"output": self._output_size, "hidden": self.hidden_size}
-        states = describe(self._cell(), self.proj_size > 0).states
-        return [(rows, sizes[axis]) if batch is None else (rows, batch, sizes[axis]) for _, axis in states]
+        return [(rows, sizes[axis]) if batch is None else (rows, batch, sizes[axis]) for _, axis in self._states]

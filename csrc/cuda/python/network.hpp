@@ -70,13 +70,12 @@ struct CoreNetwork {
   template <class Store> std::vector<Parameters<Store>> weights(const std::vector<Array>& arrays, bool written) const {
     std::vector<Parameters<Store>> all;
     size_t next = 0;
-    const auto parameters = parameters_of(bias, facts().projected);
     for (int64_t i = 0; i < n.L * n.D; i++) {
       all.push_back({});
-      for (const ParameterShape& p : parameters) {
+      for_each_parameter(bias, facts().projected, [&](const ParameterShape& p) {
         if (next >= arrays.size()) throw py::value_error("too few parameters");
-        all.back()[p.which] = pointer_to<Store>(p.name, arrays[next++], sizes_of(p.axes, n, i / n.D, facts().gates), device, written);
-      }
+        all.back()[p.which] = pointer_to<Store>(p.name, arrays[next++], shape_of(p, n, i / n.D, facts().gates), device, written);
+      });
     }
     if (next != arrays.size()) throw py::value_error("too many parameters");
     return all;
