@@ -161,7 +161,13 @@ void check_policy() {
 void check_neighbours() {
   Neighbours neighbours;
   const auto me = [](pid_t thread) { return thread == pid_t(syscall(SYS_gettid)); };
-  check(neighbours.running(me, 8) == 0, "neighbours: none runs");
+  // Most looks find none. Single ones may find a thread on its way to sleep or to its end, or one of an emulator's own.
+  const auto none = [&](auto is_ours) {
+    int found = 0;
+    for (int i = 0; i < 20; i++, usleep(100)) found += neighbours.running(is_ours, 1);
+    return found < 10;
+  };
+  check(none(me), "neighbours: none runs");
   std::atomic<bool> runs{true}, here{false};
   std::atomic<pid_t> its{0};
   std::thread spinner([&] {
@@ -176,16 +182,14 @@ void check_neighbours() {
     for (const int64_t start = now(); !found && now() - start < 5000 * ms; usleep(100)) found = neighbours.running(me, 8);
     check(found == 1, "neighbours: one that spins is seen");
   }
-  check(neighbours.running([&](pid_t thread) { return me(thread) || thread == its; }, 8) == 0, "neighbours: not if it is ours");
+  check(none([&](pid_t thread) { return me(thread) || thread == its; }), "neighbours: not if it is ours");
   check(neighbours.running(me, 0) == 0, "neighbours: counted up to what is enough");
   runs = false;
   usleep(20'000);
-  found = 0;
-  for (int i = 0; i < 20; i++) found += neighbours.running(me, 8);
-  check(found < 10, "neighbours: one that sleeps is not");
+  check(none(me), "neighbours: one that sleeps is not");
   runs = true;
   spinner.join();
-  check(neighbours.running(me, 8) == 0, "neighbours: one that ended is not");
+  check(none(me), "neighbours: one that ended is not");
 }
 
 void check_host_threads() {
