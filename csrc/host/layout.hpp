@@ -86,7 +86,7 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
 template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena& arena, BackwardDirection<Real>& q) {
   const Kernel<Real>& k = kernel_of<Real>(n);
   Direction<Real>& d = q.forward;
-  const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots, n.H);
+  const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots.count, n.H);
   const int64_t h = round_up(n.H, N), p = round_up(n.P, N), rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
   q.chunk_steps = gradient_steps(T, B);
   const int64_t tokens = times(q.chunk_steps, B);
@@ -154,7 +154,7 @@ template <class Real> struct Layers {
     if (call.saved) d.gates = call.saved->sides[i].gates, d.trail = call.saved->sides[i].trail, d.inner = call.saved->sides[i].inner;
     return d;
   }
-  int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots, n.H)}) + 16; }
+  int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots.count, n.H)}) + 16; }
 };
 
 // A row of what dropout may zero: kept elements scaled, the others zero whatever they held.

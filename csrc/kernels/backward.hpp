@@ -11,7 +11,7 @@ namespace fastrnn::FASTRNN_ISA {
 namespace {
 
 template <class Cell, class V, class Real> struct Backward {
-  static constexpr int N = Lanes<V>::n, G = Cell::gates, S = Cell::slots;
+  static constexpr int N = Lanes<V>::n, G = Cell::gates, S = Cell::slots.count;
   const BackwardDirection<Real>& q;
   const Seat& seat;
   const Direction<Real>& d = q.forward;
@@ -63,10 +63,9 @@ template <class Cell, class V, class Real> struct Backward {
     return base + (step % (q.chunk_steps + 1) * B + s) * pitch;
   }
 
-  // Slots of a phase's gates on the hidden side, which the phase's recurrent product consumes, and their rows in W_hh.
-  static constexpr int hidden_slot(int p) { return Cell::rotate ? 0 : Cell::phase[p].first; }
+  // The row of W_hh that belongs to element k of a phase's slots on the hidden side.
   FASTRNN_FN int64_t weight_row(int p, int64_t k) const {
-    const int64_t row = k + hidden_slot(p) * H - Cell::rotate * H;
+    const int64_t row = k + (hidden_slot<Cell>(p) - Cell::slots.turn) * H;
     return row < 0 ? row + G * H : row;
   }
   FASTRNN_FN int64_t panel_start(int p) const { return blocks_of<V>(P) * Cell::phase[p].first * H * N; }
@@ -105,7 +104,7 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t s = rows.row(i), b = d.schedule.order[s], token = order.token(t, s);
       const bool last = order.is_last(t, s), cut = !last && order.cut_after(t, s);
       dgates[i] = ring(q.dgates, step, s, dgates_row);
-      dnext[i] = last || cut ? d.zeros : ring(q.dgates, step + 1, s, dgates_row) + hidden_slot(0) * H;
+      dnext[i] = last || cut ? d.zeros : ring(q.dgates, step + 1, s, dgates_row) + hidden_slot<Cell>(0) * H;
       dy[i] = q.dy.base ? q.dy.at(t, b) : d.zeros;
       carry_in[i] = last ? (q.dafter[0] ? q.dafter[0] + b * P : d.zeros) : cut || !Cell::has_carry ? d.zeros : q.carry + s * P;
 #pragma GCC unroll 4
@@ -121,7 +120,7 @@ template <class Cell, class V, class Real> struct Backward {
         dproj[i] = ring(q.dproj, step, s, P);
         dhere[i] = dproj[i];
       } else {
-        dhere[i] = dgates[i] + hidden_slot(Cell::phases - 1) * H;
+        dhere[i] = dgates[i] + hidden_slot<Cell>(Cell::phases - 1) * H;
       }
       hidden[i] = q.hidden.base ? q.hidden.at(t, b) : nullptr;
     }
@@ -221,7 +220,7 @@ template <class Cell, class V, class Real> struct Backward {
     const int64_t h_first = h_blocks.first * N, h_end = h_blocks.last * N < H ? h_blocks.last * N : H;
     for (int64_t i = from; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
-      dhere[i] = dgates[i] + hidden_slot(0) * H;
+      dhere[i] = dgates[i] + hidden_slot<Cell>(0) * H;
       dh0[i] = q.dbefore[0] + b * P;
       if (p_first < p_end) copy_row(dh0[i] + p_first, Cell::has_carry ? (const Real*)q.carry + s * P + p_first : nullptr, p_end - p_first);
       for (int k = 1; k < Cell::states && h_first < h_end; k++)
@@ -261,7 +260,7 @@ template <class Cell, class V, class Real> struct Backward {
       for (int64_t s = 0; s < d.schedule.active[t]; s++, k++) {
         const int64_t b = d.schedule.order[s];
         token_dgates[k] = ring(q.dgates, step, s, dgates_row);
-        token_dinput[k] = token_dgates[k] + Cell::input_slot * H;
+        token_dinput[k] = token_dgates[k] + Cell::slots.input * H;
         token_h_prev[k] = order.h_prev(t, s);
         if (d.tokens) {
           token_dx[k] = q.dtable + d.tokens->row[t * B + b] * G * H;
@@ -303,11 +302,11 @@ template <class Cell, class V, class Real> struct Backward {
                         {0, blocks_of<V>(width)}, out + mine.first, add, poll);
   }
   FASTRNN_FN bool weight_gradients(int64_t tokens, bool add) {
-    bool done = (d.tokens || weight_gradient(Cell::input_slot * H, G * H, dweight_ih, token_x, q.x_panel, I, tokens, add)) &&
-                weight_gradient(hidden_slot(0) * H, Cell::phase[0].gates * H, dweight_hh, token_h_prev, q.h_panel, P, tokens, add);
+    bool done = (d.tokens || weight_gradient(Cell::slots.input * H, G * H, dweight_ih, token_x, q.x_panel, I, tokens, add)) &&
+                weight_gradient(hidden_slot<Cell>(0) * H, Cell::phase[0].gates * H, dweight_hh, token_h_prev, q.h_panel, P, tokens, add);
     if constexpr (Cell::projected) done = done && weight_gradient(S * H, P, dweight_hr, token_inner, q.inner_panel, H, tokens, add);
     else if constexpr (Cell::phases == 2)
-      done = done && weight_gradient(hidden_slot(1) * H, Cell::phase[1].gates * H, dweight_hh + Cell::phase[0].gates * H, token_inner,
+      done = done && weight_gradient(hidden_slot<Cell>(1) * H, Cell::phase[1].gates * H, dweight_hh + Cell::phase[0].gates * H, token_inner,
                                      q.inner_panel, P, tokens, add);
     return done;
   }
@@ -395,7 +394,7 @@ template <class Cell, class V, class Real> struct Backward {
       }
     }
     if (seat.rank > 0) return;
-    copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + Cell::input_slot * H : nullptr,
+    copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + Cell::slots.input * H : nullptr,
              q.dweight[bias_ih] ? G * H : 0);
     if (q.dweight[bias_hh])
       for (int64_t k = 0; k < G * H; k++) q.dweight[bias_hh][weight_row(0, k)] = q.column_sums[k];

@@ -11,7 +11,7 @@ namespace {
 using Real = FASTRNN_REAL;
 using V = VectorOf<Real>::type;
 using C = FASTRNN_CELL;
-static_assert(C::gates <= 4 && C::slots <= 4 && C::tape <= 4 && C::states <= max_states,
+static_assert(C::gates <= 4 && C::slots.count <= 4 && C::tape <= 4 && C::states <= max_states,
               "Unit and UnitGradient in cells.hpp have room for four");
 
 void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, seat); }
@@ -29,7 +29,6 @@ void backward(const BackwardDirection<Real>& q, const Seat& seat) {
 }  // namespace
 
 extern const Kernel<Real> FASTRNN_KERNEL;
-const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n, C::gates,  C::slots,     C::tape, C::phases, C::input_slot,
-                                     C::rotate,   C::states, C::projected, pack,    forward,   backward};
+const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n, C::gates, C::tape, C::phases, C::states, C::slots, C::projected, pack, forward, backward};
 
 }  // namespace fastrnn::FASTRNN_ISA

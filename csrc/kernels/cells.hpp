@@ -36,21 +36,25 @@ template <class V> struct UnitGradient {
   V dz[4];                     // result: dL/dz by slot
 };
 
-// Common to all: gates in PyTorch's order, at most four. 'slots' are the gate gradients kept per unit; slot (g + rotate) % gates
-// of the hidden side belongs to gate g; the input side uses the slots input_slot .. input_slot+gates-1 for gates 0, 1, ...
+// Common to all: gates in PyTorch's order, at most four; 'slots' as structs.hpp has them. A gate that keeps its hidden side apart has two
+// gate gradients, and the slots are so arranged that the gates of either side lie side by side: one product then reads them all.
 struct CellDefaults {
-  static constexpr int phases = 1, rotate = 0, input_slot = 0;  // the last two: for a gate that keeps its hidden side apart
-  static constexpr int tape = 0;                                // vectors of Unit::tape that are kept for backward
-  static constexpr int states = 1;                              // h, and what is beside it
+  static constexpr int phases = 1;
+  static constexpr int tape = 0;    // vectors of Unit::tape that are kept for backward
+  static constexpr int states = 1;  // h, and what is beside it
   static constexpr bool has_carry = false;    // backward leaves a part of dL/dh_prev in 'carry'; else it is dropped
   static constexpr bool projected = false;    // the second phase multiplies by weight_hr
   static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
   static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
 };
 
+// First slot of a phase's gates on the hidden side, which its recurrent product consumes.
+template <class Cell> FASTRNN_FN constexpr int hidden_slot(int phase) { return Cell::slots.turn ? 0 : Cell::phase[phase].first; }
+
 // h = f(z),  z = W_ih x + b_ih + W_hh h_prev + b_hh,  f = tanh or relu
 template <bool use_relu> struct Rnn : CellDefaults {
-  static constexpr int gates = 1, slots = 1;
+  static constexpr int gates = 1;
+  static constexpr Slots slots{1};
   static constexpr bool uses_h = true;
   static constexpr Phase phase[] = {{0, 1, 0, 1}};
 
@@ -67,7 +71,8 @@ template <bool use_relu> struct Rnn : CellDefaults {
 // r, z = sigma(.);  n = tanh(W_in x + b_in + r * (W_hn h_prev + b_hn));  h = (1 - z) n + z h_prev
 // Reset after the product: cuDNN, PyTorch. The gradient of n has two sides, hence four slots: n_hidden, r, z, n_input.
 struct Gru : CellDefaults {
-  static constexpr int gates = 3, slots = 4, tape = 4, rotate = 1, input_slot = 1;
+  static constexpr int gates = 3, tape = 4;
+  static constexpr Slots slots{4, 1, 1};
   static constexpr bool has_carry = true, uses_h_prev = true, hidden_apart = true;
   static constexpr Phase phase[] = {{0, 3, 0, 4}};
 
@@ -90,7 +95,8 @@ struct Gru : CellDefaults {
 // r, z = sigma(.);  n = tanh(W_in x + b_in + W_hn (r * h_prev) + b_hn);  h = (1 - z) n + z h_prev
 // Reset before the product (Cho et al. 2014): the candidate's product needs r * h_prev of all units, a second phase.
 struct GruOriginal : CellDefaults {
-  static constexpr int gates = 3, slots = 3, tape = 3, phases = 2;
+  static constexpr int gates = 3, tape = 3, phases = 2;
+  static constexpr Slots slots{3};
   static constexpr bool has_carry = true, uses_h_prev = true;
   static constexpr Phase phase[] = {{0, 2, 1, 2}, {2, 1, 0, 1}};
 
@@ -118,7 +124,8 @@ struct GruOriginal : CellDefaults {
 
 // i, f, o = sigma(.);  g = tanh(.);  c = f c_prev + i g;  h = o tanh(c)
 struct Lstm : CellDefaults {
-  static constexpr int gates = 4, slots = 4, tape = 4;
+  static constexpr int gates = 4, tape = 4;
+  static constexpr Slots slots{4};
   static constexpr int states = 2, c = 1;
   static constexpr Phase phase[] = {{0, 4, 0, 4}};
 

@@ -73,6 +73,14 @@ template <class Real> struct Panels {
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
 enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, parameter_count };
 
+// Where the gate gradients stand that backward keeps of a unit and a token.
+struct Slots {
+  int count;        // in all
+  int input = 0;    // first of those of the input's side, which are in the order of the gates
+  int turn = 0;     // those of the hidden side begin with slot 0, and gate g has slot (g + turn) % gates
+  int vectors = 0;  // the last ones, whose sums over all tokens are the gradients of parameters of one element per unit
+};
+
 // Pointers to arrays of one kind. Element: Real, or const Real where they are only read.
 template <class Element, int n> struct Pointers {
   Element* at[n];
@@ -161,9 +169,8 @@ struct Seat {
 
 // What one cell in one dtype for one instruction set offers.
 template <class Real> struct Kernel {
-  int lanes, gates, slots, tape, phases;
-  int input_slot, rotate;  // where the gate gradients of both sides stand among the slots: cells.hpp
-  int states;
+  int lanes, gates, tape, phases, states;
+  Slots slots;
   bool projected;
   void (*pack)(const Direction<Real>&, const Seat&);
   void (*forward)(const Direction<Real>&, const Seat&);

@@ -78,7 +78,7 @@ class CoreCell {
 
   // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the
   // slot of the hidden side, of which slots 0, 1, ... are, that belongs to gate 0, from where they go round.
-  std::tuple<int, int, int> slots() const { return {facts(n()).slots, facts(n()).input_slot, facts(n()).rotate}; }
+  std::tuple<int, int, int> slots() const { return {facts(n()).slots.count, facts(n()).slots.input, facts(n()).slots.turn}; }
   // At least one: a tensor of none has no memory.
   int64_t tape_bytes(int64_t B) const { return std::max<int64_t>(core_.tape_bytes(Batch(1, B), false), 1); }
 
@@ -178,7 +178,7 @@ class CoreCell {
       if (i) c.dafter[int(i)] = read.maybe(seeds[i], {*B, H});  // that of h is dy
       c.dbefore[int(i)] = read(dstates[i], {*B, H});
     }
-    c.dz = read.maybe(dz, {*B, facts(n()).slots * H});
+    c.dz = read.maybe(dz, {*B, facts(n()).slots.count * H});
     const Parameters<Real> into = c.dz ? Parameters<Real>{} : parameters<Real>(dweights, read);
     c.gradients = &into;
     char* const memory = read.good ? tape_of(tape, batch) : nullptr;

@@ -48,7 +48,7 @@ template <class K> struct Run {
   const CellKernels<Store, Real>& cell = k.cell[int(n.cell)];
   const Sequences& sequences = call.sequences;
   const int64_t T = sequences.T, B = sequences.B, H = n.H, P = n.P, width = n.D * n.P, tokens = times(T, B);
-  const int64_t GH = times(cell.gates, H), SH = times(cell.slots, H);
+  const int64_t GH = times(cell.gates, H), SH = times(cell.slots.count, H);
   char* workspace = nullptr;
 
   void copy(void* to, const void* from, int64_t bytes) {
@@ -227,10 +227,10 @@ template <class K> struct BackwardRun : Run<K> {
       : Base{kernels, network, g, b.forward, a, s}, back(b) {}
 
   // For phase p the gates of the hidden side in the order of the slots: slot s belongs to gate (s + shift) % G.
-  int shift() const { return cell.gates - cell.rotate; }
+  int shift() const { return cell.gates - cell.slots.turn; }
 
   void prepare(BackSide<Store, Real>& s, int64_t l, int d, Rows<const Store> y, Rows<const Store> dy) {
-    const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots, inner_row);
+    const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots.count, inner_row);
     const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     const bool top = l + 1 == n.L;
     s = {};
@@ -286,7 +286,7 @@ template <class K> struct BackwardRun : Run<K> {
       const PhaseFacts& ph = cell.phase[p];
       const Store* const operand = p == 0 ? scratch[d].before : inner;
       for (int gate = ph.first; gate < ph.first + ph.gates;) {
-        const int slot = (gate + cell.rotate) % cell.gates, run = std::min(ph.first + ph.gates - gate, cell.gates - slot);
+        const int slot = (gate + cell.slots.turn) % cell.gates, run = std::min(ph.first + ph.gates - gate, cell.gates - slot);
         this->multiply({{sweep.side[d].dgates + slot * H, 1, SH}, {operand, 1, P}, run * H, count, P, P, add},
                        scratch[d].dhh + gate * H * P, true);
         gate += run;
@@ -299,7 +299,7 @@ template <class K> struct BackwardRun : Run<K> {
     const int64_t I = n.input_size(l), from = this->lowest(d == 1, first, last) * B, count = (last - first) * B;
     const BackSide<Store, Real>& s = sweep.side[d];
     const SideScratch& to = scratch[d];
-    const Store* const of_input = s.dgates + cell.input_slot * H;
+    const Store* const of_input = s.dgates + cell.slots.input * H;
     const auto rows = this->matrix(x, I, true, to.x, from, count);
     const auto& saved = call.saved->sides[size_t(l * n.D + d)];
     const Store* const inner = saved.inner ? saved.inner + from * H : nullptr;
@@ -325,7 +325,7 @@ template <class K> struct BackwardRun : Run<K> {
     hand_over(s.dih, g[weight_ih], GH * n.input_size(l));
     hand_over(s.dhh, g[weight_hh], GH * P);
     if (cell.projected) hand_over(s.dhr, g[weight_hr], P * H);
-    hand_over(s.sums + cell.input_slot * H, g[bias_ih], GH);
+    hand_over(s.sums + cell.slots.input * H, g[bias_ih], GH);
     for (int slot = 0; slot < cell.gates; slot++)
       hand_over(s.sums + slot * H, g[bias_hh] ? g[bias_hh] + (slot + shift()) % cell.gates * H : nullptr, H);
   }

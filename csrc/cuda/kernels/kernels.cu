@@ -53,13 +53,18 @@ void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool ini
 }
 
 template <class Cell> constexpr PhaseFacts facts(int p) {
-  return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, Cell::rotate ? 0 : Cell::phase[p].first} : PhaseFacts{};
+  return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, device::hidden_slot<Cell>(p)} : PhaseFacts{};
 }
 template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
-  return {Cell::gates,      Cell::slots,     Cell::tape,
-          Cell::phases,     Cell::rotate,    Cell::input_slot,
-          Cell::states > 1, Cell::projected, {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
-          forward<Cell>,    backward<Cell>};
+  return {Cell::gates,
+          Cell::tape,
+          Cell::phases,
+          Cell::slots,
+          Cell::states > 1,
+          Cell::projected,
+          {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+          forward<Cell>,
+          backward<Cell>};
 }
 
 // ---- rows ----------------------------------------------------------------------------------------------------------

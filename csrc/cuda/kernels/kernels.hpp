@@ -12,7 +12,8 @@ struct PhaseFacts {
 };
 
 template <class Store, class Real> struct CellKernels {
-  int gates, slots, tape, phases, rotate, input_slot;
+  int gates, tape, phases;
+  Slots slots;
   bool has_c, projected;
   PhaseFacts phase[2];
   void (*forward)(const Sweep<Store, Real>&, int64_t step, int phase, const StepLaunch&, cudaStream_t);

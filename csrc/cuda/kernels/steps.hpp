@@ -148,9 +148,6 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// The slots that a phase's product consumes: those of its gates on the hidden side.
-template <class Cell> FASTRNN_FN constexpr int hidden_slot(int p) { return Cell::rotate ? 0 : Cell::phase[p].first; }
-
 // With 'initial' no step but what comes before the first: dh0, of phase 0 only.
 template <class Cell, int p, class T, int N>
 __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
@@ -165,7 +162,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   const cuda::BackSide<Store, Real>& side = s.side[blockIdx.z];
   const DeviceOrder order(s.sequences, side.reverse);
   const int64_t B = s.sequences.B, H = s.H, P = s.P, units = p == 0 ? P : H, t = initial ? 0 : order.time(step);
-  const int64_t wide = Cell::slots * pad<Store>(H), K = through_projection ? pad<Store>(P) : phase.gates * pad<Store>(H);
+  const int64_t wide = Cell::slots.count * pad<Store>(H), K = through_projection ? pad<Store>(P) : phase.gates * pad<Store>(H);
   const Place<N> place(units, B);
   const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
   Store* const here = side.recurrent + step % 2 * B * wide;
@@ -193,7 +190,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       continue;
     }
     const int64_t token = t * B + b, in_chunk = token - side.first;
-    Store* const dgates = side.dgates + in_chunk * Cell::slots * H + unit;
+    Store* const dgates = side.dgates + in_chunk * Cell::slots.count * H + unit;
     if (!order.runs(t, b)) {
       if (p == 0 && side.hidden.base && !side.hidden.starts) side.hidden.at(t, b)[unit] = narrow<Store>(Real(0));
       if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(Real(0));
