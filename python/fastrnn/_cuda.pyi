@@ -85,6 +85,7 @@ class Network:
         device: int,
     ) -> None: ...
     def tape_bytes(self, T: int, B: int, dropout: bool) -> int: ...
+    def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more
     def forward(
         self,
         *,
@@ -92,10 +93,8 @@ class Network:
         parameters: list[Array],  # PyTorch's, in its order, contiguous
         x: Array,  # (T, B, I), or with starts (rows, I)
         y: Array,  # (T, B, D*P), or (rows, D*P); written
-        h0: Array | None,  # (L*D, B, P)
-        c0: Array | None,  # (L*D, B, H)
-        hn: Array,  # written
-        cn: Array | None,  # written, LSTM only
+        states: Sequence[Array | None],  # (L*D, B, size) each, as the cell is described; none at all: zeros
+        ends: Sequence[Array],  # the final states, written
         starts: Array | None,  # (T,) int64: rows before those of each time, of packed sequences
         lengths: Array | None,  # (B,) int64
         reset: Array | None,  # (T, B) bool
@@ -112,19 +111,16 @@ class Network:
         tape: Array,
         x: Array,
         y: Array,
-        h0: Array | None,
-        c0: Array | None,
+        states: Sequence[Array | None],
         starts: Array | None,
         lengths: Array | None,
         reset: Array | None,
         masks: Array | None,
         scale: float,
         dy: Array | None,
-        dhn: Array | None,
-        dcn: Array | None,
+        dstates: Sequence[Array | None],  # of the final states; none at all: zeros
         dx: Array,  # written, contiguous
-        dh0: Array,  # written
-        dc0: Array | None,  # written, LSTM only
+        begins: Sequence[Array],  # gradients of the initial states, written
         gradients: list[Array],  # written, shaped like parameters
         hidden: Array | None,  # (T, B, D*P) dL/dh_t, written
         allocate: Callable[[int], Array],

@@ -111,7 +111,7 @@ def read_state(
     """
     if state is None:
         return None
-    members = _members(problems, layer, name, state)
+    members = members_of(problems, layer, name, state)
     if members is None:
         return None
     shapes = layer._state_shapes(batch)
@@ -121,7 +121,7 @@ def read_state(
     )
 
 
-def _members(problems: Problems, layer: Spec[Any], name: str, state: Any) -> list[tuple[str, Any]] | None:
+def members_of(problems: Problems, layer: Spec[Any], name: str, state: Any) -> list[tuple[str, Any]] | None:
     """Return the members of a state and what to call them."""
     if not layer._has_cell_state:
         if isinstance(state, tuple):
@@ -309,7 +309,7 @@ def read_step(layer: Spec[Any], x: ArrayLike, state: StateLike, out: Any, state_
     if out is not None and not checks.output_array(problems, "out", out, y_shape, layer.dtype):
         out = None
     ends: list[Array | None] = []
-    members = None if state_out is None else _members(problems, layer, "state_out", state_out)
+    members = None if state_out is None else members_of(problems, layer, "state_out", state_out)
     if members is not None:
         shapes = layer._state_shapes(batch)
         ends = [_writable(problems, layer, *named, wanted) for named, wanted in zip(members, shapes, strict=True)]

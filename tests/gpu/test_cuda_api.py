@@ -339,16 +339,16 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
     network = fastrnn.LSTM(3, 5).to("cuda")._network
     parameters = list(fastrnn.LSTM(3, 5).to("cuda").parameters().values())
     made = {
-        "stream": 0, "parameters": parameters, "x": to_gpu(drawn(4, 2, 3)), "y": to_gpu(drawn(4, 2, 5)), "h0": None,
-        "c0": None, "hn": to_gpu(drawn(1, 2, 5)), "cn": to_gpu(drawn(1, 2, 5)), "starts": None, "lengths": None,
-        "reset": None, "masks": None, "scale": 1.0, "tape": None,
+        "stream": 0, "parameters": parameters, "x": to_gpu(drawn(4, 2, 3)), "y": to_gpu(drawn(4, 2, 5)), "states": [],
+        "ends": [to_gpu(drawn(1, 2, 5)), to_gpu(drawn(1, 2, 5))], "starts": None, "lengths": None, "reset": None,
+        "masks": None, "scale": 1.0, "tape": None,
         "allocate": lambda n: core.Array.empty((n,), "uint8", 0, 0),
     }  # fmt: skip
     network.forward(**made)
     wrong = {
         "y": to_gpu(drawn(4, 2, 4)),
-        "hn": to_gpu(drawn(1, 2, 5).astype(np.float64)),
-        "cn": None,
+        "states": [None],
+        "ends": made["ends"][:1],
         "lengths": to_gpu(np.zeros(3, np.int64)),
         "reset": to_gpu(np.zeros((4, 3), bool)),
         "starts": to_gpu(np.zeros(4, np.int64)),
@@ -360,6 +360,10 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
     for name, value in wrong.items():
         with pytest.raises((ValueError, TypeError)):
             network.forward(**{**made, name: value})
+    for ends in ([None, None], [to_gpu(drawn(1, 2, 5).astype(np.float64)), made["ends"][1]]):
+        with pytest.raises(TypeError):
+            network.forward(**{**made, "ends": ends})
+    network.forward(**{**made, "states": [None, to_gpu(drawn(1, 2, 5))]})
     with pytest.raises(ValueError, match="must be positive"):
         core.Network("lstm", "float32", 0, 1, 0, 1, False, True, 0)
     with pytest.raises(OverflowError):

@@ -90,6 +90,18 @@ template <class K> struct Run {
     return {room, size};
   }
 
+  // Of states (L*D,B,size), those of layer and direction i.
+  template <class T> States<T> states_of(const States<T>& all, int64_t i) const {
+    States<T> found{};
+    for (int state = 0; state < cell.states; state++)
+      if (all[state]) found[state] = all[state] + i * B * state_size(state);
+    return found;
+  }
+  int64_t state_size(int state) const { return state ? H : P; }
+  void start(const States<Real>& to, const States<const Real>& from) {
+    for (int state = 0; state < cell.states; state++) copy(to[state], from[state], B * state_size(state) * int64_t(sizeof(Real)));
+  }
+
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
   int64_t phase_units(int p, bool forward) const {
     const bool to_projection = forward ? p == 1 : p == 0;
@@ -135,18 +147,15 @@ template <class K> struct ForwardRun : Run<K> {
     s.y = side_of(y, d * P);
     if (call.saved) {
       const auto& saved = call.saved->sides[size_t(i)];
-      s.tape_gates = saved.gates, s.tape_c = saved.c, s.tape_inner = saved.inner;
+      s.tape_gates = saved.gates, s.trail = saved.trail, s.tape_inner = saved.inner;
     }
     if (!runs) return;
-    const Real* const h0 = call.h0 ? call.h0 + i * B * P : nullptr;
-    s.h = call.hn + i * B * P;
+    const States<const Real> before = this->states_of(call.before, i);
+    s.state = this->states_of(call.after, i);
     this->zero(s.recurrent, 2 * B * h_row * int64_t(sizeof(Store)));
-    k.pad_state(h0, s.recurrent, B, P, h_row, stream);
+    k.pad_state(before[0], s.recurrent, B, P, h_row, stream);
     if (s.inner) this->zero(s.inner, B * inner_row * int64_t(sizeof(Store)));
-    this->copy(s.h, h0, B * P * int64_t(sizeof(Real)));
-    if (!cell.has_c) return;
-    s.c = call.cn + i * B * H;
-    this->copy(s.c, call.c0 ? call.c0 + i * B * H : nullptr, B * H * int64_t(sizeof(Real)));
+    this->start(s.state, before);
   }
 
   // W_ih x of steps [first, last).
@@ -252,16 +261,12 @@ template <class K> struct BackwardRun : Run<K> {
     if (cell.projected) s.dprojected = arena.template take<Store>(times(times(chunk, B), P));
     if (!runs) return;
     const auto& saved = call.saved->sides[size_t(i)];
-    s.tape_gates = saved.gates, s.tape_c = saved.c;
-    s.h0 = call.h0 ? call.h0 + i * B * P : nullptr;
-    s.c0 = call.c0 ? call.c0 + i * B * H : nullptr;
-    s.dh = back.dh0 + i * B * P;
+    s.tape_gates = saved.gates, s.trail = saved.trail;
+    s.before = this->states_of(call.before, i);
+    s.dstate = this->states_of(back.dbefore, i);
     this->zero(s.recurrent, 2 * B * wide * int64_t(sizeof(Store)));
     if (s.projected) this->zero(s.projected, B * padded<Store>(P) * int64_t(sizeof(Store)));
-    this->copy(s.dh, back.dhn ? back.dhn + i * B * P : nullptr, B * P * int64_t(sizeof(Real)));
-    if (!cell.has_c) return;
-    s.dc = back.dc0 + i * B * H;
-    this->copy(s.dc, back.dcn ? back.dcn + i * B * H : nullptr, B * H * int64_t(sizeof(Real)));
+    this->start(s.dstate, this->states_of(back.dafter, i));
   }
 
   Real* accumulator(Store* gradient, int64_t count) {
@@ -303,7 +308,7 @@ template <class K> struct BackwardRun : Run<K> {
     const auto rows = this->matrix(x, I, true, to.x, from, count);
     const auto& saved = call.saved->sides[size_t(l * n.D + d)];
     const Store* const inner = saved.inner ? saved.inner + from * H : nullptr;
-    k.gather_before(call.sequences, s.reverse, s.y, s.h0, to.before, P, from, count, stream);
+    k.gather_before(call.sequences, s.reverse, s.y, s.before[0], to.before, P, from, count, stream);
     this->multiply({{of_input, 1, SH}, {rows.base, 1, rows.pitch}, GH, count, I, I, add}, to.dih, true);
     recurrent_gradient(d, count, inner, add);
     if (cell.projected) this->multiply({{s.dprojected, 1, P}, {inner, 1, H}, P, count, H, H, add}, to.dhr, true);
@@ -395,10 +400,13 @@ template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network
   const CellKernels<float, float>& cell = kernels_float32.cell[int(n.cell)];  // the numbers are the same in every precision
   const int64_t tokens = times(T, B), output = times(tokens, n.D * n.P);
   Saved<Store, Real> saved;
-  for (int64_t i = 0; i < n.L * n.D; i++)
-    saved.sides.push_back({cell.tape ? arena.take<Store>(times(times(tokens, n.H), cell.tape)) : nullptr,
-                           cell.has_c ? arena.take<Real>(times(tokens, n.H)) : nullptr,
-                           cell.phases == 2 ? arena.take<Store>(times(tokens, n.H)) : nullptr});
+  for (int64_t i = 0; i < n.L * n.D; i++) {
+    typename Saved<Store, Real>::Side side{};
+    if (cell.tape) side.gates = arena.take<Store>(times(times(tokens, n.H), cell.tape));
+    for (int state = 1; state < cell.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
+    if (cell.phases == 2) side.inner = arena.take<Store>(times(tokens, n.H));
+    saved.sides.push_back(side);
+  }
   for (int64_t l = 0; l + 1 < n.L; l++) {
     saved.outputs.push_back(arena.take<Store>(output));
     saved.dropped.push_back(dropout ? arena.take<Store>(output) : nullptr);

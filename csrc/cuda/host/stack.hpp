@@ -29,9 +29,9 @@ struct Gpu {
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Store, class Real> struct Saved {
   struct Side {
-    Store* gates;  // (tokens,tape,H)
-    Real* c;       // (tokens,H)
-    Store* inner;  // (tokens,H)
+    Store* gates;        // (tokens,tape,H)
+    States<Real> trail;  // (tokens,H) of the states beside h
+    Store* inner;        // (tokens,H)
   };
   std::vector<Side> sides;      // (L*D)
   std::vector<Store*> outputs;  // (L-1) (T,B,D*P)
@@ -43,8 +43,8 @@ template <class Store, class Real> struct ForwardCall {
   Sequences sequences;
   Rows<const Store> x;                  // (T,B,I)
   Rows<Store> y;                        // (T,B,D*P)
-  const Real *h0, *c0;                  // (L*D,B,P), (L*D,B,H) or null: zeros
-  Real *hn, *cn;                        // the same; cn null without c
+  States<const Real> before;            // (L*D,B,size) each, or null: zeros
+  States<Real> after;                   // the same, written
   const uint8_t* masks;                 // (L-1,T,B,D*P) or null
   Real scale;                           // of what a mask keeps
   const Parameters<const Store>* weights;  // (L*D)
@@ -56,8 +56,8 @@ template <class Store, class Real> struct BackwardCall {
   Rows<const Store> dy;              // or base null: zeros
   Rows<Store> dx;                    // (T,B,I)
   Rows<Store> hidden;                // (T,B,D*P) or base null
-  const Real *dhn, *dcn;             // or null
-  Real *dh0, *dc0;
+  States<const Real> dafter;         // or null
+  States<Real> dbefore;              // written
   const Parameters<Store>* gradients;   // (L*D)
 };
 

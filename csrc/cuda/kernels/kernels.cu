@@ -59,8 +59,8 @@ template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
   return {Cell::gates,
           Cell::tape,
           Cell::phases,
+          Cell::states,
           Cell::slots,
-          Cell::states > 1,
           Cell::projected,
           {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
           forward<Cell>,
@@ -96,9 +96,9 @@ void gather(const Sequences& s, Rows<const Store> from, Store* to, int64_t n, in
 void scatter(const Sequences& s, const Store* from, Rows<Store> to, int64_t n, int64_t tokens, cudaStream_t stream) {
   run(tokens * n, device::Scatter<Store>{from, to, s, n, 0}, stream);
 }
-void gather_before(const Sequences& s, bool reverse, Rows<const Store> y, const Real* h0, Store* to, int64_t P, int64_t first,
+void gather_before(const Sequences& s, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P, int64_t first,
                    int64_t tokens, cudaStream_t stream) {
-  run(tokens * P, device::GatherBefore<Store, Real>{y, h0, to, s, reverse, P, first}, stream);
+  run(tokens * P, device::GatherBefore<Store, Real>{y, start, to, s, reverse, P, first}, stream);
 }
 void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
   run(rows * pitch, device::PadRows<Store, Store>{from, to, n, pitch}, stream);

@@ -12,9 +12,9 @@ struct PhaseFacts {
 };
 
 template <class Store, class Real> struct CellKernels {
-  int gates, tape, phases;
+  int gates, tape, phases, states;
   Slots slots;
-  bool has_c, projected;
+  bool projected;
   PhaseFacts phase[2];
   void (*forward)(const Sweep<Store, Real>&, int64_t step, int phase, const StepLaunch&, cudaStream_t);
   void (*backward)(const BackSweep<Store, Real>&, int64_t step, int phase, bool initial, const StepLaunch&, cudaStream_t);
@@ -28,8 +28,8 @@ template <class Store_, class Real_> struct Kernels {
   void (*product)(const MatrixProduct<Store>&, void* c, bool wide, int shares, Real* parts, cudaStream_t);
   void (*gather)(const Sequences&, Rows<const Store>, Store* to, int64_t n, int64_t first, int64_t tokens, cudaStream_t);
   void (*scatter)(const Sequences&, const Store* from, Rows<Store>, int64_t n, int64_t tokens, cudaStream_t);
-  // h of the step before, of some tokens: (tokens,P)
-  void (*gather_before)(const Sequences&, bool reverse, Rows<const Store> y, const Real* h0, Store* to, int64_t P, int64_t first,
+  // h of the step before, of some tokens: (tokens,P); 'start' is that of the initial state, or null
+  void (*gather_before)(const Sequences&, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P, int64_t first,
                         int64_t tokens, cudaStream_t);
   void (*pad)(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);
   void (*pad_state)(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);  // null: zeros

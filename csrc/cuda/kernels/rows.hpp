@@ -39,7 +39,7 @@ template <class Store> struct Scatter {
 // h of the step before, for the tokens of some steps.
 template <class Store, class Real> struct GatherBefore {
   Rows<const Store> y;
-  const Real* h0;
+  const Real* start;  // (B,n) h of the initial state, or null: zeros
   Store* to;
   Sequences sequences;
   bool reverse;
@@ -51,7 +51,7 @@ template <class Store, class Real> struct GatherBefore {
     Store h{};
     if (order.runs(t, b) && !order.cut_before(t, b)) {
       if (!order.is_first(t, b)) h = y.at(order.before(t), b)[k];
-      else if (h0) h = narrow<Store>(h0[b * n + k]);
+      else if (start) h = narrow<Store>(start[b * n + k]);
     }
     to[i] = h;
   }

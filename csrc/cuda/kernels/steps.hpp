@@ -115,8 +115,10 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       }
       u.z[g] = z;
     }
-    if (Cell::uses_h_prev && !cut) u.h_prev = side.h[b * P + unit];
-    if ((Cell::states > 1) && p == 0 && !cut) u.prev[1] = side.c[b * H + unit];
+    if (Cell::uses_h_prev && !cut) u.h_prev = side.state[0][b * P + unit];
+#pragma unroll
+    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++)
+      if (!cut) u.prev[k] = side.state[k][b * H + unit];
     Real* const kept = keeps ? side.kept + b * Cell::tape * H + unit : nullptr;
     if (keeps && p > 0)
 #pragma unroll
@@ -126,7 +128,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
 
     if (last) {
       const Store h = narrow<Store>(u.out);
-      side.h[b * P + unit] = u.out;
+      side.state[0][b * P + unit] = u.out;
       after[b * pad<Store>(P) + unit] = h;
       side.y.at(t, b)[unit] = h;
     } else {
@@ -134,9 +136,10 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       side.inner[b * pad<Store>(H) + unit] = inner;
       if (side.tape_inner) side.tape_inner[token * H + unit] = inner;
     }
-    if ((Cell::states > 1) && p == 0) {
-      side.c[b * H + unit] = u.next[1];
-      if (side.tape_c) side.tape_c[token * H + unit] = u.next[1];
+#pragma unroll
+    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++) {
+      side.state[k][b * H + unit] = u.next[k];
+      if (side.trail[k]) side.trail[k][token * H + unit] = u.next[k];
     }
 #pragma unroll
     for (int k = 0; k < (projects ? 0 : Cell::tape); k++) {
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// With 'initial' no step but what comes before the first: dh0, of phase 0 only.
+// With 'initial' no step but what comes before the first: the gradient of the initial h, of phase 0 only.
 template <class Cell, int p, class T, int N>
 __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     step_backward(cuda::BackSweep<typename T::Store, typename T::Real> s, int64_t step, bool initial) {
@@ -185,7 +188,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     if (initial) {
       const int64_t length = order.length(b);
       const bool cut = length && order.cut_before(side.reverse ? length - 1 : 0, b);
-      Real& dh = side.dh[b * P + unit];
+      Real& dh = side.dstate[0][b * P + unit];
       dh = cut ? Real(0) : dh + sum;
       continue;
     }
@@ -206,7 +209,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     u.dout = sum;
     const bool cut = order.cut_off_after(t, b);
     if (p == 0) {
-      Real& dh = side.dh[b * P + unit];
+      Real& dh = side.dstate[0][b * P + unit];
       if (side.dy.base) u.dout += widen(side.dy.at(t, b)[unit]);
       if (!cut) u.dout += dh;
       dh = 0;
@@ -224,22 +227,24 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     if (Cell::uses_h) u.h = widen(side.y.at(t, b)[unit]);
     if (Cell::uses_h_prev && !cut_off) {
       if (!first) u.h_prev = widen(side.y.at(order.before(t), b)[unit]);
-      else if (side.h0) u.h_prev = side.h0[b * P + unit];
+      else if (side.before[0]) u.h_prev = side.before[0][b * P + unit];
     }
-    if ((Cell::states > 1)) {
-      u.next[1] = side.tape_c[token * H + unit];
+#pragma unroll
+    for (int k = 1; k < Cell::states; k++) {
+      u.next[k] = side.trail[k][token * H + unit];
       if (!cut_off) {
-        if (!first) u.prev[1] = side.tape_c[(order.before(t) * B + b) * H + unit];
-        else if (side.c0) u.prev[1] = side.c0[b * H + unit];
+        if (!first) u.prev[k] = side.trail[k][(order.before(t) * B + b) * H + unit];
+        else if (side.before[k]) u.prev[k] = side.before[k][b * H + unit];
       }
-      if (!cut) u.dstate[1] = side.dc[b * H + unit];
+      if (!cut) u.dstate[k] = side.dstate[k][b * H + unit];
     }
-    if (Cell::has_carry && p == 1) u.carry = side.dh[b * P + unit];
+    if (Cell::has_carry && p == 1) u.carry = side.dstate[0][b * P + unit];
 
     Cell::template backward<p>(u);
 
-    if ((Cell::states > 1)) side.dc[b * H + unit] = first && cut_off ? Real(0) : u.dstate[1];
-    if (Cell::has_carry) side.dh[b * P + unit] = u.carry;
+#pragma unroll
+    for (int k = 1; k < Cell::states; k++) side.dstate[k][b * H + unit] = first && cut_off ? Real(0) : u.dstate[k];
+    if (Cell::has_carry) side.dstate[0][b * P + unit] = u.carry;
 #pragma unroll
     for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
       const Store dz = narrow<Store>(u.dz[k]);

@@ -30,11 +30,10 @@ template <class Store, class Real> struct Side {
   Store* recurrent;                // [2](B,pad(P)) h of the last step, and of this one: they take turns
   Store* inner;                    // (B,pad(H)) what the second phase multiplies
   Real* kept;                      // (B,tape,H) the tape from phase to phase, of cells with two
-  Real* h;                         // (B,P) as it runs: hn in the end
-  Real* c;                         // (B,H) the same
+  States<Real> state;              // (B,size) each, as they run: the final ones in the end
   Rows<Store> y;                   // (T,B,P) written, zero past the length
   Store* tape_gates;               // (tokens,tape,H) or null
-  Real* tape_c;                    // (tokens,H) or null
+  States<Real> trail;              // (tokens,H) of the states beside h, or null
   Store* tape_inner;               // (tokens,H) or null
 };
 
@@ -51,13 +50,13 @@ template <class Store, class Real> struct BackSide {
   Rows<const Store> y;            // as forward wrote it
   Rows<const Store> dy;           // (T,B,P) or base null: zeros
   Rows<Store> hidden;             // (T,B,P) dL/dh_t, written, or base null
-  const Real *h0, *c0;            // (B,P), (B,H) or null: zeros
+  States<const Real> before;      // (B,size) each, or null: zeros
   const Store* tape_gates;
-  const Real* tape_c;
+  States<Real> trail;
   Store* recurrent;   // [2](B,slots,pad(H)) gate gradients of the step after, and of this one: they take turns
   Store* projected;   // (B,pad(P)) dL/dh of this step, with a projection
-  Real* dh;           // (B,P) dhn at first; the part of dh that passes by the product; dh0 in the end
-  Real* dc;           // (B,H) dcn at first, dc0 in the end
+  States<Real> dstate;  // (B,size) each: of the final states at first, of the initial ones in the end; of h between them the part of
+                        // dL/dh_prev that passes by the product
   Store* dgates;      // (tokens of the chunk, slots, H) written
   Store* dprojected;  // (tokens of the chunk, P) dL/dh, with a projection
   int64_t first;      // the token of the chunk that these begin with

@@ -258,11 +258,12 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("precision"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
            py::arg("bidirectional"), py::arg("bias"), py::arg("device"))
       .def("tape_bytes", &CoreNetwork::tape_bytes)
+      .def("tape_room", &CoreNetwork::tape_room)
       .def("forward", &CoreNetwork::forward, py::kw_only(), py::arg("stream"), py::arg("parameters"), py::arg("x"), py::arg("y"),
-           py::arg("h0"), py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("starts"), py::arg("lengths"), py::arg("reset"),
-           py::arg("masks"), py::arg("scale"), py::arg("tape"), py::arg("allocate"))
+           py::arg("states"), py::arg("ends"), py::arg("starts"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
+           py::arg("tape"), py::arg("allocate"))
       .def("backward", &CoreNetwork::backward, py::kw_only(), py::arg("stream"), py::arg("parameters"), py::arg("tape"), py::arg("x"),
-           py::arg("y"), py::arg("h0"), py::arg("c0"), py::arg("starts"), py::arg("lengths"), py::arg("reset"), py::arg("masks"),
-           py::arg("scale"), py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("dx"), py::arg("dh0"), py::arg("dc0"),
-           py::arg("gradients"), py::arg("hidden"), py::arg("allocate"));
+           py::arg("y"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
+           py::arg("dy"), py::arg("dstates"), py::arg("dx"), py::arg("begins"), py::arg("gradients"), py::arg("hidden"),
+           py::arg("allocate"));
 }

@@ -21,6 +21,8 @@ std::vector<std::unique_ptr<Prepared>>& prepared() {
 // ---- networks ------------------------------------------------------------------------------------------------------
 
 using MaybeArray = std::optional<Array>;
+using GivenStates = std::vector<MaybeArray>;  // none at all: zeros; each may be missing as well
+using NewStates = std::vector<Array>;
 
 struct CoreNetwork {
   Network n;
@@ -65,7 +67,17 @@ struct CoreNetwork {
   const CellKernels<float, float>& facts() const { return kernels_float32.cell[int(n.cell)]; }
   const Gpu& gpu() const { return prepared()[size_t(device)]->gpu; }
 
-  Shape state_shape(int64_t B, int64_t size) const { return {n.L * n.D, B, size}; }
+  // Where given or new states lie.
+  template <class Real, class Arrays> States<Real> state_pointers(const char* what, const Arrays& arrays, int64_t B) const {
+    constexpr bool written = !std::is_const_v<Real>;
+    States<Real> at{};
+    if (!written && arrays.empty()) return at;
+    if (arrays.size() != size_t(facts().states))
+      throw py::value_error("there must be " + std::to_string(facts().states) + " states" + (written ? "" : ", or none"));
+    for (int i = 0; i < facts().states; i++)
+      at[i] = pointer_to<Real>(what, arrays[size_t(i)], {n.L * n.D, B, i ? n.H : n.P}, device, written);
+    return at;
+  }
 
   template <class Store> std::vector<Parameters<Store>> weights(const std::vector<Array>& arrays, bool written) const {
     std::vector<Parameters<Store>> all;
@@ -125,7 +137,8 @@ struct CoreNetwork {
 
   struct Inputs {
     const Array &x, &y;
-    const MaybeArray &h0, &c0, &masks;
+    const GivenStates& states;
+    const MaybeArray& masks;
     double scale;
   };
   // Everything of a call but the final states.
@@ -136,8 +149,7 @@ struct CoreNetwork {
     c.sequences = t.sequences;
     c.x = t.read<const typename K::Store>("x", in.x, n.I, false);
     c.y = t.read<typename K::Store>("y", in.y, n.D * n.P, writes);
-    c.h0 = pointer_to<const Real>("h0", in.h0, state_shape(B, n.P), device, false);
-    c.c0 = facts().has_c ? pointer_to<const Real>("c0", in.c0, state_shape(B, n.H), device, false) : nullptr;
+    c.before = state_pointers<const Real>("states", in.states, B);
     if (in.masks) c.masks = pointer_to<const uint8_t>("masks", *in.masks, {n.L - 1, t.sequences.T, B, n.D * n.P}, device, false);
     c.scale = Real(in.scale);
     return c;
@@ -150,6 +162,11 @@ struct CoreNetwork {
       lay_out_tape<typename K::Store, typename K::Real>(n, T, B, dropout, arena);
     });
     return arena.most();
+  }
+  // Room for a tape: so many bytes for each of T*B tokens, and so many more.
+  std::pair<int64_t, int64_t> tape_room(bool dropout) const {
+    const int64_t tokens = 128, bytes = tape_bytes(tokens, 1, dropout), arrays = (1 + facts().states) * n.L * n.D + 2 * n.L;
+    return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
   template <class K> Saved<typename K::Store, typename K::Real> on_tape(const Array& tape, const Tokens& t, bool dropout,
                                                                         bool written) const {
@@ -174,21 +191,18 @@ struct CoreNetwork {
     });
   }
 
-  void forward(uintptr_t stream, const std::vector<Array>& parameters, const Array& x, const Array& y, const MaybeArray& h0,
-               const MaybeArray& c0, const Array& hn, const MaybeArray& cn, const MaybeArray& starts, const MaybeArray& lengths,
-               const MaybeArray& reset, const MaybeArray& masks, double scale, const MaybeArray& tape, const py::function& allocate) const {
+  void forward(uintptr_t stream, const std::vector<Array>& parameters, const Array& x, const Array& y, const GivenStates& states,
+               const NewStates& ends, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset, const MaybeArray& masks,
+               double scale, const MaybeArray& tape, const py::function& allocate) const {
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;
       using Real = typename K::Real;
       const Tokens t = tokens(x, starts, lengths, reset);
-      const int64_t B = t.sequences.B;
-      auto c = call<K>(t, {x, y, h0, c0, masks, scale}, true);
+      auto c = call<K>(t, {x, y, states, masks, scale}, true);
       const auto w = weights<const Store>(parameters, false);
       c.weights = w.data();
-      c.hn = pointer_to<Real>("hn", hn, state_shape(B, n.P), device, true);
-      if (facts().has_c) c.cn = pointer_to<Real>("cn", cn, state_shape(B, n.H), device, true);
-      if (facts().has_c && !c.cn) throw py::value_error("an LSTM needs cn");
+      c.after = state_pointers<Real>("ends", ends, t.sequences.B);
       Saved<Store, Real> saved;
       if (tape) saved = on_tape<K>(*tape, t, masks.has_value(), true), c.saved = &saved;
       else if (masks) throw py::value_error("dropout needs a tape");
@@ -197,18 +211,17 @@ struct CoreNetwork {
   }
 
   void backward(uintptr_t stream, const std::vector<Array>& parameters, const Array& tape, const Array& x, const Array& y,
-                const MaybeArray& h0, const MaybeArray& c0, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
-                const MaybeArray& masks, double scale, const MaybeArray& dy, const MaybeArray& dhn, const MaybeArray& dcn, const Array& dx,
-                const Array& dh0, const MaybeArray& dc0, const std::vector<Array>& gradients, const MaybeArray& hidden,
+                const GivenStates& states, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
+                const MaybeArray& masks, double scale, const MaybeArray& dy, const GivenStates& dstates, const Array& dx,
+                const NewStates& begins, const std::vector<Array>& gradients, const MaybeArray& hidden,
                 const py::function& allocate) const {
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;
       using Real = typename K::Real;
       const Tokens t = tokens(x, starts, lengths, reset);
-      const int64_t B = t.sequences.B;
       BackwardCall<Store, Real> c{};
-      c.forward = call<K>(t, {x, y, h0, c0, masks, scale}, false);
+      c.forward = call<K>(t, {x, y, states, masks, scale}, false);
       const auto w = weights<const Store>(parameters, false);
       c.forward.weights = w.data();
       const auto saved = on_tape<K>(tape, t, masks.has_value(), false);
@@ -218,13 +231,8 @@ struct CoreNetwork {
       if (!starts && !dx.contiguous()) throw py::value_error("dx must be contiguous");
       if (hidden && starts) throw py::value_error("hidden is not for packed rows");
       c.hidden = t.read<Store>("hidden", hidden, n.D * n.P, true);
-      c.dhn = pointer_to<const Real>("dhn", dhn, state_shape(B, n.P), device, false);
-      c.dh0 = pointer_to<Real>("dh0", dh0, state_shape(B, n.P), device, true);
-      if (facts().has_c) {
-        c.dcn = pointer_to<const Real>("dcn", dcn, state_shape(B, n.H), device, false);
-        c.dc0 = pointer_to<Real>("dc0", dc0, state_shape(B, n.H), device, true);
-        if (!c.dc0) throw py::value_error("an LSTM needs dc0");
-      }
+      c.dafter = state_pointers<const Real>("dstates", dstates, t.sequences.B);
+      c.dbefore = state_pointers<Real>("begins", begins, t.sequences.B);
       const auto into = weights<Store>(gradients, true);
       c.gradients = into.data();
       with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::backward(k, n, on, c, arena, stream_of(stream)); });

@@ -17,8 +17,7 @@ class Given(NamedTuple):
     """The arguments of one call, on the GPU, time first and with a batch."""
 
     x: Any  # (T, B, I)
-    h0: Any  # (L*D, B, P) or None
-    c0: Any  # (L*D, B, H) or None
+    states: list[Any]  # (L*D, B, size) each, or None; none at all: zeros
     lengths: Any  # (B,) int64 or None
     reset: Any  # (T, B) bool or None
     time: int
@@ -136,38 +135,35 @@ def read(layer: OnGpu, memory: Memory, x: Any, state: Any, lengths: Any, reset: 
     if is_on_gpu(array) and not in_rows(array):
         problems.value("x whose last axis is not contiguous", "On the GPU it is used as it lies: make it contiguous.")
 
-    h0, c0 = read_state(problems, layer, memory, "state", state, None if unbatched else B, T if T != B else None)
+    states = read_state(problems, layer, memory, "state", state, None if unbatched else B, T if T != B else None)
     lengths = read_lengths(problems, memory, lengths, B, T, unbatched)
     wanted = (T,) if unbatched else (B, T) if batch_first else (T, B)
     reset = read_reset(problems, memory, reset, wanted, batch_first)
     problems.refuse()
     array = upload(memory, array, layer.dtype)
     array = array.with_batch() if unbatched else array.swapped() if batch_first else array
-    states = (None if s is None else upload(memory, s, layer.state_dtype) for s in (h0, c0))
-    h0, c0 = (s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and unbatched else s for s in states)
-    return Given(array, h0, c0, lengths, reset, T, B, batch_first, unbatched)
+    states = upload_states(memory, states, layer.state_dtype, unbatched)
+    return Given(array, states, lengths, reset, T, B, batch_first, unbatched)
 
 
 def read_state(
     problems: Problems, layer: OnGpu, memory: Memory, name: str, state: Any, batch: int | None, time: int | None
-) -> tuple[Any, Any]:
-    """Return h and, of an LSTM, c, as they came; None, for zeros, stays None."""
-    if state is None:
-        return None, None
-    host = layer._host
-    if not host._has_cell_state:
-        if isinstance(state, tuple):
-            checks.one_state(problems, name, state)
-            return None, None
-        return _read_member(problems, layer, memory, name, state, host._state_shapes(batch)[0], time), None
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
-        checks.two_states(problems, name, state)
-        return None, None
-    h, c = state
-    return (
-        _read_member(problems, layer, memory, f"{name}.h", h, host._state_shapes(batch)[0], time),
-        _read_member(problems, layer, memory, f"{name}.c", c, host._state_shapes(batch)[1], time),
-    )
+) -> list[Any]:
+    """Return the states as they came; None, for zeros, stays None."""
+    members = None if state is None else inputs.members_of(problems, layer._host, name, state)
+    if members is None:
+        return []
+    shapes = layer._host._state_shapes(batch)
+    return [
+        _read_member(problems, layer, memory, of, value, shape, time)
+        for (of, value), shape in zip(members, shapes, strict=True)
+    ]
+
+
+def upload_states(memory: Memory, states: list[Any], dtype: str, unbatched: bool) -> list[Any]:
+    """Return checked states on the GPU, with a batch."""
+    found = [None if s is None else upload(memory, s, dtype) for s in states]
+    return [s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and unbatched else s for s in found]
 
 
 def _read_member(
@@ -217,8 +213,8 @@ def read_reset(problems: Problems, memory: Memory, reset: Any, wanted: Shape, ba
     return array.with_batch() if len(wanted) == 1 else array.swapped() if batch_first else array
 
 
-def read_gradients(tape: Tape, memory: Memory, dy: Any, dstate: Any) -> tuple[Any, Any, Any]:
-    """Check what backward starts from and bring it to the GPU: dy as (T,B,D*P), dhn and dcn; None stays None."""
+def read_gradients(tape: Tape, memory: Memory, dy: Any, dstate: Any) -> tuple[Any, list[Any]]:
+    """Check and bring to the GPU what backward starts from: dy (T,B,D*P), gradients of the final states; None stays."""
     layer, given = tape.layer, tape.given
     problems = Problems(lambda: f"{layer._brief()}.backward")
     array = None if dy is None else real(problems, memory, "dy", dy, layer.dtype)
@@ -228,11 +224,9 @@ def read_gradients(tape: Tape, memory: Memory, dy: Any, dstate: Any) -> tuple[An
             problems.value(
                 "dy whose last axis is not contiguous", "On the GPU it is used as it lies: make it contiguous."
             )
-    dhn, dcn = read_state(problems, layer, memory, "dstate", dstate, None if given.unbatched else given.batch, None)
+    dstates = read_state(problems, layer, memory, "dstate", dstate, None if given.unbatched else given.batch, None)
     problems.refuse()
     if array is not None:
         array = upload(memory, array, layer.dtype)
         array = array.with_batch() if given.unbatched else array.swapped() if given.batch_first else array
-    states = (None if s is None else upload(memory, s, layer.state_dtype) for s in (dhn, dcn))
-    dhn, dcn = (s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and given.unbatched else s for s in states)
-    return array, dhn, dcn
+    return array, upload_states(memory, dstates, layer.state_dtype, given.unbatched)

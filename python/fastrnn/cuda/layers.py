@@ -119,8 +119,8 @@ class Layer(Generic[S]):
             If CUDA reports an error.
         """
         memory, given = self._given(x, state, lengths, reset, embedding, stream)
-        y, hn, cn = self._run(memory, given, None, 1.0, None)
-        return y[0], self._finish_state(memory, hn, cn)
+        y, ends = self._run(memory, given, None, 1.0, None)
+        return y[0], self._finish_state(memory, ends)
 
     def forward(
         self,
@@ -164,10 +164,10 @@ class Layer(Generic[S]):
             generator = self._host._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             masks, scale = self._draw_masks(memory, given, generator)
         saved = memory.scratch(self._network.tape_bytes(given.time, given.batch, masks is not None))
-        y, hn, cn = self._run(memory, given, masks, scale, saved)
+        y, ends = self._run(memory, given, masks, scale, saved)
         version = self._parameters.version
         tape = Tape(self, version, given, y[2], y[1], masks, scale, saved, memory)
-        return y[0], self._finish_state(memory, hn, cn), tape
+        return y[0], self._finish_state(memory, ends), tape
 
     def backward(
         self, tape: Tape, dy: Any, dstate: Any = None, hidden: bool = False, *, stream: Any = None
@@ -202,12 +202,12 @@ class Layer(Generic[S]):
         if memory.stream != tape.memory.stream:
             core().wait_for(self.device, tape.memory.stream, memory.stream)
         given = tape.given
-        dy, dhn, dcn = inputs.read_gradients(tape, memory, dy, dstate)
+        dy, dstates = inputs.read_gradients(tape, memory, dy, dstate)
         batched = (given.time, given.batch, self.input_size)
         dx, dx_seen = memory.make((given.time, self.input_size) if given.unbatched else batched, self.dtype)
         width = self._width
         made_hidden = memory.make((*given.leading, width), self.dtype) if hidden else (None, None)
-        dh0, dc0 = self._make_states(memory, given)
+        begins = self._make_states(memory, given)
         gradients = {name: memory.make(p.shape, self.dtype) for name, p in self._parameters.items()}
         self._network.backward(
             stream=memory.stream,
@@ -215,19 +215,16 @@ class Layer(Generic[S]):
             tape=tape.core,
             x=given.x,
             y=tape.y,
-            h0=given.h0,
-            c0=given.c0,
+            states=given.states,
             starts=None,
             lengths=given.lengths,
             reset=given.reset,
             masks=tape.masks,
             scale=tape.scale,
             dy=dy,
-            dhn=dhn,
-            dcn=dcn,
+            dstates=dstates,
             dx=dx_seen.reshaped(batched),
-            dh0=dh0[2],
-            dc0=dc0[2],
+            begins=[seen for _, _, seen in begins],
             gradients=[seen for _, seen in gradients.values()],
             hidden=None if made_hidden[1] is None else self._time_first(made_hidden[1], given),
             allocate=memory.scratch,
@@ -239,7 +236,7 @@ class Layer(Generic[S]):
             dx, dx_seen = memory.swapped(dx), dx_seen.swapped()
         return Gradients(
             memory.give(dx, dx_seen),
-            self._finish_state(memory, dh0, dc0),
+            self._finish_state(memory, begins),
             {name: memory.give(*made) for name, made in gradients.items()},
             memory.give(*made_hidden) if hidden else None,
         )
@@ -311,19 +308,16 @@ class Layer(Generic[S]):
     def _time_first(array: Any, given: Given) -> Any:
         return array.with_batch() if given.unbatched else array.swapped() if given.batch_first else array
 
-    def _make_states(self, memory: Memory, given: Given) -> tuple[Any, Any]:
-        """Return what h and c are made as: what the caller gets, the core's view of that and its view with a batch."""
-        rows = self.num_layers * (1 + self.bidirectional)
+    def _make_states(self, memory: Memory, given: Given) -> list[tuple[Any, Any, Any]]:
+        """Return of each state what the caller gets, the core's view of that and its view with a batch."""
+        found = []
+        for rows, *batch, size in self._host._state_shapes(None if given.unbatched else given.batch):
+            made, seen = memory.make((rows, *batch, size), self.state_dtype)
+            found.append((made, seen, seen.reshaped((rows, given.batch, size))))
+        return found
 
-        def make(size: int) -> Any:
-            made, seen = memory.make((rows, size) if given.unbatched else (rows, given.batch, size), self.state_dtype)
-            return made, seen, seen.reshaped((rows, given.batch, size))
-
-        nothing = (None, None, None)
-        return make(self._host._output_size), make(self.hidden_size) if self._host._has_cell_state else nothing
-
-    def _finish_state(self, memory: Memory, h: Any, c: Any) -> S:
-        return self._host._as_state([memory.give(*state[:2]) for state in (h, c) if state[0] is not None])
+    def _finish_state(self, memory: Memory, states: list[tuple[Any, Any, Any]]) -> S:
+        return self._host._as_state([memory.give(made, seen) for made, seen, _ in states])
 
     def _draw_masks(self, memory: Memory, given: Given, rng: "np.random.Generator") -> tuple[Any, float]:
         drop = self.dropout
@@ -332,20 +326,18 @@ class Layer(Generic[S]):
         shape = (self.num_layers - 1, given.time, given.batch, self._width)
         return masks.reshaped(shape), 1 / (1 - drop) if drop < 1 else 0.0
 
-    def _run(self, memory: Memory, given: Given, masks: Any, scale: float, tape: Any) -> tuple[Any, Any, Any]:
-        """Return y (the caller's, its shape, the core's view of it, time first) and the final state's members."""
+    def _run(self, memory: Memory, given: Given, masks: Any, scale: float, tape: Any) -> tuple[Any, Any]:
+        """Return y (the caller's, its shape, the core's view of it, time first) and the final states."""
         made, seen = memory.make((*given.leading, self._width), self.dtype)
         y = self._time_first(seen, given)
-        hn, cn = self._make_states(memory, given)
+        ends = self._make_states(memory, given)
         self._network.forward(
             stream=memory.stream,
             parameters=list(self._parameters.values()),
             x=given.x,
             y=y,
-            h0=given.h0,
-            c0=given.c0,
-            hn=hn[2],
-            cn=cn[2],
+            states=given.states,
+            ends=[seen for _, _, seen in ends],
             starts=None,
             lengths=given.lengths,
             reset=given.reset,
@@ -355,7 +347,7 @@ class Layer(Generic[S]):
             allocate=memory.scratch,
         )
         memory.finish()
-        return (memory.give(made, seen), tuple(seen.shape), y), hn, cn
+        return (memory.give(made, seen), tuple(seen.shape), y), ends
 
     def _refuse_foreign(self, tape: Tape) -> None:
         if not isinstance(tape, Tape):

@@ -293,8 +293,7 @@ def run(
 def _zeros(x: Tensor, lengths: Tensor | None, options: Options) -> list[Tensor]:
     """The states that a call without any begins with."""
     batch = x.shape[0 if options.batch_first else 1] if x.dim() == 3 or lengths is None else lengths.shape[0]
-    sizes = [options.proj_size or options.hidden_size, options.hidden_size][: 1 + options.has_c]
-    return [x.new_zeros((options.num_layers * options.directions, batch, size)) for size in sizes]
+    return [x.new_zeros(shape) for shape in options.state_shapes(batch)]
 
 
 __all__ = ["gradients", "nobody_looks", "run"]

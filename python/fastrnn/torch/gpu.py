@@ -48,9 +48,8 @@ def _network(options: Options, weights: int, x: Tensor) -> Any:
 
 def tape_room(options: Options, weights: int, x: Tensor, dropout: bool) -> tuple[int, int]:
     """Return the bytes of tape for each of T*B tokens, at most, and so many more."""
-    network, tokens = _network(options, weights, x), 128
-    arrays = 3 * options.num_layers * options.directions + 2 * options.num_layers
-    return -(-network.tape_bytes(tokens, 1, dropout) // tokens), 128 * arrays
+    room: tuple[int, int] = _network(options, weights, x).tape_room(dropout)
+    return room
 
 
 def _see(tensor: Tensor | None) -> Any:
@@ -79,8 +78,8 @@ class _Call:
         reset: Tensor | None,
         options: Options,
     ) -> None:
-        if len(hx) not in (0, 1 + options.has_c):
-            raise RuntimeError(f"hx must hold {1 + options.has_c} states or none, got {len(hx)}")
+        if len(hx) not in (0, options.states):
+            raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
         self.options = options
         self.network = _network(options, len(weights), x)
         self.packed = x.dim() == 2
@@ -107,8 +106,7 @@ class _Call:
             "stream": self.stream,
             "parameters": [_see(w.contiguous()) for w in weights],
             "x": _rows(x, self.batch_first),
-            "h0": self.state(hx[0]) if hx else None,
-            "c0": self.state(hx[1]) if len(hx) > 1 else None,
+            "states": [self.state(h) for h in hx],
             "starts": _see(starts),
             "lengths": _see(lengths),
             "reset": _see(None if reset is None else reset.t() if self.batch_first else reset),
@@ -121,14 +119,9 @@ class _Call:
     def scratch(self, nbytes: int) -> Any:
         return _see(torch.empty(nbytes, dtype=torch.uint8, device=self.device))
 
-    def new_state(self, size: int) -> Tensor:
-        rows = self.options.num_layers * self.options.directions
-        return torch.empty((rows, self.batch, size), dtype=self.state_dtype, device=self.device)
-
-    def new_states(self) -> tuple[Tensor, Tensor | None]:
-        options = self.options
-        h = self.new_state(options.proj_size or options.hidden_size)
-        return h, self.new_state(options.hidden_size) if options.has_c else None
+    def new_states(self) -> list[Tensor]:
+        shapes = self.options.state_shapes(self.batch)
+        return [torch.empty(shape, dtype=self.state_dtype, device=self.device) for shape in shapes]
 
     def tape(self, tape: Tensor, dropout: bool) -> Any:
         return _see(tape[: self.network.tape_bytes(self.time, self.batch, dropout)])
@@ -143,27 +136,27 @@ class _Call:
             masks = padded
         return _see(masks.contiguous().view(torch.uint8))
 
-    def forward(self, x: Tensor, masks: Tensor | None, scale: float, tape: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, masks: Tensor | None, scale: float, tape: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
-        hn, cn = self.new_states()
+        ends = self.new_states()
         self.network.forward(
             **self.shared,
             y=_rows(y, self.batch_first),
-            hn=_see(hn),
-            cn=_see(cn),
+            ends=[_see(end) for end in ends],
             masks=self.masks(masks, x.dim() == 2),
             scale=scale,
             tape=None if tape is None else self.tape(tape, masks is not None),
         )
-        return y, hn.to(x.dtype), x.new_empty(0) if cn is None else cn.to(x.dtype)
+        return y, [end.to(x.dtype) for end in ends]
 
 
 def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::infer on a GPU."""
-    y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, None, 1.0, None)
-    return y, hn, cn
+    return _Call(x, hx, weights, lengths, reset, options).forward(x, None, 1.0, None)
 
 
 def train(
@@ -176,16 +169,14 @@ def train(
     scale: float,
     tape: Tensor,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::train on a GPU, with room for the tape."""
-    y, hn, cn = _Call(x, hx, weights, lengths, reset, options).forward(x, masks, scale, tape)
-    return y, hn, cn, tape
+    return _Call(x, hx, weights, lengths, reset, options).forward(x, masks, scale, tape)
 
 
 def backward(
     dy: Tensor | None,
-    dhn: Tensor | None,
-    dcn: Tensor | None,
+    dends: list[Tensor | None],
     y: Tensor,
     tape: Tensor,
     x: Tensor,
@@ -203,7 +194,7 @@ def backward(
         dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
     else:
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dh0, dc0 = call.new_states()
+    begins = call.new_states()
     gradients = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     call.network.backward(
         **call.shared,
@@ -212,16 +203,13 @@ def backward(
         masks=call.masks(masks, x.dim() == 2),
         scale=scale,
         dy=_rows(dy, call.batch_first),
-        dhn=call.state(dhn),
-        dcn=call.state(dcn) if options.has_c else None,
+        dstates=[call.state(d) for d in dends],
         dx=_rows(dx, call.batch_first),
-        dh0=_see(dh0),
-        dc0=_see(dc0),
+        begins=[_see(begin) for begin in begins],
         gradients=[_see(g) for g in gradients],
         hidden=None,
     )
-    states = [s.to(x.dtype) for s in (dh0, dc0)[: len(hx)] if s is not None]
-    return dx, states, gradients
+    return dx, [begin.to(x.dtype) for begin in begins[: len(hx)]], gradients
 
 
 __all__ = ["backward", "infer", "tape_room", "train"]

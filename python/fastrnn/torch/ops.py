@@ -122,10 +122,9 @@ def _states(hx: Sequence[Tensor], options: Options) -> list[Any]:
     return [_whole(h) for h in hx]
 
 
-def _ends(ends: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(ends: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Return hn and cn, or what stands for cn where the cell has no c."""
-    found = [_tensor(end, x.dtype) for end in ends]
-    return found[0], found[1] if len(found) > 1 else _no_state(x)
+    return ends[0], ends[1] if len(ends) > 1 else _no_state(x)
 
 
 def _no_state(x: Tensor) -> Tensor:
@@ -146,7 +145,8 @@ def infer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(*given)
     if x.is_cuda:
-        return _gpu().infer(x, hx, weights, lengths, reset, options)
+        found, last = _gpu().infer(x, hx, weights, lengths, reset, options)
+        return found, *_pair(last, x)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -159,7 +159,7 @@ def infer(
         options.batch_first,
         team_size(),
     )
-    return _tensor(y, x.dtype), *_ends(ends, x)
+    return _tensor(y, x.dtype), *_pair([_tensor(end, x.dtype) for end in ends], x)
 
 
 def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
@@ -189,7 +189,8 @@ def train(
         _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device
     )
     if x.is_cuda:
-        return _gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options)
+        found, last = _gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options)
+        return found, *_pair(last, x), tape
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -203,7 +204,7 @@ def train(
         team_size(),
         to_dlpack(tape),
     )
-    return _tensor(y, x.dtype), *_ends(ends, x), tape
+    return _tensor(y, x.dtype), *_pair([_tensor(end, x.dtype) for end in ends], x), tape
 
 
 @_kernel("backward")
@@ -224,7 +225,9 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
     if x.is_cuda:
-        return _gpu().backward(dy, dhn, dcn, y, tape, x, hx, weights, lengths, reset, masks, scale, options)
+        return _gpu().backward(
+            dy, [dhn, dcn][: options.states], y, tape, x, hx, weights, lengths, reset, masks, scale, options
+        )
     network = _network(options, len(weights), x.shape[-1], x.dtype)
     made = network.tape(
         _rows(x, options.batch_first),
@@ -262,10 +265,8 @@ def _outputs(
         batch = lengths.shape[0]
     else:
         batch = x.shape[0] if options.batch_first else x.shape[1]
-    rows = options.num_layers * options.directions
     y = x.new_empty((*x.shape[:-1], options.output_size))
-    hn = x.new_empty((rows, batch, options.proj_size or options.hidden_size))
-    return y, hn, x.new_empty((rows, batch, options.hidden_size)) if options.has_c else _no_state(x)
+    return y, *_pair([x.new_empty(shape) for shape in options.state_shapes(batch)], x)
 
 
 @torch.library.register_fake("fastrnn::infer", lib=library)

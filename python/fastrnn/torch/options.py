@@ -1,11 +1,11 @@
 """What describes a layer to the operators, beside its tensors."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import _core
 from ..spec import describe
 
-_STATES = {c: len(describe(c).states) for c in _core.cells() if not c.endswith("_projected")}
+_STATES = {c: describe(c).states for c in _core.cells() if not c.endswith("_projected")}
 
 
 class Options(NamedTuple):
@@ -33,7 +33,13 @@ class Options(NamedTuple):
 
     @property
     def states(self) -> int:
-        return _STATES[self.cell]
+        return len(_STATES[self.cell])
+
+    def state_shapes(self, batch: Any) -> list[tuple[Any, ...]]:
+        """Return the shapes of the states; of a symbolic batch symbolic ones."""
+        rows = self.num_layers * self.directions
+        sizes = {"output": self.proj_size or self.hidden_size, "hidden": self.hidden_size}
+        return [(rows, batch, sizes[axis]) for _, axis in _STATES[self.cell]]
 
     @property
     def has_c(self) -> bool:
