@@ -36,6 +36,43 @@ def relu(z: Array) -> Array:
     return np.where(z.real <= 0, 0, z)  # a NaN stays one
 
 
+def magnitude(z: Array) -> Array:
+    return np.where(z.real < 0, -z, z)
+
+
+# The activation functions of ONNX: f(z, alpha, beta). At a kink the slope is that of the left side.
+ACTIVATIONS: dict[str, Callable[[Array, float, float], Array]] = {
+    "sigmoid": lambda z, _, __: sigmoid(z),
+    "tanh": lambda z, _, __: tanh(z),
+    "relu": lambda z, _, __: relu(z),
+    "affine": lambda z, alpha, beta: alpha * z + beta,
+    "leaky_relu": lambda z, alpha, _: np.where(z.real <= 0, alpha * z, z),
+    "thresholded_relu": lambda z, alpha, _: np.where(z.real <= alpha, 0, z),
+    "scaled_tanh": lambda z, alpha, beta: alpha * np.tanh(beta * z),
+    "hard_sigmoid": lambda z, alpha, beta: np.where(
+        (alpha * z + beta).real <= 0, 0, np.where((alpha * z + beta).real >= 1, 1, alpha * z + beta)
+    ),
+    "elu": lambda z, alpha, _: np.where(z.real <= 0, alpha * np.expm1(np.where(z.real <= 0, z, 0)), z),
+    "softsign": lambda z, _, __: z / (1 + magnitude(z)),
+    "softplus": lambda z, _, __: np.where(z.real > 0, z, 0) + np.log1p(np.exp(-magnitude(z))),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What makes a cell another than the usual one, in one direction."""
+
+    activations: tuple[tuple[str, float, float], ...]  # (name, alpha, beta) for each use
+    clip: float = np.inf
+    coupled: bool = False
+
+    def __call__(self, use: int, z: Array) -> Array:
+        """The activation of the clipped z."""
+        name, alpha, beta = self.activations[use]
+        within = np.where(z.real > self.clip, self.clip, np.where(z.real < -self.clip, -self.clip, z))
+        return ACTIVATIONS[name](within, alpha, beta)
+
+
 @dataclass(frozen=True)
 class Weights:
     """Parameters of one layer in one direction, by PyTorch's names; an absent bias is zero."""
@@ -45,6 +82,8 @@ class Weights:
     bias_ih: Array  # (G*H,)
     bias_hh: Array  # (G*H,)
     weight_hr: Array | None  # (P, H)
+    weight_peephole: Array | None = None  # (3, H) of i, f, o
+    variant: Variant = Variant(())
 
     def products(self, x: Array, h_prev: Array) -> tuple[Array, Array]:
         """W_ih x + b_ih and W_hh h_prev + b_hh, all gates below one another: two (G*H,)."""
@@ -98,12 +137,57 @@ def lstm(p: Weights, x: Array, state: State) -> State:
     return (h if p.weight_hr is None else p.weight_hr @ h, c)
 
 
+def rnn_general(p: Weights, x: Array, state: State) -> State:
+    """h = f(W_ih x + b_ih + W_hh h_prev + b_hh)."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    return (p.variant(0, a + b),)
+
+
+def gru_general(p: Weights, x: Array, state: State) -> State:
+    """`gru` with any activations, clipped."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
+    r, z = p.variant(0, a_r + b_r), p.variant(0, a_z + b_z)
+    n = p.variant(1, a_n + r * b_n)
+    return ((1 - z) * n + z * h_prev,)
+
+
+def gru_original_general(p: Weights, x: Array, state: State) -> State:
+    """`gru_original` with any activations, clipped."""
+    (h_prev,) = state
+    a, b = p.products(x, h_prev)
+    (a_r, a_z, a_n), (b_r, b_z, _) = np.split(a, 3), np.split(b, 3)
+    W_hn, b_hn = np.split(p.weight_hh, 3)[2], np.split(p.bias_hh, 3)[2]
+    r, z = p.variant(0, a_r + b_r), p.variant(0, a_z + b_z)
+    n = p.variant(1, a_n + W_hn @ (r * h_prev) + b_hn)
+    return ((1 - z) * n + z * h_prev,)
+
+
+def lstm_general(p: Weights, x: Array, state: State) -> State:
+    """`lstm` with any activations, clipped, peepholes (Gers and Schmidhuber 2000), i and f coupled or not."""
+    h_prev, c_prev = state
+    a, b = p.products(x, h_prev)
+    i, f, g, o = np.split(a + b, 4)
+    p_i, p_f, p_o = np.zeros((3, len(i))) if p.weight_peephole is None else p.weight_peephole
+    i = p.variant(0, i + p_i * c_prev)
+    f = 1 - i if p.variant.coupled else p.variant(0, f + p_f * c_prev)
+    c = f * c_prev + i * p.variant(1, g)
+    h = p.variant(0, o + p_o * c) * p.variant(2, c)
+    return (h if p.weight_hr is None else p.weight_hr @ h, c)
+
+
 CELLS: dict[str, Callable[[Weights, Array, State], State]] = {
     "rnn_tanh": rnn_tanh,
     "rnn_relu": rnn_relu,
     "gru": gru,
     "gru_original": gru_original,
     "lstm": lstm,
+    "rnn_general": rnn_general,
+    "gru_general": gru_general,
+    "gru_original_general": gru_original_general,
+    "lstm_general": lstm_general,
 }
 
 
@@ -123,6 +207,7 @@ class Problem:
     masks: Array | None = None  # (L-1, T, B, D*P) bool, True keeps
     scale: float = 1.0  # of what a mask keeps
     hidden: Array | None = None  # (T, B, D*P) added to h of the last layer, to differentiate by it
+    variants: tuple[Variant, ...] = ()  # of a general cell, for each direction
 
     @property
     def num_layers(self) -> int:
@@ -141,6 +226,8 @@ class Problem:
             bias_ih=self.parameters.get(f"bias_ih_l{layer}{suffix}", zero),
             bias_hh=self.parameters.get(f"bias_hh_l{layer}{suffix}", zero),
             weight_hr=self.parameters.get(f"weight_hr_l{layer}{suffix}"),
+            weight_peephole=self.parameters.get(f"weight_peephole_l{layer}{suffix}"),
+            variant=self.variants[self.suffixes.index(suffix)] if self.variants else Variant(()),
         )
 
 

@@ -88,7 +88,31 @@ CELLS: dict[str, Cell] = {
     "gru_original": Cell(fastrnn.GRU, "gru_original", {"reset_after": False}),
     "lstm": Cell(fastrnn.LSTM, "lstm", {}),
     "lstm_proj": Cell(fastrnn.LSTM, "lstm", {}, projected=True),
+    "rnn_general": Cell(fastrnn.RNN, "rnn_general", {"nonlinearity": ("elu", 0.7), "clip": 2.5}),
+    "gru_general": Cell(fastrnn.GRU, "gru_general", {"activations": ["hard_sigmoid", "softsign"], "clip": 2.5}),
+    "gru_original_general": Cell(
+        fastrnn.GRU,
+        "gru_original_general",
+        {"reset_after": False, "activations": ["sigmoid", ("scaled_tanh", 1.2, 0.8)], "clip": 2.5},
+    ),
+    "lstm_general": Cell(
+        fastrnn.LSTM,
+        "lstm_general",
+        {"peephole": True, "coupled": True, "clip": 2.5, "activations": ["hard_sigmoid", "softsign", "tanh"]},
+    ),
+    "lstm_proj_general": Cell(fastrnn.LSTM, "lstm_general", {"peephole": True}, projected=True),
 }
+# The general ones share all but their equations with these.
+USUAL = [name for name in CELLS if "general" not in name]
+
+
+def variants(layer: Any) -> tuple[reference.Variant, ...]:
+    """What makes a layer's cell a general one, for the reference; nothing if it is not."""
+    general = layer._general()
+    if general is None:
+        return ()
+    clip, coupled, _, sides = general
+    return tuple(reference.Variant(tuple(sides[d % len(sides)]), clip, coupled) for d in range(1 + layer.bidirectional))
 
 
 def parts(state: Any) -> tuple[Array, ...]:
@@ -158,6 +182,7 @@ class Example:
         """The same in float64, for the reference; dropout: masks and scale."""
         wide = {name: p.astype(np.float64) for name, p in self.layer.parameters().items()}
         state = tuple(s.astype(np.float64) for s in self.state)
+        dropout = {"variants": variants(self.layer), **dropout}
         return Problem(self.cell.textbook, wide, self.x.astype(np.float64), state, self.lengths, self.reset, **dropout)
 
     def infer(self) -> tuple[Array, Any]:

@@ -7,9 +7,15 @@
 
 namespace fastrnn {
 
-// The axes of parameters and states: the layer's inputs (I, above the first layer D*P), H, P, G*H.
-enum class Extent { inputs, hidden, output, gates };
-constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates"};
+// The axes of parameters and states: the layer's inputs (I, above the first layer D*P), H, P, G*H, the peepholes of a unit.
+enum class Extent { inputs, hidden, output, gates, peepholes };
+constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates", "peepholes"};
+constexpr int64_t peepholes = 3;  // of i, f and o
+
+// What decides which parameters a layer has.
+struct Has {
+  bool bias, projection, peephole;
+};
 
 struct ParameterShape {
   Parameter which;
@@ -23,13 +29,14 @@ constexpr ParameterShape all_parameters[] = {{weight_ih, "weight_ih", {Extent::g
                                              {weight_hh, "weight_hh", {Extent::gates, Extent::output}, 2},
                                              {bias_ih, "bias_ih", {Extent::gates}, 1},
                                              {bias_hh, "bias_hh", {Extent::gates}, 1},
-                                             {weight_hr, "weight_hr", {Extent::output, Extent::hidden}, 2}};
+                                             {weight_hr, "weight_hr", {Extent::output, Extent::hidden}, 2},
+                                             {weight_peephole, "weight_peephole", {Extent::peepholes, Extent::hidden}, 2}};
 constexpr bool is_bias(Parameter p) { return p == bias_ih || p == bias_hh; }
 
 // f(parameter) for those that a layer has.
-template <class F> void for_each_parameter(bool bias, bool projected, F f) {
+template <class F> void for_each_parameter(const Has& has, F f) {
   for (const ParameterShape& p : all_parameters)
-    if (is_bias(p.which) ? bias : p.which != weight_hr || projected) f(p);
+    if (is_bias(p.which) ? has.bias : p.which == weight_hr ? has.projection : p.which == weight_peephole ? has.peephole : true) f(p);
 }
 
 struct StateShape {
@@ -45,7 +52,7 @@ inline std::vector<StateShape> states_of(int states) {
 
 // The shape of a parameter in a layer of either device's stack.
 template <class Stack> std::vector<int64_t> shape_of(const ParameterShape& p, const Stack& n, int64_t layer, int64_t gates) {
-  const int64_t sizes[] = {n.input_size(layer), n.H, n.P, gates * n.H};  // by Extent
+  const int64_t sizes[] = {n.input_size(layer), n.H, n.P, gates * n.H, peepholes};  // by Extent
   std::vector<int64_t> shape;
   for (int i = 0; i < p.dimensions; i++) shape.push_back(sizes[int(p.axes[i])]);
   return shape;

@@ -36,6 +36,7 @@ template <class Real> Panels<Real> take_panels(const Stack& n, int64_t I, bool i
   Panels<Real> p{};
   p.bias = arena.take<Real>(times(h, G));
   p.bias_hidden = arena.take<Real>(h);
+  if (k.slots.vectors) p.vectors = arena.take<Real>(times(h, k.slots.vectors));
   if (input) p.ih = arena.take<Real>(times(times(h, G), I));
   if (recurrent) p.hh = arena.take<Real>(times(times(h, G), n.P));
   if (recurrent && k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
@@ -141,6 +142,7 @@ template <class Real> struct Layers {
     d.schedule = call.batch->schedule();
     d.I = n.input_size(l), d.H = n.H, d.P = n.P;
     d.reverse = side_index == 1;
+    d.options = n.options[side_index];
     d.training = call.saved != nullptr;
     if (call.weights) d.weight = call.weights[i];
     if (call.frozen) d.panels = call.frozen[i];

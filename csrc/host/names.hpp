@@ -2,6 +2,7 @@
 #pragma once
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/structs.hpp"
@@ -16,16 +17,39 @@ inline std::string text_of(const Shape& shape) {
   return s + ")";
 }
 
-inline Cell cell_named(const std::string& name, bool projected) {
+// 'rnn_tanh' as it is; with a projection and as a general cell it has names of its own.
+inline Cell cell_named(const std::string& name, bool projected, bool general) {
   if (projected && name != "lstm") throw std::invalid_argument("proj_size is for the lstm cell only");
-  if (projected) return Cell::lstm_projected;
+  const std::string family = general && name.rfind("rnn_", 0) == 0 ? "rnn" : name;
+  const std::string full = family + (projected ? "_projected" : "") + (general ? "_general" : "");
   std::string known;
   for (int i = 0; i < cell_count; i++) {
-    if (Cell(i) == Cell::lstm_projected) continue;
-    if (name == cell_names[i]) return Cell(i);
+    if (full == cell_names[i]) return Cell(i);
     known += std::string(known.empty() ? "" : ", ") + cell_names[i];
   }
-  throw std::invalid_argument("cell is '" + name + "' but must be one of " + known);
+  throw std::invalid_argument("cell is '" + full + "' but must be one of " + known);
+}
+
+// What the bindings are told of a general cell: the activations of one direction or of two, each as (name, alpha, beta).
+using General =
+    std::tuple<double, bool, bool, std::vector<std::vector<std::tuple<std::string, double, double>>>>;  // clip, coupled, peephole
+
+inline ActivationKind activation_named(const std::string& name) {
+  constexpr const char* names[] = {"sigmoid",     "tanh",         "relu", "affine",   "leaky_relu", "thresholded_relu",
+                                   "scaled_tanh", "hard_sigmoid", "elu",  "softsign", "softplus"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (name == names[i]) return ActivationKind(i);
+  throw std::invalid_argument("activation '" + name + "' is not known");
+}
+inline CellOptions options_of(const General& general, int direction) {
+  const auto& [clip, coupled, peephole, activations] = general;
+  if (activations.empty()) throw std::invalid_argument("a general cell needs its activations");
+  CellOptions options{clip, coupled, {}};
+  const auto& mine = activations[size_t(direction) < activations.size() ? size_t(direction) : 0];
+  if (mine.empty() || mine.size() > size_t(max_activations)) throw std::invalid_argument("a cell has one to three activations");
+  for (size_t i = 0; i < mine.size(); i++)
+    options.activation[i] = {activation_named(std::get<0>(mine[i])), std::get<1>(mine[i]), std::get<2>(mine[i])};
+  return options;
 }
 
 }  // namespace fastrnn

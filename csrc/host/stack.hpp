@@ -15,6 +15,7 @@ struct Stack {
   int64_t I, H, P, L;  // P == H without a projection
   int D;
   HostThreads host = {};  // or nobody's: the process's own team runs the calls
+  CellOptions options[2] = {};  // of each direction, for general cells
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };

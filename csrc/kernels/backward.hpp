@@ -155,6 +155,7 @@ template <class Cell, class V, class Real> struct Backward {
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
       constexpr int M = Members<decltype(z[0])>::n;
       UnitGradient<Bundle<V, M>> u{};
+      u.options = &d.options;
       u.dout = z[0];
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
@@ -178,6 +179,9 @@ template <class Cell, class V, class Real> struct Backward {
           u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
           u.dstate[k].v[m] = load<V>(dstate_in[k][i] + at, left);
         }
+        if (Cell::slots.vectors && d.weight[weight_peephole])
+#pragma GCC unroll 4
+          for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k].v[m] = load<V>(d.weight[weight_peephole] + k * H + at, left);
         if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
       }
       if constexpr (!only_sums) {
@@ -189,7 +193,7 @@ template <class Cell, class V, class Real> struct Backward {
 #pragma GCC unroll 4
           for (int k = 1; k < Cell::states; k++) store(q.drunning[k] + s * H + at, u.dstate[k].v[m], left);
           if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int k = first_slot; k < end_slot; k++) store(dgates[i] + k * H + at, u.dz[k].v[m], left);
         }
       }
@@ -285,7 +289,8 @@ template <class Cell, class V, class Real> struct Backward {
                  poll);
   }
   FASTRNN_FN void pack_chunk(int64_t tokens) {
-    transpose_tokens(token_dgates, tokens, S * H, q.columns, q.column_sums);
+    const int64_t slots = q.dweight[weight_peephole] ? S : S - Cell::slots.vectors;
+    transpose_tokens(token_dgates, tokens, slots * H, q.columns, q.column_sums);
     if (!d.tokens && !few) pack_tokens(token_x, tokens, I, q.x_panel);
     if (!few) pack_tokens(token_h_prev, tokens, P, q.h_panel);
     if constexpr (Cell::phases == 2) pack_tokens(token_inner, tokens, H, q.inner_panel);
@@ -396,6 +401,8 @@ template <class Cell, class V, class Real> struct Backward {
     if (seat.rank > 0) return;
     copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + Cell::slots.input * H : nullptr,
              q.dweight[bias_ih] ? G * H : 0);
+    if (q.dweight[weight_peephole])
+      copy_row(q.dweight[weight_peephole], (const Real*)q.column_sums + (S - Cell::slots.vectors) * H, Cell::slots.vectors * H);
     if (q.dweight[bias_hh])
       for (int64_t k = 0; k < G * H; k++) q.dweight[bias_hh][weight_row(0, k)] = q.column_sums[k];
   }

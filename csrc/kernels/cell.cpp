@@ -11,8 +11,8 @@ namespace {
 using Real = FASTRNN_REAL;
 using V = VectorOf<Real>::type;
 using C = FASTRNN_CELL;
-static_assert(C::gates <= 4 && C::slots.count <= 4 && C::tape <= 4 && C::states <= max_states,
-              "Unit and UnitGradient in cells.hpp have room for four");
+static_assert(C::gates <= 4 && C::slots.count <= max_slots && C::tape <= 4 && C::states <= max_states,
+              "Unit and UnitGradient in cells.hpp have room for so many");
 
 void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, seat); }
 

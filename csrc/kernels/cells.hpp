@@ -4,6 +4,7 @@
 // recurrent weights and the pointwise epilogue that consumes it. forward.hpp and backward.hpp run the phases over time. The operators
 // are in vec.hpp; infinities and NaN have to come out as in the textbook. CONTRIBUTING.md tells how to add a cell.
 #pragma once
+#include "kernels/activations.hpp"
 #include "kernels/structs.hpp"
 #include "kernels/vec.hpp"
 
@@ -17,6 +18,8 @@ struct Phase {
   int first, gates, slot, slots;
 };
 
+constexpr int max_slots = 7;
+
 // What forward sees of one unit at one step.
 template <class V> struct Unit {
   V z[4];           // pre-activations of the phase's gates, both sides added
@@ -25,6 +28,8 @@ template <class V> struct Unit {
   V out;                       // result: h, or 'inner' after the first of two phases
   V next[max_states];          // result: next[1], ...
   V tape[4];        // saved for backward, kept from phase to phase
+  V vector[3];      // the unit's elements of the cell's vectors
+  const CellOptions* options;
 };
 
 // What backward sees of the same unit.
@@ -33,7 +38,9 @@ template <class V> struct UnitGradient {
   V h, h_prev, next[max_states], prev[max_states], tape[4];
   V dstate[max_states];        // [1], ... in: the gradient from the step after; out: for the step before
   V carry;                     // result: the part of dL/dh_prev that passes by the product; kept from phase to phase
-  V dz[4];                     // result: dL/dz by slot
+  V dz[max_slots];             // result: dL/dz by slot
+  V vector[3];
+  const CellOptions* options;
 };
 
 // Common to all: gates in PyTorch's order, at most four; 'slots' as structs.hpp has them. A gate that keeps its hidden side apart has two
@@ -146,18 +153,129 @@ struct Lstm : CellDefaults {
   }
 };
 
-// The same with h = W_hr (o tanh(c)) (Sak et al. 2014): 'inner' is o tanh(c), the second phase is the projection.
-struct LstmProjected : Lstm {
+// An LSTM with h = W_hr (o tanh(c)) (Sak et al. 2014): 'inner' is o tanh(c), the second phase is the projection.
+template <class Whole> struct Projected : Whole {
   static constexpr int phases = 2;
   static constexpr bool projected = true;
-  static constexpr Phase phase[] = {{0, 4, 0, 0}, {0, 1, 0, 4}};
+  static constexpr Phase phase[] = {{0, 4, 0, 0}, {0, 1, 0, Whole::slots.count}};
 
   template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
-    if constexpr (p == 0) Lstm::forward<0>(u);
+    if constexpr (p == 0) Whole::template forward<0>(u);
     else u.out = u.z[0];
   }
   template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
-    if constexpr (p == 1) Lstm::backward<0>(u);  // phase 0 only completes dh, which the product with W_hr consumes
+    if constexpr (p == 1) Whole::template backward<0>(u);  // phase 0 only completes dh, which the product with W_hr consumes
+  }
+};
+
+// ---- general cells: activations, clipping, peepholes and the coupled gate of ONNX, chosen at run time ----------------------
+//
+// Their tape holds what enters the activations: clipping and slopes cannot be read off the results.
+
+// h = f(z)
+struct RnnGeneral : CellDefaults {
+  static constexpr int gates = 1, tape = 1;
+  static constexpr Slots slots{1};
+  static constexpr Phase phase[] = {{0, 1, 0, 1}};
+
+  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+    u.tape[0] = u.z[0];
+    u.out = activate(u.options->activation[0], u.options->clip, u.z[0]);
+  }
+  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+    u.dz[0] = u.dout * activate_with_slope(u.options->activation[0], u.options->clip, u.tape[0]).slope;
+  }
+};
+
+// r, z = f(.);  n = g(W_in x + b_in + r * (W_hn h_prev + b_hn));  h = (1 - z) n + z h_prev
+struct GruGeneral : Gru {
+  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+    const CellOptions& o = *u.options;
+    const V r = activate(o.activation[0], o.clip, u.z[0]), z = activate(o.activation[0], o.clip, u.z[1]);
+    const V into_n = fma(r, u.z[2], u.x_side), n = activate(o.activation[1], o.clip, into_n);
+    u.out = fma(z, u.h_prev - n, n);
+    u.tape[0] = u.z[0], u.tape[1] = u.z[1], u.tape[2] = into_n, u.tape[3] = u.z[2];
+  }
+  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+    const CellOptions& o = *u.options;
+    const Activated<V> r = activate_with_slope(o.activation[0], o.clip, u.tape[0]),
+                       z = activate_with_slope(o.activation[0], o.clip, u.tape[1]),
+                       n = activate_with_slope(o.activation[1], o.clip, u.tape[2]);
+    const V dn = u.dout * (1 - z.y) * n.slope;
+    u.dz[0] = dn * r.y;
+    u.dz[1] = dn * u.tape[3] * r.slope;
+    u.dz[2] = u.dout * (u.h_prev - n.y) * z.slope;
+    u.dz[3] = dn;
+    u.carry = u.dout * z.y;
+  }
+};
+
+// r, z = f(.);  n = g(W_in x + b_in + W_hn (r * h_prev) + b_hn);  h = (1 - z) n + z h_prev
+struct GruOriginalGeneral : GruOriginal {
+  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+    const CellOptions& o = *u.options;
+    if constexpr (p == 0) {
+      u.tape[0] = u.z[0], u.tape[1] = u.z[1];
+      u.out = activate(o.activation[0], o.clip, u.z[0]) * u.h_prev;
+    } else {
+      const V z = activate(o.activation[0], o.clip, u.tape[1]), n = activate(o.activation[1], o.clip, u.z[0]);
+      u.tape[2] = u.z[0];
+      u.out = fma(z, u.h_prev - n, n);
+    }
+  }
+  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+    const CellOptions& o = *u.options;
+    if constexpr (p == 0) {
+      const Activated<V> z = activate_with_slope(o.activation[0], o.clip, u.tape[1]),
+                         n = activate_with_slope(o.activation[1], o.clip, u.tape[2]);
+      u.dz[1] = u.dout * (u.h_prev - n.y) * z.slope;
+      u.dz[2] = u.dout * (1 - z.y) * n.slope;
+      u.carry = u.dout * z.y;
+    } else {  // dout = d(r * h_prev)
+      const Activated<V> r = activate_with_slope(o.activation[0], o.clip, u.tape[0]);
+      u.dz[0] = u.dout * u.h_prev * r.slope;
+      u.carry = fma(u.dout, r.y, u.carry);
+    }
+  }
+};
+
+// i, f = f(. + p c_prev), or f = 1 - i;  g = g(.);  c = f c_prev + i g;  o = f(. + p c);  h = o h(c)  (Gers and Schmidhuber 2000)
+struct LstmGeneral : Lstm {
+  static constexpr Slots slots{7, 0, 0, 3};  // the last three: the gradients of the peepholes
+  static constexpr Phase phase[] = {{0, 4, 0, 7}};
+
+  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+    const CellOptions& o = *u.options;
+    const V into_i = fma(u.vector[0], u.prev[c], u.z[0]), into_f = fma(u.vector[1], u.prev[c], u.z[1]);
+    const V i = activate(o.activation[0], o.clip, into_i), g = activate(o.activation[1], o.clip, u.z[2]);
+    const V f = o.coupled ? 1 - i : activate(o.activation[0], o.clip, into_f);
+    u.next[c] = fma(f, u.prev[c], i * g);
+    const V into_o = fma(u.vector[2], u.next[c], u.z[3]);
+    u.out = activate(o.activation[0], o.clip, into_o) * activate(o.activation[2], o.clip, u.next[c]);
+    u.tape[0] = into_i, u.tape[1] = into_f, u.tape[2] = u.z[2], u.tape[3] = into_o;
+  }
+  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+    const CellOptions& o = *u.options;
+    const Activated<V> i = activate_with_slope(o.activation[0], o.clip, u.tape[0]),
+                       g = activate_with_slope(o.activation[1], o.clip, u.tape[2]),
+                       out = activate_with_slope(o.activation[0], o.clip, u.tape[3]),
+                       h = activate_with_slope(o.activation[2], o.clip, u.next[c]);
+    u.dz[3] = u.dout * h.y * out.slope;
+    const V dc = fma(u.dz[3], u.vector[2], fma(u.dout * out.y, h.slope, u.dstate[c]));
+    u.dz[2] = dc * i.y * g.slope;
+    V f, di = dc * g.y;
+    if (o.coupled) {
+      f = 1 - i.y;
+      di = di - dc * u.prev[c];
+      u.dz[1] = V{};
+    } else {
+      const Activated<V> forget = activate_with_slope(o.activation[0], o.clip, u.tape[1]);
+      f = forget.y;
+      u.dz[1] = dc * u.prev[c] * forget.slope;
+    }
+    u.dz[0] = di * i.slope;
+    u.dz[4] = u.dz[0] * u.prev[c], u.dz[5] = u.dz[1] * u.prev[c], u.dz[6] = u.dz[3] * u.next[c];
+    u.dstate[c] = fma(u.dz[1], u.vector[1], fma(u.dz[0], u.vector[0], dc * f));
   }
 };
 

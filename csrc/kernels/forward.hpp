@@ -93,6 +93,11 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
       store(d.panels.bias + (block * G + g) * N, apart ? input : input + hidden);
       if (apart) store(d.panels.bias_hidden + block * N, hidden);
     }
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::slots.vectors; k++) {
+      const Real* const vector = d.weight[weight_peephole];
+      store(d.panels.vectors + (block * Cell::slots.vectors + k) * N, vector ? load<V>(vector + k * d.H + block * N, left) : V{});
+    }
   }
   auto pack_share = [&](const Matrix<Real>& w, int gates) {
     const Range mine = share_of(blocks_of<V>(w.units), seat.rank, seat.size);
@@ -217,6 +222,7 @@ template <class Cell, class V, class Real> struct Forward {
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
       constexpr int M = Members<decltype(z[0])>::n;
       Unit<Bundle<V, M>> u{};
+      u.options = &d.options;
 #pragma GCC unroll 4
       for (int g = 0; g < Cell::phase[p].gates; g++) u.z[g] = z[g];
 #pragma GCC unroll 8
@@ -227,6 +233,10 @@ template <class Cell, class V, class Real> struct Forward {
         if constexpr (p == 0)
 #pragma GCC unroll 4
           for (int k = 1; k < Cell::states; k++) u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
+        if constexpr (Cell::slots.vectors > 0 && !projects)
+#pragma GCC unroll 4
+          for (int k = 0; k < Cell::slots.vectors; k++)
+            u.vector[k].v[m] = load<V>(d.panels.vectors + (place.block(m) * Cell::slots.vectors + k) * N);
         if constexpr (p > 0 && !projects)
 #pragma GCC unroll 4
           for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);

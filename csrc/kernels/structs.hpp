@@ -15,20 +15,40 @@
 
 namespace fastrnn {
 
-// The list of cells: name, and struct in cells.hpp. CMake reads it too, for one kernel unit each.
-#define FASTRNN_CELLS(X)       \
-  X(rnn_tanh, Rnn<false>)      \
-  X(rnn_relu, Rnn<true>)       \
-  X(gru, Gru)                  \
-  X(gru_original, GruOriginal) \
-  X(lstm, Lstm)                \
-  X(lstm_projected, LstmProjected)
+// The list of cells: name, and struct in cells.hpp. CMake reads it too, for one kernel unit each. Those called general heed CellOptions.
+#define FASTRNN_CELLS(X)                      \
+  X(rnn_tanh, Rnn<false>)                     \
+  X(rnn_relu, Rnn<true>)                      \
+  X(gru, Gru)                                 \
+  X(gru_original, GruOriginal)                \
+  X(lstm, Lstm)                               \
+  X(lstm_projected, Projected<Lstm>)          \
+  X(rnn_general, RnnGeneral)                  \
+  X(gru_general, GruGeneral)                  \
+  X(gru_original_general, GruOriginalGeneral) \
+  X(lstm_general, LstmGeneral)                \
+  X(lstm_projected_general, Projected<LstmGeneral>)
 
 #define FASTRNN_NAME(name, type) name,
 #define FASTRNN_TEXT(name, type) #name,
 enum class Cell { FASTRNN_CELLS(FASTRNN_NAME) };
 constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
 constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
+
+// The activation functions of ONNX, with alpha and beta where they have them.
+enum class ActivationKind { sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh, hard_sigmoid, elu, softsign, softplus };
+struct Activation {
+  ActivationKind kind;
+  double alpha, beta;
+};
+constexpr int max_activations = 3;
+
+// What a general cell lets the user choose, of one direction.
+struct CellOptions {
+  double clip;   // what enters an activation is kept within +-clip
+  bool coupled;  // f = 1 - i
+  Activation activation[max_activations];  // of the gates, of the candidate, of c; an RNN has the first alone
+};
 
 // Element k of row (t, b) is base[t * time + b * batch + k]. Packed rows have no padding between them: there starts[t] rows
 // come before those of t, and only rows that run exist, b as number place[b] of them (place null: as number b).
@@ -68,10 +88,11 @@ template <class Real> struct Panels {
   Real* hr;           // [blocks(P)][H][N], with a projection
   Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
+  Real* vectors;      // [blocks(H)][vectors][N], of cells with parameters of one element per unit; zeros where the layer has none
 };
 
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
-enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, parameter_count };
+enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, parameter_count };
 
 // Where the gate gradients stand that backward keeps of a unit and a token.
 struct Slots {
@@ -98,8 +119,9 @@ template <class Real> struct Direction {
   Schedule schedule;
   int64_t I, H, P;
   bool reverse, training;
+  CellOptions options;
 
-  Parameters<const Real> weight;  // (G*H,I), (G*H,P), (G*H), (G*H), (P,H); without biases these are zeros
+  Parameters<const Real> weight;  // (G*H,I), (G*H,P), (G*H), (G*H), (P,H), (3,H); null where the layer has none
   Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
 
   const DistinctIds* tokens;  // or null

@@ -246,10 +246,11 @@ PYBIND11_MODULE(_core, m) {
           py::arg("x"), py::arg("state"), py::arg("out"), py::arg("state_out"), py::arg("threads"));
 
   py::class_<CoreNetwork>(m, "Network")
-      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, std::optional<std::string>,
-                    std::optional<HostThreads>>(),
+      .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, const std::optional<General>&,
+                    std::optional<std::string>, std::optional<HostThreads>>(),
            py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("bias"), py::arg("isa") = py::none(), py::arg("host") = py::none())
+           py::arg("bidirectional"), py::arg("bias"), py::arg("general") = py::none(), py::arg("isa") = py::none(),
+           py::arg("host") = py::none())
       .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
       .def(
           "forward",
@@ -322,20 +323,20 @@ PYBIND11_MODULE(_core, m) {
   // (gates, states, parameters): states as (name, axis), parameters as (name, axes, whether it is a bias).
   m.def(
       "describe",
-      [](const std::string& name, bool projection) {
-        const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection))];
+      [](const std::string& name, bool projection, bool peephole) {
+        const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection, peephole))];
         auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
         std::vector<std::pair<std::string, std::string>> states;
         for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));
         std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
-        for_each_parameter(true, k.projected, [&](const ParameterShape& p) {
+        for_each_parameter({true, projection, peephole}, [&](const ParameterShape& p) {
           std::vector<std::string> axes;
           for (int i = 0; i < p.dimensions; i++) axes.push_back(word(p.axes[i]));
           parameters.emplace_back(p.name, axes, is_bias(p.which));
         });
         return std::make_tuple(k.gates, states, parameters);
       },
-      py::arg("cell"), py::arg("projection"));
+      py::arg("cell"), py::arg("projection"), py::arg("peephole"));
   m.def("available_threads", &available_threads);
   m.def("fill_memory", &fill_memory, py::arg("on"));
   m.def("yield_when_crowded", &yield_when_crowded, py::arg("on"));

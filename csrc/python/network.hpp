@@ -125,12 +125,14 @@ const Kernel<float>& facts(const Stack& n) { return *n.isa->f32->cell[int(n.cell
 
 struct CoreNetwork {
   Stack n;
-  bool f64, bias;
+  bool f64;
+  Has has;
 
   CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-              int64_t num_layers, bool bidirectional, bool bias_, std::optional<std::string> isa, std::optional<HostThreads> host)
+              int64_t num_layers, bool bidirectional, bool bias, const std::optional<General>& general, std::optional<std::string> isa,
+              std::optional<HostThreads> host)
       : n{&choose_isa(isa ? isa->c_str() : nullptr),
-          cell_named(cell, proj_size > 0),
+          cell_named(cell, proj_size > 0, general.has_value()),
           input_size,
           hidden_size,
           proj_size > 0 ? proj_size : hidden_size,
@@ -138,7 +140,8 @@ struct CoreNetwork {
           bidirectional ? 2 : 1,
           host.value_or(HostThreads{})},
         f64(dtype == "float64"),
-        bias(bias_) {
+        has{bias, proj_size > 0, general && std::get<2>(*general)} {
+    for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
     const int64_t widest = std::max(input_size, times(2, std::max(n.H, n.P)));
@@ -178,8 +181,7 @@ struct CoreNetwork {
   // 'each' sees every parameter and its shape, layer by layer.
   template <class Each> void for_each_parameter(Each each) const {
     for (int64_t i = 0; i < n.L * n.D; i++)
-      fastrnn::for_each_parameter(bias, facts(n).projected,
-                                  [&](const ParameterShape& p) { each(i, p, shape_of(p, n, i / n.D, facts(n).gates)); });
+      fastrnn::for_each_parameter(has, [&](const ParameterShape& p) { each(i, p, shape_of(p, n, i / n.D, facts(n).gates)); });
   }
   template <class Real> std::vector<Parameters<const Real>> read(const py::sequence& arrays, std::vector<py::array>& keep) const {
     std::vector<Parameters<const Real>> weights(size_t(n.L * n.D), Parameters<const Real>{});

@@ -73,7 +73,8 @@ template <class Real> struct StepReader {
 class CoreCell {
  public:
   CoreCell(const CoreNetwork& network, const Tensors& tensors) : core_(network), tensors_(tensors) {
-    if (n().L != 1 || n().D != 1 || facts(n()).projected) throw py::value_error("a cell has one layer, one direction, no projection");
+    if (n().L != 1 || n().D != 1 || facts(n()).projected || core_.has.peephole)
+      throw py::value_error("a cell has one layer, one direction, no projection, no peepholes");
   }
 
   // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the
@@ -108,11 +109,11 @@ class CoreCell {
 
   template <class Element, class Real> Parameters<Element> parameters(const py::tuple& arrays, StepReader<Real>& read) const {
     const int64_t rows = facts(n()).gates * n().H;
-    read.good &= arrays.size() == (core_.bias ? 4u : 2u);
+    read.good &= arrays.size() == (core_.has.bias ? 4u : 2u);
     if (!read.good) return {};
     Parameters<Element> found{};
     found[weight_ih] = read(arrays[0], {rows, n().I}), found[weight_hh] = read(arrays[1], {rows, n().H});
-    if (core_.bias) found[bias_ih] = read(arrays[2], {rows}), found[bias_hh] = read(arrays[3], {rows});
+    if (core_.has.bias) found[bias_ih] = read(arrays[2], {rows}), found[bias_hh] = read(arrays[3], {rows});
     return found;
   }
   template <class Real>

@@ -57,7 +57,8 @@ class Network:
     """Sizes and kernels of a stack of recurrent layers; holds no weights.
 
     ``parameters`` are PyTorch's arrays in PyTorch's order: for each layer, for each direction, weight_ih, weight_hh,
-    bias_ih and bias_hh if ``bias``, weight_hr if ``proj_size``; all C-contiguous. They are read at every call.
+    bias_ih and bias_hh if ``bias``, weight_hr if ``proj_size``, weight_peephole if there are peepholes; all
+    C-contiguous. They are read at every call.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Network:
         num_layers: int,
         bidirectional: bool,
         bias: bool,
+        # of a general cell: clip, coupled, peephole, and for each direction (name, alpha, beta) of each activation
+        general: tuple[float, bool, bool, Sequence[Sequence[tuple[str, float, float]]]] | None = None,
         isa: str | None = None,  # None: the best one this CPU has
         host: HostThreads | None = None,  # None: the process's own team runs the calls
     ) -> None: ...
@@ -190,7 +193,9 @@ def isas() -> list[str]:
 def cells() -> list[str]:
     """The list of cells in csrc/kernels/structs.hpp."""
 
-def describe(cell: str, projection: bool) -> tuple[int, list[tuple[str, str]], list[tuple[str, list[str], bool]]]:
+def describe(
+    cell: str, projection: bool, peephole: bool
+) -> tuple[int, list[tuple[str, str]], list[tuple[str, list[str], bool]]]:
     """What a cell has: gates; states (name, axis); parameters of one direction (name, axes, whether it is a bias).
 
     Axes are "inputs", "hidden", "output" (the projection's size, or hidden) and "gates" (gates times hidden).

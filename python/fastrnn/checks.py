@@ -1,7 +1,6 @@
 """The sentences: what came, what was expected, why, and the fix. All mismatches of a call go into one error."""
 
 import math
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -300,62 +299,6 @@ def overlaps(problems: Problems, outputs: Mapping[str, Array | None], inputs: Ma
                 f"It would be overwritten while in use: give {name} memory of its own.{hint}",
             )
         in_use[name] = array
-
-
-def read_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a layer's constructor arguments and return them as plain Python values.
-
-    Raises
-    ------
-    TypeError, ValueError
-        With every argument that does not fit.
-    """
-    problems = Problems(lambda: name)
-    read = dict(options)
-    for key, value in options.items():
-        got = f"{key}={value!r}"
-        if key in ("input_size", "hidden_size", "num_layers", "proj_size"):
-            least = 0 if key == "proj_size" else 1
-            if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-                problems.type(got, f"{key} must be an integer.")
-            elif operator.index(value) < least:
-                problems.value(got, f"{key} must be at least {least}.")
-            elif key == "num_layers" and value > MAX_LAYERS:
-                problems.value(got, f"num_layers must be at most {MAX_LAYERS}.")
-            else:
-                read[key] = operator.index(value)
-        elif key in ("bias", "batch_first", "bidirectional", "reset_after"):
-            if not isinstance(value, (bool, np.bool_)):
-                problems.type(got, f"{key} must be True or False.")
-            read[key] = bool(value)
-        elif key == "dropout":
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-                problems.type(got, "dropout must be a number in 0..1, the probability of dropping an element.")
-            elif not 0 <= value <= 1:
-                problems.value(got, "dropout is the probability of dropping an element and must be in 0..1.")
-            else:
-                read[key] = float(value)
-        elif key == "nonlinearity" and value not in ("tanh", "relu"):
-            problems.value(got, 'nonlinearity must be "tanh" or "relu".')
-        elif key == "dtype":
-            read[key] = _layer_dtype(problems, value)
-    proj_size, hidden_size = read.get("proj_size", 0), read["hidden_size"]
-    if isinstance(proj_size, int) and isinstance(hidden_size, int) and proj_size >= hidden_size > 0:
-        why = f"A projection makes the output smaller: proj_size must be below hidden_size, {hidden_size}; 0 is none."
-        problems.value(f"proj_size={proj_size}", why)
-    problems.refuse()
-    return read
-
-
-def _layer_dtype(problems: Problems, value: object) -> np.dtype[Any]:
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
-    except TypeError as error:
-        problems.type(f"dtype={value!r}", f"dtype must be np.float32 or np.float64: {error}.")
-        return np.dtype(np.float32)
-    if value is None or dtype not in (np.float32, np.float64):
-        problems.type(f"dtype={value!r}", "dtype must be np.float32 or np.float64.")
-    return dtype
 
 
 def seed_error(name: str, rng: object, error: Exception) -> Exception:

@@ -1,7 +1,7 @@
 """The layers RNN, GRU and LSTM: their options and equations; everything else they share stands in `recurrent`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import storage
 from .initialise import Seed
+from .options import Activation, Activations, General, general
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .results import LSTMState
@@ -25,8 +26,13 @@ class RNN(Recurrent[Array]):
     ----------
     input_size, hidden_size, num_layers : int
         I, H and the number of layers, each fed with the output of the one before.
-    nonlinearity : {"tanh", "relu"}
-        Of h.
+    nonlinearity : {"tanh", "relu"} or another activation
+        The activation that produces h. Beside the two, which have kernels of their own: "sigmoid", "affine",
+        "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign" and "softplus", as ONNX
+        defines them; with numbers as ``("leaky_relu", alpha)`` or ``("affine", alpha, beta)``. Of a bidirectional layer
+        also ``{"forward": ..., "reverse": ...}``.
+    clip : float, optional
+        What enters the activation is kept within +-clip; its gradient is zero beyond.
     bias : bool
         Whether there are b_ih and b_hh.
     batch_first : bool
@@ -36,7 +42,7 @@ class RNN(Recurrent[Array]):
     dropout : float
         Probability of dropping an element between the layers in training, in 0..1.
     dtype : np.float32 or np.float64
-        Of the parameters, the computation and the results.
+        Type of the parameters, the computation and the results.
     rng : seed, Generator or None
         Source of the initial parameters and the dropout masks. A Generator is used as it is, not copied.
 
@@ -48,7 +54,9 @@ class RNN(Recurrent[Array]):
         If the parameters do not fit into memory.
     """
 
-    nonlinearity: str
+    nonlinearity: Any
+    clip: float | None
+    _usual = ("tanh",)
 
     def __init__(
         self,
@@ -56,7 +64,8 @@ class RNN(Recurrent[Array]):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Activation | Mapping[str, Activation] = "tanh",
+        clip: float | None = None,
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
@@ -70,6 +79,7 @@ class RNN(Recurrent[Array]):
             hidden_size=hidden_size,
             num_layers=num_layers,
             nonlinearity=nonlinearity,
+            clip=clip,
             bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,
@@ -78,7 +88,12 @@ class RNN(Recurrent[Array]):
         )
 
     def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+        return "rnn_relu" if self.nonlinearity == "relu" else "rnn_tanh"
+
+    def _general(self) -> General | None:
+        one = self.nonlinearity
+        chosen = {side: (a,) for side, a in one.items()} if isinstance(one, dict) else (one,)
+        return general({**self._options, "activations": chosen}, (one,) if one in ("tanh", "relu") else ())
 
     def _as_state(self, states: Sequence[Array]) -> Array:
         return states[0]
@@ -95,6 +110,11 @@ class GRU(Recurrent[Array]):
         Whether the reset gate acts after the recurrent product, as in PyTorch and cuDNN:
         n = tanh(W_in x + b_in + r * (W_hn h_prev + b_hn)); else, the original,
         n = tanh(W_in x + b_in + W_hn (r * h_prev) + b_hn).
+    activations : pair, optional
+        The activations of r and z and of n, ``("sigmoid", "tanh")`` by default; each as `RNN` takes its nonlinearity.
+        Of a bidirectional layer also ``{"forward": pair, "reverse": pair}``.
+    clip : float, optional
+        As for `RNN`, of all activations.
 
     Raises
     ------
@@ -103,6 +123,9 @@ class GRU(Recurrent[Array]):
     """
 
     reset_after: bool
+    activations: Any
+    clip: float | None
+    _usual = ("sigmoid", "tanh")
 
     def __init__(
         self,
@@ -111,6 +134,8 @@ class GRU(Recurrent[Array]):
         num_layers: int = 1,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
@@ -124,6 +149,8 @@ class GRU(Recurrent[Array]):
             hidden_size=hidden_size,
             num_layers=num_layers,
             reset_after=reset_after,
+            activations=activations,
+            clip=clip,
             bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,
@@ -149,12 +176,28 @@ class LSTM(Recurrent[LSTMState]):
         As for `RNN`.
     proj_size : int
         P, the size of h with a projection, below hidden_size; 0 is none.
+    peephole : bool
+        Whether the gates see the cell state (Gers and Schmidhuber 2000): i and f add w * c_prev, o adds w * c before
+        their activation. The parameter ``weight_peephole_l0`` (3,H) holds w of i, f and o.
+    coupled : bool
+        Whether f = 1 - i (Greff et al. 2017). The parameters keep their shapes; the rows of f are not used.
+    activations : triple, optional
+        The activations of i, f and o, of g, and of c in h = o * tanh(c), ``("sigmoid", "tanh", "tanh")`` by default;
+        each as `RNN` takes its nonlinearity. Of a bidirectional layer also ``{"forward": triple, "reverse": triple}``.
+    clip : float, optional
+        As for `RNN`, of all activations: c is clipped on its way into h, not in the state.
 
     Raises
     ------
     TypeError, ValueError, SizeError
         As for `RNN`.
     """
+
+    peephole: bool
+    coupled: bool
+    activations: Any
+    clip: float | None
+    _usual = ("sigmoid", "tanh", "tanh")
 
     def __init__(
         self,
@@ -167,6 +210,10 @@ class LSTM(Recurrent[LSTMState]):
         bidirectional: bool = False,
         dropout: float = 0.0,
         proj_size: int = 0,
+        peephole: bool = False,
+        coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
@@ -176,6 +223,10 @@ class LSTM(Recurrent[LSTMState]):
             hidden_size=hidden_size,
             num_layers=num_layers,
             proj_size=proj_size,
+            peephole=peephole,
+            coupled=coupled,
+            activations=activations,
+            clip=clip,
             bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,

@@ -18,9 +18,10 @@ from ._core import Tape as CoreTape
 from .frozen import Frozen, FrozenLSTM
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .inputs import Inputs, OneHot, StateLike
+from .options import General, general, read_options
 from .parameters import Parameters
 from .results import Gradients, MemoryEstimate, Tape
-from .spec import S, Spec, describe
+from .spec import Description, S, Spec, describe
 from .threads import get_num_threads
 
 Array = NDArray[Any]
@@ -32,16 +33,18 @@ class Recurrent(Spec[S]):
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
     """
 
+    _usual: tuple[str, ...]  # the activations of the usual cell
+
     def __init__(self, rng: Seed, **given: Any) -> None:
         name = type(self).__name__
-        options = checks.read_options(name, given)
+        options = read_options(name, given, len(self._usual))
         generator = as_generator(name, rng)
         needed = {
             key: options.get(key, 0)
             for key in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
         }
         self.__dict__.update(options)
-        named = describe(self._cell(), options.get("proj_size", 0) > 0).shapes(**needed)
+        named = self._description().shapes(**needed)
         checks.parameter_sizes(name, list(named.values()), options["dtype"])
         parameters = Parameters({key: np.empty(shape, options["dtype"]) for key, shape in named.items()})
         self.__setstate__({"options": options, "parameters": parameters, "rng": generator})
@@ -402,6 +405,12 @@ class Recurrent(Spec[S]):
         """Take the kernels of one instruction set; for tests. Copies and pickles do not keep it."""
         self.__dict__["_network"] = self._make_network(isa)
 
+    def _general(self) -> General | None:
+        return general(self._options, self._usual)
+
+    def _description(self) -> Description:
+        return describe(self._cell(), self.proj_size > 0, self.peephole)
+
     def _make_network(self, isa: str | None = None) -> Network:
         return Network(
             self._cell(),
@@ -412,6 +421,7 @@ class Recurrent(Spec[S]):
             self.num_layers,
             self.bidirectional,
             self.bias,
+            self._general(),
             isa,
         )
 
@@ -426,7 +436,7 @@ class Recurrent(Spec[S]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["options"])
         self.__dict__.update(_options=state["options"], _parameters=state["parameters"], _rng=state["rng"])
-        self.__dict__["_states"] = describe(self._cell(), self.proj_size > 0).states
+        self.__dict__["_states"] = self._description().states
         self.__dict__["_network"] = self._make_network()
 
     def __repr__(self) -> str:
@@ -437,6 +447,10 @@ class Recurrent(Spec[S]):
             "bidirectional": False,
             "dropout": 0,
             "proj_size": 0,
+            "peephole": False,
+            "coupled": False,
+            "clip": None,
+            "activations": None,
         }
         shown = {**self._options, "dtype": self.dtype.name}
         listed = ", ".join(f"{k}={v!r}" for k, v in shown.items() if plain.get(k) != v)

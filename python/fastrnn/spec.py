@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import Network
+from .options import General
 from .parameters import Parametrised
 
 Array = NDArray[Any]
@@ -28,7 +29,7 @@ class Description(NamedTuple):
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter of a layer, by PyTorch's names in PyTorch's order."""
         output = proj_size or hidden_size
-        sizes = {"hidden": hidden_size, "output": output, "gates": self.gates * hidden_size}
+        sizes = {"hidden": hidden_size, "output": output, "gates": self.gates * hidden_size, "peepholes": 3}
         found = {}
         for layer in range(num_layers):
             sizes["inputs"] = input_size if layer == 0 else output * (1 + bidirectional)
@@ -40,9 +41,9 @@ class Description(NamedTuple):
 
 
 @functools.cache
-def describe(cell: str, projection: bool = False) -> Description:
+def describe(cell: str, projection: bool = False, peephole: bool = False) -> Description:
     """Return what a cell has, by its name in the core."""
-    gates, states, parameters = _core.describe(cell, projection)
+    gates, states, parameters = _core.describe(cell, projection, peephole)
     return Description(gates, tuple(states), tuple((name, tuple(axes), bias) for name, axes, bias in parameters))
 
 
@@ -60,6 +61,7 @@ class Spec(Parametrised, Generic[S]):
     bidirectional: bool
     dropout: float
     proj_size: int = 0
+    peephole: bool = False
     dtype: np.dtype[Any]
 
     _states: tuple[tuple[str, str], ...]  # name and axis of each, of the cell's description
@@ -78,6 +80,10 @@ class Spec(Parametrised, Generic[S]):
     @abstractmethod
     def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:
         """Return this layer on another device, with copies of its parameters."""
+
+    def _general(self) -> General | None:
+        """Return what makes the cell another than the usual one; None: nothing."""
+        return None
 
     @property
     def _has_cell_state(self) -> bool:

@@ -20,9 +20,10 @@ every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 def test_every_cell_of_the_core_is_tested() -> None:
-    assert {f"{cell.textbook}_projected" if cell.projected else cell.textbook for cell in TESTED.values()} == {
-        *_core.cells()
+    names = {
+        cell.textbook.replace("lstm", "lstm_projected") if cell.projected else cell.textbook for cell in TESTED.values()
     }
+    assert names == {*_core.cells()}
     assert {cell.textbook for cell in TESTED.values()} == {*reference.CELLS}
 
 

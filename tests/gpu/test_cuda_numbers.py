@@ -24,7 +24,7 @@ from cuda_support import (
     rounded,
     small_chunks,
 )
-from support import CELLS, Example, assert_same_bits, gradients_of, parts, whole
+from support import CELLS, USUAL, Example, assert_same_bits, gradients_of, parts, whole
 
 pytestmark = needs_gpu
 
@@ -92,7 +92,7 @@ def test_float64_equals_the_textbook(cell: str, sizes: tuple[int, int, int, int]
 
 @pytest.mark.parametrize("sizes", SMALL + LARGE, ids=sizes_id)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUAL)
 def test_every_precision(cell: str, precision: str, sizes: tuple[int, int, int, int]) -> None:
     if EMULATED and sizes in LARGE and cell not in ("gru", "lstm_proj"):
         pytest.skip("an emulated GPU runs the large sizes with two cells")
@@ -104,7 +104,7 @@ def test_every_precision(cell: str, precision: str, sizes: tuple[int, int, int, 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", [c for c in CELLS if c != "rnn_relu"])
+@pytest.mark.parametrize("cell", [*(c for c in USUAL if c != "rnn_relu"), "lstm_proj_general"])
 def test_two_layers_two_directions_lengths_and_resets(cell: str, precision: str) -> None:
     options = {"num_layers": 2, "bidirectional": True}
     check(example(CELLS[cell], precision, 5, 9, 7, 20, lengths=True, reset=True, **options), precision)

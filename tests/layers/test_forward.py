@@ -9,7 +9,19 @@ import pytest
 import fastrnn
 import reference
 from fastrnn import _core
-from support import CELLS, DTYPES, LONG_SIZES, SIZES, assert_close, assert_same_bits, draw, parts, sizes_id, whole
+from support import (
+    CELLS,
+    DTYPES,
+    LONG_SIZES,
+    SIZES,
+    USUAL,
+    assert_close,
+    assert_same_bits,
+    draw,
+    parts,
+    sizes_id,
+    whole,
+)
 
 STACKS: dict[str, dict[str, Any]] = {
     "no bias": {"bias": False},
@@ -39,7 +51,7 @@ def test_stacks_and_directions(name: str, dtype: str, stack: str) -> None:
 
 @pytest.mark.parametrize("sizes", LONG_SIZES, ids=sizes_id)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", USUAL)
 def test_many_steps_and_many_rows(name: str, dtype: str, sizes: tuple[int, int, int, int]) -> None:
     T, B, input_size, hidden_size = sizes
     layer = CELLS[name].build(input_size, hidden_size, dtype=dtype)

@@ -9,7 +9,7 @@ from hypothesis import given
 
 import reference
 from fastrnn import _core
-from support import CELLS, DTYPES, Example, assert_same_bits, draw, gradients_of, parts, whole
+from support import CELLS, DTYPES, USUAL, Example, assert_same_bits, draw, gradients_of, parts, whole
 
 STACK: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 
@@ -32,7 +32,7 @@ def test_lengths_and_resets(name: str, dtype: str, lengths: bool, reset: bool, i
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", USUAL)
 def test_many_steps_with_lengths_and_resets(name: str, bidirectional: bool) -> None:
     """Long enough for several chunks of time; most sequences end before the last of them begins."""
     layer = CELLS[name].build(3, 5, dtype="float64", bidirectional=bidirectional)

@@ -11,6 +11,7 @@ from support import (
     CELLS,
     DTYPES,
     TOLERANCE,
+    USUAL,
     Example,
     assert_close,
     assert_same_bits,
@@ -82,7 +83,7 @@ def test_one_hot_equals_the_identity(name: str, dtype: str, stack: str, isa: str
 
 
 @pytest.mark.parametrize("V", [2, 300])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", USUAL)
 def test_stacks_and_directions(name: str, V: int) -> None:
     layer = CELLS[name].build(5, 9, dtype="float64", **STACKS["deep"])
     e, ids, table = with_ids(draw(CELLS[name], layer, 30, 20, lengths=True), V)

@@ -138,6 +138,8 @@ template <class K> struct ForwardRun : Run<K> {
     const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     s = {};
     s.reverse = d == 1;
+    s.options = n.options[d];
+    s.vectors = w[weight_peephole];
     s.weight[0] = padded_weight(w[weight_hh], this->GH, P);
     s.weight[1] = cell.projected ? padded_weight(w[weight_hr], P, H) : s.weight[0];
     s.bias_ih = w[bias_ih], s.bias_hh = w[bias_hh];
@@ -244,6 +246,8 @@ template <class K> struct BackwardRun : Run<K> {
     const bool top = l + 1 == n.L;
     s = {};
     s.reverse = d == 1;
+    s.options = n.options[d];
+    s.vectors = w[weight_peephole];
     for (int p = 0; p < cell.phases; p++) {
       const PhaseFacts& ph = cell.phase[p];
       const bool projects = cell.projected && p == 1;
@@ -331,6 +335,7 @@ template <class K> struct BackwardRun : Run<K> {
     hand_over(s.dhh, g[weight_hh], GH * P);
     if (cell.projected) hand_over(s.dhr, g[weight_hr], P * H);
     hand_over(s.sums + cell.slots.input * H, g[bias_ih], GH);
+    hand_over(s.sums + (cell.slots.count - cell.slots.vectors) * H, g[weight_peephole], cell.slots.vectors * H);
     for (int slot = 0; slot < cell.gates; slot++)
       hand_over(s.sums + slot * H, g[bias_hh] ? g[bias_hh] + (slot + shift()) % cell.gates * H : nullptr, H);
   }

@@ -14,6 +14,7 @@ struct Network {
   Precision precision;
   int64_t I, H, P, L;  // P == H without a projection
   int D;
+  CellOptions options[2] = {};  // of each direction, for general cells
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };

@@ -120,6 +120,7 @@ void narrow(const Real* from, Store* to, int64_t count, cudaStream_t stream) { a
 
 }  // namespace
 
+using device::Lstm, device::LstmGeneral;  // whom the list names inside another
 #define FASTRNN_CELL(name, type) cell_kernels<device::type>(),
 extern const Kernels<Store, Real> FASTRNN_KERNELS;
 const Kernels<Store, Real> FASTRNN_KERNELS = {

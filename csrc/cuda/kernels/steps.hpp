@@ -58,6 +58,13 @@ template <class Store> FASTRNN_DEVICE const Store* weight_row(const cuda::Padded
   return u < height ? w.base + ((first_gate + i / 16) * height + u) * w.row : nullptr;
 }
 
+// A unit's elements of the parameters that have one for each.
+template <class Cell, class Unit, class Store> FASTRNN_DEVICE void load_vectors(Unit& u, const Store* vectors, int64_t H, int64_t unit) {
+  if (!vectors) return;
+#pragma unroll
+  for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k] = widen(vectors[k * H + unit]);
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <class Cell, int p, class T, int N>
@@ -101,6 +108,8 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     }
     const bool cut = order.cut_before(t, b);
     Unit<Real> u{};
+    u.options = &side.options;
+    load_vectors<Cell>(u, side.vectors, H, unit);
 #pragma unroll
     for (int g = 0; g < phase.gates; g++) {
       Real z = product.at(g * 16 + i % 16, i / 16);
@@ -206,6 +215,8 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       continue;
     }
     UnitGradient<Real> u{};
+    u.options = &side.options;
+    load_vectors<Cell>(u, side.vectors, H, unit);
     u.dout = sum;
     const bool cut = order.cut_off_after(t, b);
     if (p == 0) {

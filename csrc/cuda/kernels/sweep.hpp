@@ -23,7 +23,9 @@ template <class Store> struct Padded {
 // One direction of a layer, forward.
 template <class Store, class Real> struct Side {
   bool reverse;
+  CellOptions options;
   Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates; (P,H) for a projection
+  const Store* vectors;           // (vectors,H), or null: zeros
   const Store *bias_ih, *bias_hh;  // (G*H) or null
   const Real* z;                   // (tokens of the chunk, G*H) W_ih x
   int64_t z_first;                 // the token it begins with
@@ -46,6 +48,8 @@ template <class Store, class Real> struct Sweep {
 // The same, backward.
 template <class Store, class Real> struct BackSide {
   bool reverse;
+  CellOptions options;
+  const Store* vectors;
   Padded<const Store> weight[2];  // of each phase, transposed: (P, gates of the phase in the order of the slots, pad(H)); (H,pad(P))
   Rows<const Store> y;            // as forward wrote it
   Rows<const Store> dy;           // (T,B,P) or base null: zeros

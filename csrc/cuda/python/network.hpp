@@ -26,20 +26,21 @@ using NewStates = std::vector<Array>;
 
 struct CoreNetwork {
   Network n;
-  bool bias;
+  Has has;
   int device;
 
   CoreNetwork(const std::string& cell, const std::string& precision, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-              int64_t num_layers, bool bidirectional, bool bias_, int device_)
-      : n{cell_named(cell, proj_size > 0),
+              int64_t num_layers, bool bidirectional, bool bias, int device_, const std::optional<General>& general)
+      : n{cell_named(cell, proj_size > 0, general.has_value()),
           precision_named(precision),
           input_size,
           hidden_size,
           proj_size > 0 ? proj_size : hidden_size,
           num_layers,
           bidirectional ? 2 : 1},
-        bias(bias_),
+        has{bias, proj_size > 0, general && std::get<2>(*general)},
         device(device_) {
+    for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
     times(times(times(4, plus(n.H, 64)), plus(std::max(input_size, times(2, n.H)), 64)), times(16, num_layers));
     if (size_t(device) >= prepared().size() || !prepared()[size_t(device)]) throw py::value_error("the device was not prepared");
@@ -84,7 +85,7 @@ struct CoreNetwork {
     size_t next = 0;
     for (int64_t i = 0; i < n.L * n.D; i++) {
       all.push_back({});
-      for_each_parameter(bias, facts().projected, [&](const ParameterShape& p) {
+      for_each_parameter(has, [&](const ParameterShape& p) {
         if (next >= arrays.size()) throw py::value_error("too few parameters");
         all.back()[p.which] = pointer_to<Store>(p.name, arrays[next++], shape_of(p, n, i / n.D, facts().gates), device, written);
       });

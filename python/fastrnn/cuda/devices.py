@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..options import General
+
 _prepared: dict[int, str | None] = {}  # of each device that was prepared, what is wrong with its cuBLASLt
 _lock = threading.Lock()
 
@@ -98,7 +100,9 @@ def index_of(device: str | int) -> int:
     return number
 
 
-def make_network(device: int, precision: str, bias: bool, options: Any, cell: str, input_size: int) -> Any:
+def make_network(
+    device: int, precision: str, bias: bool, options: Any, cell: str, input_size: int, general: General | None = None
+) -> Any:
     """Return the core's network on a device, which is made ready for it.
 
     Parameters
@@ -117,6 +121,7 @@ def make_network(device: int, precision: str, bias: bool, options: Any, cell: st
         options.bidirectional,
         bias,
         device,
+        general,
     )
 
 

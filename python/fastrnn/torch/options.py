@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from .. import _core
 from ..spec import describe
 
-_STATES = {c: describe(c).states for c in _core.cells() if not c.endswith("_projected")}
+_STATES = {c: describe(c).states for c in _core.cells() if "projected" not in c}
 
 
 class Options(NamedTuple):

@@ -1,0 +1,175 @@
+"""The options of a layer, read and checked.
+
+Activation functions, clipping, peepholes and the coupled gate, as ONNX has them, make a cell another than the usual
+one: a layer with none of these runs the kernels of the usual cell; any of them takes the general kernels.
+"""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .checks import MAX_LAYERS, Problems
+
+# alpha and beta where a function has them, and what they are by default: the ONNX operators' own
+_DEFAULTS: dict[str, tuple[float, ...]] = {
+    "sigmoid": (),
+    "tanh": (),
+    "relu": (),
+    "affine": (1.0, 0.0),
+    "leaky_relu": (0.01,),
+    "thresholded_relu": (1.0,),
+    "scaled_tanh": (1.0, 1.0),
+    "hard_sigmoid": (0.2, 0.5),
+    "elu": (1.0,),
+    "softsign": (),
+    "softplus": (),
+}
+NAMES = tuple(_DEFAULTS)
+
+# a name, or (name, alpha) or (name, alpha, beta)
+Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
+# one for each use of the cell; apart for each direction as {"forward": ..., "reverse": ...}
+Activations: TypeAlias = Sequence[Activation] | Mapping[str, Sequence[Activation]]
+# what the core is told: clip, coupled, peephole, and of each direction (name, alpha, beta) for each use
+General: TypeAlias = tuple[float, bool, bool, list[list[tuple[str, float, float]]]]
+
+
+def read_options(name: str, options: Mapping[str, Any], activations: int) -> dict[str, Any]:
+    """Check a layer's constructor arguments, of a cell with so many activations, and return them as plain values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With every argument that does not fit.
+    """
+    problems = Problems(lambda: name)
+    read = dict(options)
+    for key, value in options.items():
+        got = f"{key}={value!r}"
+        if key in ("input_size", "hidden_size", "num_layers", "proj_size"):
+            least = 0 if key == "proj_size" else 1
+            if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+                problems.type(got, f"{key} must be an integer.")
+            elif operator.index(value) < least:
+                problems.value(got, f"{key} must be at least {least}.")
+            elif key == "num_layers" and value > MAX_LAYERS:
+                problems.value(got, f"num_layers must be at most {MAX_LAYERS}.")
+            else:
+                read[key] = operator.index(value)
+        elif key in ("bias", "batch_first", "bidirectional", "reset_after", "peephole", "coupled"):
+            if not isinstance(value, (bool, np.bool_)):
+                problems.type(got, f"{key} must be True or False.")
+            read[key] = bool(value)
+        elif key == "dropout":
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+                problems.type(got, "dropout must be a number in 0..1, the probability of dropping an element.")
+            elif not 0 <= value <= 1:
+                problems.value(got, "dropout is the probability of dropping an element and must be in 0..1.")
+            else:
+                read[key] = float(value)
+        elif key == "nonlinearity":
+            read[key] = read_nonlinearity(problems, value, options["bidirectional"])
+        elif key == "activations" and value is not None:
+            read[key] = read_activations(problems, key, value, activations, options["bidirectional"])
+        elif key == "clip":
+            read[key] = read_clip(problems, value)
+        elif key == "dtype":
+            read[key] = _layer_dtype(problems, value)
+    proj_size, hidden_size = read.get("proj_size", 0), read["hidden_size"]
+    if isinstance(proj_size, int) and isinstance(hidden_size, int) and proj_size >= hidden_size > 0:
+        why = f"A projection makes the output smaller: proj_size must be below hidden_size, {hidden_size}; 0 is none."
+        problems.value(f"proj_size={proj_size}", why)
+    problems.refuse()
+    return read
+
+
+def _layer_dtype(problems: Problems, value: object) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
+    except TypeError as error:
+        problems.type(f"dtype={value!r}", f"dtype must be np.float32 or np.float64: {error}.")
+        return np.dtype(np.float32)
+    if value is None or dtype not in (np.float32, np.float64):
+        problems.type(f"dtype={value!r}", "dtype must be np.float32 or np.float64.")
+    return dtype
+
+
+def read_activation(problems: Problems, got: str, value: Any) -> Activation:
+    """Return a name, or the name with all of its numbers."""
+    given: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, (tuple, list)) else []
+    name, *numbers = given or [None]
+    if not isinstance(name, str) or name not in _DEFAULTS:
+        problems.value(got, f"An activation is one of {', '.join(NAMES)}.")
+        return "tanh"
+    defaults = _DEFAULTS[name]
+    if len(numbers) > len(defaults):
+        takes = ["no number", "one number, alpha", "two numbers, alpha and beta"][len(defaults)]
+        problems.value(got, f"{name} takes {takes}.")
+        return name
+    if not all(_is_number(n) for n in numbers):
+        problems.value(got, "alpha and beta must be finite numbers.")
+        return name
+    filled = (*(float(n) for n in numbers), *defaults[len(numbers) :])
+    return (name, *filled) if filled else name  # type: ignore[return-value]
+
+
+def read_activations(problems: Problems, key: str, value: Any, count: int, bidirectional: object) -> Any:
+    """Return the activations of a cell that has so many, of each direction where they differ, with all numbers."""
+    if isinstance(value, Mapping):
+        if set(value) != {"forward", "reverse"} or bidirectional is not True:
+            why = 'A mapping names those of both directions, "forward" and "reverse", of a bidirectional layer.'
+            problems.value(f"{key}={value!r}", why)
+            return None
+        both = {d: read_activations(problems, key, value[d], count, False) for d in ("forward", "reverse")}
+        return both["forward"] if both["forward"] == both["reverse"] else both
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
+        uses = ["that of h", "those of the gates and the candidate", "those of the gates, the candidate and c"][
+            count - 1
+        ]
+        problems.value(f"{key}={value!r}", f"It must be a sequence of {count}: {uses}.")
+        return None
+    return tuple(read_activation(problems, f"{one!r} among its {key}", one) for one in value)
+
+
+def read_nonlinearity(problems: Problems, value: Any, bidirectional: object) -> Any:
+    """Return the activation of h, of each direction where they differ, with all numbers."""
+    if isinstance(value, Mapping):
+        wrapped = {direction: (one,) for direction, one in value.items()}
+        read = read_activations(problems, "nonlinearity", wrapped, 1, bidirectional)
+        return {d: one[0] for d, one in read.items()} if isinstance(read, dict) else read and read[0]
+    return read_activation(problems, f"nonlinearity={value!r}", value)
+
+
+def read_clip(problems: Problems, value: Any) -> float | None:
+    """Return the bound on what enters an activation; None is none."""
+    if value is None:
+        return None
+    if not _is_number(value) or value <= 0:
+        problems.value(f"clip={value!r}", "clip must be a positive number, or None for none.")
+        return None
+    return float(value)
+
+
+def general(options: Mapping[str, Any], usual: tuple[str, ...]) -> General | None:
+    """Return what the core is told of a cell with these options; None: it is the usual one."""
+    activations = options.get("activations")
+    if activations is None:
+        activations = usual
+    clip, coupled, peephole = options.get("clip"), options.get("coupled", False), options.get("peephole", False)
+    if clip is None and not coupled and not peephole and activations == usual:
+        return None
+    sides = list(activations.values()) if isinstance(activations, Mapping) else [activations]
+    return math.inf if clip is None else clip, coupled, peephole, [[_full(one) for one in side] for side in sides]
+
+
+def _full(activation: Activation) -> tuple[str, float, float]:
+    name, alpha, beta = (*((activation,) if isinstance(activation, str) else activation), 0.0, 0.0)[:3]
+    return str(name), float(alpha), float(beta)
+
+
+def _is_number(value: object) -> bool:
+    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]
