@@ -161,18 +161,19 @@ class TestOperators:
 
     def test_backward(self, kind: str) -> None:
         call, options = operands(kind, False)
-        y, _, cn, tape = torch.ops.fastrnn.train(*call, None, 1.0, *options)
-        given = (torch.randn_like(y), None, cn if kind == "LSTM" else None, y, tape, *call, None, 1.0, *options)
-        torch.library.opcheck(torch.ops.fastrnn.backward.default, given, test_utils=self.CHECKS)
+        y, ends, tape = torch.ops.fastrnn.train(*call, None, 1.0, *options)
+        for dends in (ends, []):
+            given = (torch.randn_like(y), dends, y, tape, *call, None, 1.0, *options)
+            torch.library.opcheck(torch.ops.fastrnn.backward.default, given, test_utils=self.CHECKS)
 
     def test_infer_computes_again_what_is_differentiated(self, kind: str) -> None:
         found = []
         for name, more in (("infer", ()), ("train", (None, 1.0))):
             torch.manual_seed(0)
             call, options = operands(kind, True)
-            y, hn, *_ = getattr(torch.ops.fastrnn, name)(*call, *more, *options)
+            y, ends, *_ = getattr(torch.ops.fastrnn, name)(*call, *more, *options)
             inputs = [call[0], *call[1], *call[2]]
-            first = torch.autograd.grad(y.square().sum() + hn.sum(), inputs, create_graph=True)
+            first = torch.autograd.grad(y.square().sum() + ends[0].sum(), inputs, create_graph=True)
             found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), inputs)])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
@@ -201,10 +202,12 @@ class TestOperators:
                 infer(*bad, *options)
             with pytest.raises((RuntimeError, ValueError, TypeError)):
                 train(*bad, None, 1.0, *options)
-        y, _, _, tape = train(*call, None, 1.0, *options)
+        y, ends, tape = train(*call, None, 1.0, *options)
         for y_, tape_ in ((y, tape[:-4096]), (y[1:], tape), (y, tape.float()), (y.double(), tape)):
             with pytest.raises((RuntimeError, ValueError, TypeError)):
-                torch.ops.fastrnn.backward(y, None, None, y_, tape_, *call, None, 1.0, *options)
+                torch.ops.fastrnn.backward(y, [], y_, tape_, *call, None, 1.0, *options)
+        with pytest.raises(ValueError, match="states, or none"):
+            torch.ops.fastrnn.backward(y, [*ends, *ends, *ends], y, tape, *call, None, 1.0, *options)
 
 
 @every_kind

@@ -30,26 +30,35 @@ def _kept(ctx: Any) -> tuple[tuple[Any, ...], list[Tensor | None]]:
     return (x, rest[:states], rest[states : states + weights], *others[:3], ctx.scale, *ctx.options), others[3:]
 
 
-def _first(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Any, list[Any], list[Any]]:
+def _first(ctx: Any, dy: Tensor | None, dends: Sequence[Tensor | None]) -> tuple[Any, list[Any], list[Any]]:
     """Return the gradients of x, of the states and of the weights."""
     call, (y, tape) = _kept(ctx)
-    return gradients(call, y, tape, dy, dhn, dcn)
+    return gradients(call, y, tape, dy, dends)
 
 
 def gradients(
-    call: tuple[Any, ...], y: Any, tape: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
+    call: tuple[Any, ...], y: Any, tape: Any, dy: Tensor | None, dends: Sequence[Tensor | None]
 ) -> tuple[Any, list[Any], list[Any]]:
     """Return the gradients of x, of the states and of the weights, from what train was given and gave."""
-    if dy is None and dhn is None and dcn is None:
+    seeds = [t for t in (dy, *dends) if t is not None]
+    if not seeds:
         return None, [None] * len(call[1]), [None] * len(call[2])
-    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in (dy, dhn, dcn)):
-        return _first_by_textbook(call, (dy, dhn, dcn))
+    if any(torch._C._functorch.is_legacy_batchedtensor(t) for t in seeds):
+        return _first_by_textbook(call, (dy, *dends))
     if torch._C._are_functorch_transforms_active():
-        dx, *rest = _MappedBackward.apply(_pack(call), dy, dhn, dcn, y, tape, call[0], *call[1], *call[2])
+        dx, *rest = _MappedBackward.apply(_pack(call), dy, *dends, y, tape, call[0], *call[1], *call[2])
         return dx, rest[: len(call[1])], rest[len(call[1]) :]
-    direct = not torch.is_grad_enabled() and _is_plain((dy, dhn, dcn, y, tape, call[0], *call[1], *call[2]))
-    operator = ops.backward if direct else torch.ops.fastrnn.backward
-    result: tuple[Any, list[Any], list[Any]] = operator(dy, dhn, dcn, y, tape, *call)
+    direct = not torch.is_grad_enabled() and _is_plain((*seeds, y, tape, call[0], *call[1], *call[2]))
+    return (ops.backward if direct else _backward)(dy, list(dends), y, tape, *call)
+
+
+def _backward(dy: Tensor | None, dends: list[Tensor | None], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Call the operator. PyTorch differentiates no list with a None in it: what is missing of one becomes zeros."""
+    given = [d for d in dends if d is not None]
+    if given and len(given) < len(dends):
+        shapes = Options(*rest[-len(Options._fields) :]).state_shapes(given[0].shape[1])
+        given = [given[0].new_zeros(shape) if d is None else d for d, shape in zip(dends, shapes, strict=True)]
+    result: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.fastrnn.backward(dy, given, *rest)
     return result
 
 
@@ -59,8 +68,8 @@ def _first_by_textbook(call: tuple[Any, ...], seeds: Sequence[Tensor | None]) ->
     with torch.enable_grad():
         into = [t.detach().requires_grad_() for t in (x, *hx, *weights)]
         states, parameters = into[1 : 1 + len(hx)], into[1 + len(hx) :]
-        results = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
-    pairs = [(r, s) for r, s in zip(results, seeds, strict=True) if s is not None]
+        y, ends = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
+    pairs = [(r, s) for r, s in zip((y, *ends), seeds, strict=True) if s is not None]
     dx, *others = torch.autograd.grad([r for r, _ in pairs], into, [s for _, s in pairs], allow_unused=True)
     return dx, others[: len(hx)], others[len(hx) :]
 
@@ -68,19 +77,19 @@ def _first_by_textbook(call: tuple[Any, ...], seeds: Sequence[Tensor | None]) ->
 def _second(
     ctx: Any, ddx: Tensor | None, ddhx: Sequence[Tensor | None], ddweights: Sequence[Tensor | None]
 ) -> tuple[list[Any], list[Any]]:
-    """Return the gradients of dy, dhn and dcn, and of x, the states and the weights.
+    """Return the gradients of dy and dends, and of x, the states and the weights.
 
     They are taken of what backward computes, by PyTorch's own means, through the equations as `textbook` has them.
     """
-    (x, hx, weights, lengths, reset, masks, scale, *options), (dy, dhn, dcn) = _kept(ctx)
+    (x, hx, weights, lengths, reset, masks, scale, *options), given = _kept(ctx)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # views, so that nothing is reached through the past of these tensors
         into = [_as_target(t) for t in (x, *hx, *weights)]
-        seeds = [None if t is None else _as_target(t) for t in (dy, dhn, dcn)]
+        seeds = [None if t is None else _as_target(t) for t in given]
         states, parameters = into[1 : 1 + len(hx)], into[1 + len(hx) :]
-        results = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
-        pairs = [(r, s) for r, s in zip(results, seeds, strict=True) if s is not None]
+        y, last = textbook.run(into[0], states, parameters, lengths, reset, masks, scale, Options(*options))
+        pairs = [(r, s) for r, s in zip((y, *last), seeds, strict=False) if s is not None]
         found = torch.autograd.grad(
             [r for r, _ in pairs], into, [s for _, s in pairs], create_graph=True, materialize_grads=True
         )
@@ -104,35 +113,36 @@ def _as_target(tensor: Tensor) -> Tensor:
 _FIXED = (None,) * (4 + len(Options._fields))  # lengths, reset, masks, scale and the options: no gradients
 
 
-def _train_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _keep(ctx, inputs, output[0], output[3])
+def _train_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], Tensor]) -> None:
+    y, _, tape = output
+    _keep(ctx, inputs, y, tape)
 
 
-def _train_gradients(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None, _: Any) -> tuple[Any, ...]:
-    return *_first(ctx, dy, dhn, dcn), *_FIXED
+def _train_gradients(ctx: Any, dy: Tensor | None, dends: list[Tensor | None], _: Any) -> tuple[Any, ...]:
+    return *_first(ctx, dy, dends), *_FIXED
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    dy, dhn, dcn, _, _, *call = inputs
-    _keep(ctx, tuple(call), dy, dhn, dcn)
+    dy, dends, _, _, *call = inputs
+    _keep(ctx, tuple(call), dy, *dends)
 
 
 def _backward_gradients(ctx: Any, ddx: Tensor | None, ddhx: Any, ddweights: Any) -> tuple[Any, ...]:
     states, weights = ctx.sizes
-    seeds, (of_x, *rest) = _second(ctx, ddx, ddhx or [None] * states, ddweights or [None] * weights)
-    return *seeds, None, None, of_x, rest[:states], rest[states:], *_FIXED
+    (of_dy, *of_dends), (of_x, *rest) = _second(ctx, ddx, ddhx or [None] * states, ddweights or [None] * weights)
+    return of_dy, of_dends, None, None, of_x, rest[:states], rest[states:], *_FIXED
 
 
-def _infer_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _infer_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _keep(ctx, (*inputs[:5], None, 1.0, *inputs[5:]))
 
 
-def _infer_gradients(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Any, ...]:
+def _infer_gradients(ctx: Any, dy: Tensor | None, dends: list[Tensor | None]) -> tuple[Any, ...]:
     """The call is computed again, with a tape: exported programs hold infer, and may be differentiated."""
     call, _ = _kept(ctx)
-    y, _, _, tape = torch.ops.fastrnn.train(*call)
+    y, _, tape = torch.ops.fastrnn.train(*call)
     none = (None,) * (2 + len(Options._fields))  # lengths, reset and the options
-    return *gradients(call, y, tape, dy, dhn, dcn), *none
+    return *gradients(call, y, tape, dy, dends), *none
 
 
 torch.library.register_autograd("fastrnn::infer", _infer_gradients, setup_context=_infer_context, lib=library)
@@ -180,6 +190,11 @@ class _Packing(NamedTuple):
     def call(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         return x, list(tensors[: self.states]), list(tensors[self.states :]), *self.rest
 
+    def seeds(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return dy and dends, and what follows them among the arguments of backward."""
+        count = 1 + Options(*self.rest[4:]).states
+        return tensors[:count], tensors[count:]
+
 
 def _pack(call: tuple[Any, ...], plain: bool = False) -> _Packing:
     return _Packing(len(call[1]), call[3:], plain)
@@ -190,13 +205,13 @@ class _Train(torch.autograd.Function):
     def forward(ctx: Any, packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         call = packing.call(x, tensors)
         operator = ops.train if packing.plain else torch.ops.fastrnn.train
-        y, *others = operator(*call)
-        _keep_train(ctx, call, (y, *others))
-        return y.clone(), *others  # a copy: the caller may write to it, backward reads the original
+        y, ends, tape = operator(*call)
+        _keep_train(ctx, call, y, tape)
+        return y.clone(), *ends, tape  # a copy: the caller may write to it, backward reads the original
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None, _: Any) -> tuple[Any, ...]:
-        dx, dhx, dweights = _first(ctx, dy, dhn, dcn)
+    def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Any, ...]:
+        dx, dhx, dweights = _first(ctx, dy, given[:-1])
         return None, dx, *dhx, *dweights
 
 
@@ -205,18 +220,17 @@ class _MappedTrain(_Train):
 
     @staticmethod
     def forward(packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        output: tuple[Tensor, ...] = torch.ops.fastrnn.train(*packing.call(x, tensors))
-        return output
+        y, ends, tape = torch.ops.fastrnn.train(*packing.call(x, tensors))
+        return y, *ends, tape
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         packing, x, *tensors = inputs
-        _keep_train(ctx, packing.call(x, tensors), output)
+        _keep_train(ctx, packing.call(x, tensors), output[0], output[-1])
 
 
-def _keep_train(ctx: Any, call: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    y, _, cn, tape = output
-    ctx.mark_non_differentiable(tape, *([] if Options(*call[7:]).has_c else [cn]))
+def _keep_train(ctx: Any, call: tuple[Any, ...], y: Tensor, tape: Tensor) -> None:
+    ctx.mark_non_differentiable(tape)
     _keep(ctx, call, y, tape)
 
 
@@ -225,14 +239,15 @@ class _MappedBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(packing: _Packing, *tensors: Any) -> tuple[Tensor, ...]:
-        dy, dhn, dcn, y, tape, x, *rest = tensors
-        dx, dhx, dweights = torch.ops.fastrnn.backward(dy, dhn, dcn, y, tape, *packing.call(x, rest))
+        (dy, *dends), (y, tape, x, *rest) = packing.seeds(tensors)
+        dx, dhx, dweights = _backward(dy, dends, y, tape, *packing.call(x, rest))
         return dx, *dhx, *dweights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        packing, dy, dhn, dcn, _, _, x, *rest = inputs
-        _keep(ctx, packing.call(x, rest), dy, dhn, dcn)
+        packing, *tensors = inputs
+        seeds, (_, _, x, *rest) = packing.seeds(tensors)
+        _keep(ctx, packing.call(x, rest), *seeds)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
@@ -252,8 +267,8 @@ def run(
     scale: float,
     options: Options,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Call the operator that fits: with a tape where something is to be differentiated or dropped.
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Call the operator that fits, with a tape where something is to be differentiated or dropped: y and final states.
 
     A program exported of a module that is not `training` gets the operator without a tape, which computes everything
     again where it is differentiated after all. Forward-mode derivatives, and transforms inside transforms, go through
@@ -278,16 +293,14 @@ def run(
     if forward_ad._current_level >= 0 or (mapped and torch._C._functorch.maybe_current_level() > 1):
         return textbook.run(x, call[1], call[2], lengths, reset, masks, scale, options)
     wanted = torch.is_grad_enabled() and (mapped or x.requires_grad or any(t.requires_grad for t in tensors))
-    results: tuple[Tensor, ...]
     if masks is None and (not wanted or (exporting and not training)):
-        results = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
+        y, ends = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
     elif not wanted or compiling:
-        results = torch.ops.fastrnn.train(*call)
-    elif mapped:
-        results = _MappedTrain.apply(_pack(call), x, *tensors)
+        y, ends, _ = torch.ops.fastrnn.train(*call)
     else:
-        results = _Train.apply(_pack(call, plain), x, *tensors)
-    return results[0], results[1], results[2]
+        function: Any = _MappedTrain if mapped else _Train
+        y, *ends, _ = function.apply(_pack(call, plain), x, *tensors)
+    return y, ends
 
 
 def _zeros(x: Tensor, lengths: Tensor | None, options: Options) -> list[Tensor]:

@@ -56,8 +56,8 @@ class _Cell(StandIn, nn.RNNCellBase):
             input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)
         options = Options(self._cell(), self.hidden_size, 0, 1, False, False)
-        _, *ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options, self.training)
-        ends = [s[0] if batched else s[0, 0] for s in ends[: 1 + options.has_c]]
+        _, ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options, self.training)
+        ends = [s[0] if batched else s[0, 0] for s in ends]
         return tuple(ends if to is None else (s.to(to) for s in ends))
 
     def _check(self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> None:

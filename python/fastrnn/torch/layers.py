@@ -63,11 +63,10 @@ class _Layer(StandIn, nn.RNNBase):
             reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
         masks, scale = self._masks((T, B))
         options = self._options()
-        y, hn, cn = run(input, states, weights, lengths, reset, masks, scale, options, self.training)
-        ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
+        y, ends = run(input, states, weights, lengths, reset, masks, scale, options, self.training)
         if not batched:
-            y, ends = y.squeeze(batch_dim), tuple(s.squeeze(1) for s in ends)
-        return y, ends
+            y, ends = y.squeeze(batch_dim), [s.squeeze(1) for s in ends]
+        return y, tuple(ends)
 
     def _run_packed(
         self, input: PackedSequence, states: Sequence[Tensor], weights: list[Tensor], lengths: Any, reset: Tensor | None
@@ -82,11 +81,10 @@ class _Layer(StandIn, nn.RNNBase):
         of_rows = _lengths_of(batch_sizes)
         masks, scale = self._packed_masks(batch_sizes)
         options = self._options()._replace(batch_first=False)
-        y, hn, cn = run(data, states, weights, of_rows, None, masks, scale, options, self.training)
-        ends: tuple[Tensor, ...] = (hn, cn) if options.has_c else (hn,)
+        y, ends = run(data, states, weights, of_rows, None, masks, scale, options, self.training)
         if back is not None:
-            ends = tuple(s.index_select(1, back) for s in ends)
-        return PackedSequence(y, batch_sizes, order, back), ends
+            ends = [s.index_select(1, back) for s in ends]
+        return PackedSequence(y, batch_sizes, order, back), tuple(ends)
 
     def _weights(self) -> list[Tensor]:
         """Return the parameters of now: torch.nn keeps a list, which functional_call and parametrizations pass by."""
@@ -275,8 +273,8 @@ class LSTM(_Layer):
             return nn.LSTM.forward(self, input, hx)
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        y, (hn, cn) = self._run(input, () if hx is None else hx, lengths, reset)
-        return y, (hn, cn)
+        y, (h, c) = self._run(input, () if hx is None else hx, lengths, reset)
+        return y, (h, c)
 
 
 class _OneState(_Layer):
@@ -312,8 +310,8 @@ class _OneState(_Layer):
         if self._elsewhere(input):
             _refuse_elsewhere(self._original.__name__, lengths, reset)
             return self._original.forward(self, input, hx)
-        y, (hn,) = self._run(input, () if hx is None else (hx,), lengths, reset)
-        return y, hn
+        y, (h,) = self._run(input, () if hx is None else (hx,), lengths, reset)
+        return y, h
 
 
 class GRU(_OneState):

@@ -20,12 +20,12 @@ def onnx_decompositions() -> dict[Any, Callable[..., Any]]:
     none of this.
     """
 
-    def infer(x: Tensor, hx: Any, weights: Any, lengths: Any, reset: Any, *given: Any) -> tuple[Tensor, ...]:
+    def infer(x: Tensor, hx: Any, weights: Any, lengths: Any, reset: Any, *given: Any) -> tuple[Tensor, list[Tensor]]:
         return write(x, hx or [], weights, lengths, reset, None, Options(*given))
 
     def train(
         x: Tensor, hx: Any, weights: Any, lengths: Any, reset: Any, masks: Any, scale: float, *given: Any
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         found = write(x, hx or [], weights, lengths, reset, masks, Options(*given))
         return *found, x.new_empty(0, dtype=torch.uint8)
 
@@ -57,8 +57,8 @@ def _obstacle(x: Tensor, reset: Any, masks: Any, options: Options) -> str | None
 
 def write(
     x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], lengths: Any, reset: Any, masks: Any, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write one node for each layer; y, hn and cn.
+) -> tuple[Tensor, list[Tensor]]:
+    """Write one node for each layer; return y and the final states.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def write(
     states = [torch.cat(of_layers) for of_layers in zip(*ends, strict=True)]
     if options.batch_first:
         x = x.transpose(0, 1)
-    return x, states[0], states[1] if options.has_c else x.new_empty(0)
+    return x, states
 
 
 def _node(
@@ -103,7 +103,7 @@ def _node(
     elif options.cell != "lstm":
         attributes["activations"] = [options.cell.removeprefix("rnn_").capitalize()] * options.directions
     (T, B, _), D, H = x.shape, options.directions, options.hidden_size
-    ends = [(D, B, H)] * (1 + options.has_c)
+    ends = [(D, B, H)] * options.states
     y, *states = symbolic_multi_out(
         options.cell.split("_")[0].upper(),
         (x, w, r, b, lengths, *start),

@@ -4,8 +4,9 @@ Arguments of all three: ``x`` (T,B,I), with ``batch_first`` (B,T,I), or packed (
 (h,), (h, c) or none at all for zeros; ``weights`` in the order of the module's parameters; ``lengths`` (B,) int64;
 ``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P), for packed x (L-1,tokens,D*P), bool and ``scale``, dropout
 between the layers; then the fields of `Options`.
-``train`` also returns a tape, bytes that only ``backward`` reads. Tensors in half precision are computed in float32 on
-the CPU; `gpu` says how on a GPU.
+``infer`` and ``train`` return ``y`` and the final states, ``train`` also a tape, bytes that only ``backward`` reads;
+``dends`` are the gradients of the final states, or none at all for zeros. Tensors in half precision are computed in
+float32 on the CPU; `gpu` says how on a GPU.
 """
 
 import functools
@@ -39,12 +40,12 @@ def _new_library() -> torch.library.Library:
 
 
 library = _new_library()
-library.define(f"infer({_CALL}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+library.define(f"infer({_CALL}, {_OPTIONS}) -> (Tensor, Tensor[])", tags=torch.Tag.pt2_compliant_tag)
 library.define(
-    f"train({_CALL}, {_DROPOUT}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag
+    f"train({_CALL}, {_DROPOUT}, {_OPTIONS}) -> (Tensor, Tensor[], Tensor)", tags=torch.Tag.pt2_compliant_tag
 )
 library.define(
-    f"backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor tape, {_CALL}, {_DROPOUT}, {_OPTIONS}) "
+    f"backward(Tensor? dy, Tensor[] dends, Tensor y, Tensor tape, {_CALL}, {_DROPOUT}, {_OPTIONS}) "
     "-> (Tensor, Tensor[], Tensor[])",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -122,16 +123,6 @@ def _states(hx: Sequence[Tensor], options: Options) -> list[Any]:
     return [_whole(h) for h in hx]
 
 
-def _pair(ends: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return hn and cn, or what stands for cn where the cell has no c."""
-    return ends[0], ends[1] if len(ends) > 1 else _no_state(x)
-
-
-def _no_state(x: Tensor) -> Tensor:
-    """What stands for cn where the cell has no c."""
-    return x.new_empty(0)
-
-
 def _gpu() -> Any:
     """Return the operators on CUDA tensors, which load the GPU code."""
     from . import gpu
@@ -142,11 +133,10 @@ def _gpu() -> Any:
 @_kernel("infer")
 def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     options = Options(*given)
     if x.is_cuda:
-        found, last = _gpu().infer(x, hx, weights, lengths, reset, options)
-        return found, *_pair(last, x)
+        return _gpu().infer(x, hx, weights, lengths, reset, options)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -159,7 +149,7 @@ def infer(
         options.batch_first,
         team_size(),
     )
-    return _tensor(y, x.dtype), *_pair([_tensor(end, x.dtype) for end in ends], x)
+    return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends]
 
 
 def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
@@ -183,14 +173,13 @@ def train(
     masks: Tensor | None,
     scale: float,
     *given: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     options = Options(*given)
     tape = torch.empty(
         _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device
     )
     if x.is_cuda:
-        found, last = _gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options)
-        return found, *_pair(last, x), tape
+        return *_gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options), tape
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -204,14 +193,13 @@ def train(
         team_size(),
         to_dlpack(tape),
     )
-    return _tensor(y, x.dtype), *_pair([_tensor(end, x.dtype) for end in ends], x), tape
+    return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends], tape
 
 
 @_kernel("backward")
 def backward(
     dy: Tensor | None,
-    dhn: Tensor | None,
-    dcn: Tensor | None,
+    dends: list[Tensor | None],
     y: Tensor,
     tape: Tensor,
     x: Tensor,
@@ -225,9 +213,7 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
     if x.is_cuda:
-        return _gpu().backward(
-            dy, [dhn, dcn][: options.states], y, tape, x, hx, weights, lengths, reset, masks, scale, options
-        )
+        return _gpu().backward(dy, dends, y, tape, x, hx, weights, lengths, reset, masks, scale, options)
     network = _network(options, len(weights), x.shape[-1], x.dtype)
     made = network.tape(
         _rows(x, options.batch_first),
@@ -244,7 +230,7 @@ def backward(
         [_whole(w) for w in weights],
         made,
         _rows(dy, options.batch_first),
-        [_whole(d) for d in (dhn, dcn)[: options.states]],
+        [_whole(d) for d in dends],
         False,
         team_size(),
     )
@@ -257,7 +243,7 @@ def backward(
 
 def _outputs(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     check_devices(options.cell, x, *hx, *weights)
     if x.dim() == 2:
         if lengths is None:
@@ -266,13 +252,13 @@ def _outputs(
     else:
         batch = x.shape[0] if options.batch_first else x.shape[1]
     y = x.new_empty((*x.shape[:-1], options.output_size))
-    return y, *_pair([x.new_empty(shape) for shape in options.state_shapes(batch)], x)
+    return y, [x.new_empty(shape) for shape in options.state_shapes(batch)]
 
 
 @torch.library.register_fake("fastrnn::infer", lib=library)
 def _infer_fake(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     _refuse_onnx(x, reset, None, Options(*given))
     return _outputs(x, hx, weights, lengths, Options(*given))
 
@@ -287,7 +273,7 @@ def _refuse_onnx(x: Tensor, reset: Any, masks: Any, options: Options) -> None:
 @torch.library.register_fake("fastrnn::train", lib=library)
 def _train_fake(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     reset, masks, _, *given = rest
     options = Options(*given)
     _refuse_onnx(x, reset, masks, options)
@@ -302,8 +288,7 @@ def _train_fake(
 @torch.library.register_fake("fastrnn::backward", lib=library)
 def _backward_fake(
     dy: Tensor | None,
-    dhn: Tensor | None,
-    dcn: Tensor | None,
+    dends: list[Tensor | None],
     y: Tensor,
     tape: Tensor,
     x: Tensor,

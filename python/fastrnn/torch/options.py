@@ -41,9 +41,5 @@ class Options(NamedTuple):
         sizes = {"output": self.proj_size or self.hidden_size, "hidden": self.hidden_size}
         return [(rows, batch, sizes[axis]) for _, axis in _STATES[self.cell]]
 
-    @property
-    def has_c(self) -> bool:
-        return self.states > 1
-
 
 __all__ = ["Options"]

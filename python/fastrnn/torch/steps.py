@@ -153,14 +153,13 @@ def _by_operators(
     weights: Sequence[Tensor],
     y: Tensor,
     tape: Tensor,
-    dh: Tensor | None,
-    dc: Tensor | None = None,
+    *seeds: Tensor | None,
 ) -> tuple[Any, ...]:
     """The gradients by fastrnn::backward, whose own gradients PyTorch knows."""
     options = Options(call.name, y.shape[1], 0, 1, False, False)
     given = (x[None], [s[None] for s in states], list(weights), None, None, None, 1.0, *options)
-    seeds = [None if d is None else d[None] for d in (dh, dc)]
-    dx, dstates, dweights = gradients(given, y[None], tape, None, *seeds)
+    dends = [None if d is None else d[None] for d in seeds]
+    dx, dstates, dweights = gradients(given, y[None], tape, None, dends)
     return None if dx is None else dx[0], *(None if s is None else s[0] for s in dstates), *dweights
 
 
