@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import inputs
 from .checks import Problems
 from .layers import GRU, LSTM, RNN
+from .memory import as_array
 
 __all__ = ["from_concatenated"]
 
@@ -97,7 +97,7 @@ def _named(kind: str, letters: list[str], given: dict[str, ArrayLike], problems:
         if name not in given:
             problems.type(f"no {name}", f"It needs {', '.join(f'{kind}_{one}' for one in letters)}.")
             continue
-        array = inputs.as_array(problems, name, given[name])
+        array = as_array(problems, name, given[name])
         if array is not None and array.dtype.kind not in "biuf":
             problems.type(f"{name} with dtype {array.dtype}", "It must hold real numbers.")
         elif array is not None:

@@ -6,8 +6,8 @@ from typing import Any, Generic
 
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, checks, inputs
-from .inputs import OneHot, StateLike
+from . import _core, arguments, checks
+from .arguments import OneHot, StateLike
 from .results import LSTMState
 from .spec import S, Spec
 from .threads import get_num_threads
@@ -45,7 +45,7 @@ class Frozen(Generic[S]):
     ) -> tuple[Array, S]:
         """Run over a sequence; arguments, results and errors are those of calling the layer."""
         layer = self._layer
-        given = inputs.read(layer, layer._brief, x, state, lengths, reset, embedding)
+        given = arguments.read(layer, layer._memory, layer._brief, x, state, lengths, reset, embedding)
         checks.call_size(
             layer._brief, layer._network, given.time, given.batch, False, ids=given.ids, lengths=given.lengths
         )
@@ -105,7 +105,7 @@ class Frozen(Generic[S]):
                 f"{layer._brief()} is bidirectional and has no step: its reverse direction starts at the end of the "
                 "sequence. Call the frozen layer on the whole sequence, or use a layer with bidirectional=False."
             )
-        given = inputs.read_step(layer, x, state, out, state_out)
+        given = arguments.read_step(layer, layer._memory, x, state, out, state_out)
         several = layer._has_cell_state
         result = self._step(
             given.x,

@@ -1,6 +1,6 @@
 """What RNN, GRU and LSTM share: running forwards and backwards, freezing, parameters, copies and files.
 
-Every call reads the parameters as they are at that moment. `inputs` turns what it is given into what the core takes,
+Every call reads the parameters as they are at that moment. `arguments` turns what it is given into what the core takes,
 `checks` words the errors, `frozen` holds what `freeze` returns.
 """
 
@@ -12,15 +12,16 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks, inputs, storage
+from . import arguments, checks, storage
 from ._core import Network
 from ._core import Tape as CoreTape
+from .arguments import Inputs, OneHot, StateLike
 from .frozen import Frozen, FrozenLSTM
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
-from .inputs import Inputs, OneHot, StateLike
+from .memory import NumpyMemory, read_lengths
 from .options import General, general, read_options
 from .parameters import Parameters
-from .results import Gradients, MemoryEstimate, Tape
+from .results import Gradients, MemoryEstimate, Tape, refuse_foreign
 from .spec import Description, S, Spec, describe
 from .threads import get_num_threads
 
@@ -102,7 +103,7 @@ class Recurrent(Spec[S]):
         SizeError
             If the call needs more memory than there is.
         """
-        given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
+        given = arguments.read(self, self._memory, self._brief, x, state, lengths, reset, embedding)
         y, ends, _ = self._run(given, None, 1.0, False)
         return self._finish(y, ends, given.unbatched)
 
@@ -144,7 +145,7 @@ class Recurrent(Spec[S]):
         ShapeError, ValueError, TypeError, SizeError
             As calling the layer does.
         """
-        given = inputs.read(self, self._brief, x, state, lengths, reset, embedding)
+        given = arguments.read(self, self._memory, self._brief, x, state, lengths, reset, embedding)
         if training and self._drops:
             checks.call_size(
                 self._brief, self._network, given.time, given.batch, True, self._drops, given.ids, given.lengths
@@ -192,11 +193,11 @@ class Recurrent(Spec[S]):
         ShapeError, TypeError, SizeError
             As calling the layer does.
         """
-        self._refuse_foreign(tape)
-        dy, dstates = inputs.read_gradients(self, tape, dy, dstate)
+        refuse_foreign(self, tape, Tape)
+        seed, dstates = arguments.read_gradients(self, self._memory, self._brief, tape, tape.y_shape, dy, dstate)
         try:
             dx, begins, gradients, dh = self._network.backward(
-                self._arrays(), tape.core, dy, dstates, hidden, get_num_threads()
+                self._arrays(), tape.core, seed, dstates, hidden, get_num_threads()
             )
         except MemoryError as error:
             raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True, tape.ids) from error
@@ -288,7 +289,7 @@ class Recurrent(Spec[S]):
             raise ValueError(f"estimate_memory got T={T} and B={B}; both must be at least 0")
         if lengths is not None:
             problems = checks.Problems(lambda: f"{self._brief()}.estimate_memory")
-            lengths = inputs.read_lengths(problems, lengths, B, T, False)
+            lengths = read_lengths(problems, lengths, B, T, False)
             problems.refuse()
         drops = training and self._drops
         sizes = checks.call_size(self._brief, self._network, T, B, training, drops, lengths=lengths)
@@ -379,27 +380,11 @@ class Recurrent(Spec[S]):
 
     def _draw_masks(self, given: Inputs, rng: "np.random.Generator") -> tuple[Array, float]:
         """Return dropout masks (L-1,T,B,D*P), True where an element is kept, and the factor for what is kept."""
-        shape = (given.time, given.batch, (1 + self.bidirectional) * self._output_size)
+        shape = (given.time, given.batch, self._width)
         masks = np.empty((self.num_layers - 1, *shape), bool)
         for mask in masks:
             np.greater_equal(rng.random(shape, dtype=np.float32), self.dropout, out=mask)
-        return masks, 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
-
-    def _refuse_foreign(self, tape: Tape) -> None:
-        if not isinstance(tape, Tape):
-            raise TypeError(
-                f"{self._brief()}.backward takes the tape that forward returned, got {type(tape).__name__}."
-            )
-        if tape.layer is not self:
-            raise ValueError(
-                f"{self._brief()}.backward got the tape of another layer, {tape.layer._brief()}: "
-                "call backward of the layer whose forward made it."
-            )
-        if tape.version != self._parameters.version:
-            raise ValueError(
-                f"{self._brief()}.backward got a tape from before the parameters were changed "
-                f"(last by {self._parameters.last_change}): call forward again."
-            )
+        return masks, self._scale
 
     def _use_isa(self, isa: str | None) -> None:
         """Take the kernels of one instruction set; for tests. Copies and pickles do not keep it."""
@@ -437,6 +422,7 @@ class Recurrent(Spec[S]):
         self.__dict__.update(state["options"])
         self.__dict__.update(_options=state["options"], _parameters=state["parameters"], _rng=state["rng"])
         self.__dict__["_states"] = self._description().states
+        self.__dict__["_memory"] = NumpyMemory(self.dtype)
         self.__dict__["_network"] = self._make_network()
 
     def __repr__(self) -> str:

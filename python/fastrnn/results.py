@@ -1,12 +1,13 @@
 """What the layers return beside arrays."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 from . import _core
 from .checks import readable
+from .parameters import Parameters
 from .spec import S, Spec
 
 Array = NDArray[Any]
@@ -73,6 +74,37 @@ class Tape:
 
     def __repr__(self) -> str:
         return f"<Tape of {type(self.layer).__name__}, T={self.time}, B={self.batch}, {readable(self.nbytes)}>"
+
+
+class Trained(Protocol):
+    """What is asked of a layer that a tape is given to."""
+
+    _parameters: Parameters
+
+    def _brief(self) -> str: ...
+
+
+def refuse_foreign(layer: Trained, tape: Any, kind: type) -> None:
+    """Refuse what is no tape, or not of this layer as it is now.
+
+    Raises
+    ------
+    TypeError, ValueError
+        That says whose it is, or what changed the parameters.
+    """
+    if not isinstance(tape, kind):
+        raise TypeError(f"{layer._brief()}.backward takes the tape that forward returned, got {type(tape).__name__}.")
+    found: Any = tape
+    if found.layer is not layer:
+        raise ValueError(
+            f"{layer._brief()}.backward got the tape of another layer, {found.layer._brief()}: "
+            "call backward of the layer whose forward made it."
+        )
+    if found.version != layer._parameters.version:
+        raise ValueError(
+            f"{layer._brief()}.backward got a tape from before the parameters were changed "
+            f"(last by {layer._parameters.last_change}): call forward again."
+        )
 
 
 class MemoryEstimate(NamedTuple):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import Network
+from .memory import Memory
 from .options import General
 from .parameters import Parametrised
 
@@ -67,6 +68,7 @@ class Spec(Parametrised, Generic[S]):
     _states: tuple[tuple[str, str], ...]  # name and axis of each, of the cell's description
     _options: dict[str, Any]
     _network: Network
+    _memory: Memory  # where the arrays of its calls are
     _rng: "np.random.Generator"
 
     @abstractmethod
@@ -94,6 +96,16 @@ class Spec(Parametrised, Generic[S]):
     def _output_size(self) -> int:
         """P: the size of h, and of y in one direction."""
         return self.proj_size or self.hidden_size
+
+    @property
+    def _width(self) -> int:
+        """D*P: features of y."""
+        return self._output_size * (1 + self.bidirectional)
+
+    @property
+    def _scale(self) -> float:
+        """What dropout multiplies the elements by that it keeps."""
+        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
 
     @property
     def _drops(self) -> bool:

@@ -324,6 +324,8 @@ def test_wrong_arrays_on_the_gpu() -> None:
         fastrnn.LSTM(3, 5, 2).to("cuda")(x, (to_gpu(drawn(3, 2, 5)).swapped(), None))
     with pytest.raises(TypeError, match=r"(?s)x with dtype float64 on the GPU.*converted only where"):
         gpu(to_gpu(drawn(4, 3, 3).astype(np.float64)))
+    with pytest.raises(fastrnn.ShapeError, match=r"dy with shape \(\)"):
+        gpu.backward(gpu.forward(x)[2], to_gpu(np.zeros((), np.float32)))
     with pytest.raises(TypeError, match="pair"):
         gpu(x, to_gpu(drawn(1, 3, 5)))
     tape = gpu.forward(x)[2]

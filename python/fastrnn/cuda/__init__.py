@@ -6,8 +6,7 @@
 from typing import Any
 
 from .devices import device_info, is_available, why_not
-from .inputs import Tape
-from .layers import Layer
+from .layers import Layer, Tape
 
 __all__ = ["Array", "Layer", "Tape", "device_info", "is_available", "why_not"]
 

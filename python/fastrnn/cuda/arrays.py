@@ -5,14 +5,15 @@ and knows the device and the stream. Bfloat16 is unknown to NumPy: there it trav
 """
 
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
+from .. import checks, memory
+from ..checks import Problems
+from ..memory import Shape
 from .devices import core
-
-Shape = tuple[int, ...]
 
 _DLPACK_CUDA = (2, 13)
 
@@ -25,12 +26,17 @@ def is_on_gpu(value: Any) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-class Memory(ABC):
-    """How one kind of arrays is seen and made, for one call."""
+_AS_IT_LIES = "On the GPU it is used as it lies: make it contiguous."
 
-    def __init__(self, device: int, stream: int) -> None:
+
+class Memory(memory.Memory):
+    """How one kind of arrays is read, seen and made, for one call."""
+
+    def __init__(self, device: int, stream: int, dtype: str) -> None:
         self.device = device
         self.stream = stream
+        self.dtype = dtype
+        self.state_dtype = state_dtype(dtype)
 
     @abstractmethod
     def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
@@ -44,7 +50,7 @@ class Memory(ABC):
         """Return what `make` made with its first two axes exchanged, for `give`."""
         return made.swapaxes(0, 1)
 
-    def finish(self) -> None:  # noqa: B027 - most have nothing to do
+    def finish(self) -> None:
         """End a call: what it was given may be let go of after it."""
 
     def scratch(self, nbytes: int) -> Any:
@@ -56,6 +62,79 @@ class Memory(ABC):
         if not is_on_gpu(value):
             return upload(np.asarray(value), dtype, self.device, self.stream)
         return borrow(value, self.device, self.stream)
+
+    def real(self, problems: Problems, name: str, value: Any, dtype: str) -> Any:
+        if is_on_gpu(value):
+            array = self.see(value, dtype)
+            if array.dtype != dtype:
+                problems.type(
+                    f"{name} with dtype {array.dtype} on the GPU",
+                    f"It must have dtype {dtype} there: it is converted only where that is asked for.",
+                )
+                return None
+            if array.device != self.device:
+                problems.value(f"{name} on GPU {array.device}", f"The layer is on GPU {self.device}.")
+                return None
+            return array
+        if dtype in ("float32", "float64"):
+            host = memory.as_real(problems, name, value, np.dtype(dtype))
+            return host if host is not None and host.dtype == np.dtype(dtype) else None
+        host = memory.as_array(problems, name, value)
+        if host is None:
+            return None
+        if host.dtype != np.float64 and (host.dtype.kind in "biuf" or str(host.dtype) == "bfloat16"):
+            return host
+        why = f"A layer in {dtype} rounds float32 and shorter; use np.asarray({name}, dtype=np.float32)."
+        problems.type(f"{name} with dtype {host.dtype}", why)
+        return None
+
+    def rows(self, problems: Problems, name: str, array: Any) -> Any:
+        if is_on_gpu(array) and not (array.shape[-1] <= 1 or array.strides[-1] == 1 or 0 in array.shape):
+            problems.value(f"{name} whose last axis is not contiguous", _AS_IT_LIES)
+        return array
+
+    def whole(self, problems: Problems, name: str, array: Any) -> Any:
+        if is_on_gpu(array) and not array.contiguous:
+            problems.value(f"{name} that is not contiguous", _AS_IT_LIES)
+        return array
+
+    def time_first(self, array: Any, unbatched: bool, batch_first: bool) -> Any:
+        array = self._brought(array, self.dtype)
+        return array.with_batch() if unbatched else array.swapped() if batch_first else array
+
+    def states(self, states: tuple[Any, ...], unbatched: bool) -> tuple[Any, ...]:
+        found = [None if s is None else self._brought(s, self.state_dtype) for s in states]
+        return tuple(s.reshaped((s.shape[0], 1, s.shape[1])) if s is not None and unbatched else s for s in found)
+
+    def _brought(self, array: Any, dtype: str) -> Any:
+        """Return a checked array on the GPU; one that was there already has been seen."""
+        return self.see(array, dtype) if isinstance(array, np.ndarray) else array
+
+    def lengths(self, problems: Problems, lengths: Any, batch: int, time: int, unbatched: bool) -> Any:
+        """Bring lengths; of those that came from the GPU the values are not looked at."""
+        if not is_on_gpu(lengths):
+            host = memory.read_lengths(problems, lengths, batch, time, unbatched)
+            return None if host is None or host.shape != (batch,) else self.see(host, "int64")
+        array = self.see(lengths, "int64")
+        if array.dtype != "int64":
+            problems.type(f"lengths with dtype {array.dtype} on the GPU", "They must have dtype int64 there.")
+        checks.length_shape(problems, array.shape, batch, time)
+        if not array.contiguous:
+            why = "On the GPU they are used as they lie: make them contiguous."
+            problems.value("lengths that are not contiguous", why)
+        return array
+
+    def reset(self, problems: Problems, reset: Any, wanted: Shape, batch_first: bool) -> Any:
+        if not is_on_gpu(reset):
+            host = memory.read_reset(problems, reset, wanted, batch_first)
+            return None if host is None else self.see(host, "bool")
+        array = self.see(reset, "bool")
+        if array.dtype != "bool":
+            checks.boolean_reset(problems, True, np.dtype(array.dtype) if array.dtype != "bfloat16" else np.dtype("V2"))
+        checks.reset_shape(problems, array.shape, wanted, batch_first)
+        if array.shape != wanted:
+            return None
+        return array.with_batch() if len(wanted) == 1 else array.swapped() if batch_first else array
 
 
 class OwnMemory(Memory):
@@ -114,7 +193,12 @@ class JaxMemory(OwnMemory):
         core().synchronize(self.device, self.stream)
 
 
-def memory_for(value: Any, device: int, stream: Any) -> Memory:
+def state_dtype(dtype: str) -> str:
+    """Return the dtype of the states of a layer in a dtype: float64's own, else float32."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def memory_for(value: Any, device: int, stream: Any, dtype: str) -> Memory:
     """Return the memory of the kind of an array, in the caller's stream or in the one that is given.
 
     Parameters
@@ -124,6 +208,8 @@ def memory_for(value: Any, device: int, stream: Any) -> Memory:
     stream : None, int or object
         A stream's address, or an object of PyTorch, CuPy or another with ``__cuda_stream__``; None is the caller's: the
         current one of PyTorch or CuPy, else the default stream.
+    dtype : str
+        The layer's.
     """
     package = type(value).__module__.partition(".")[0] if is_on_gpu(value) else ""
     current = 0
@@ -136,7 +222,7 @@ def memory_for(value: Any, device: int, stream: Any) -> Memory:
             kind, current = CupyMemory, cuda.get_current_stream().ptr
     elif package in ("jax", "jaxlib"):
         kind = JaxMemory
-    return kind(device, current if stream is None else as_stream(stream))
+    return kind(device, current if stream is None else as_stream(stream), dtype)
 
 
 def as_stream(stream: Any) -> int:

@@ -1,22 +1,52 @@
 """Layers whose parameters live on a GPU: made by ``layer.to("cuda")``."""
 
 import copy
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import arguments, checks
+from ..arguments import Inputs
 from ..initialise import Seed, as_generator
 from ..parameters import Parameters
-from ..results import Gradients
+from ..results import Gradients, refuse_foreign
 from ..spec import S, Spec
-from . import arrays, inputs
+from . import arrays
 from .arrays import Memory, memory_for
 from .devices import core, index_of, make_network
-from .inputs import Given, Tape
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tape:
+    """What forward saved for backward, on the GPU. Read-only: backward may run on it any number of times.
+
+    It holds x, y, the state, lengths and reset of the forward call by reference: do not change them before backward.
+    """
+
+    layer: "Layer[Any]"
+    version: int
+    given: Inputs
+    y: Any
+    y_shape: tuple[int, ...]
+    masks: Any
+    scale: float
+    core: Any
+    memory: Memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps on the GPU beside x and y."""
+        return int(self.core.nbytes)
+
+    def __repr__(self) -> str:
+        size = checks.readable(self.nbytes)
+        return f"<Tape of {type(self.layer).__name__} on GPU, T={self.given.time}, B={self.given.batch}, {size}>"
 
 
 class Layer(Generic[S]):
@@ -80,7 +110,7 @@ class Layer(Generic[S]):
     @property
     def state_dtype(self) -> str:
         """The dtype of states: float64's own, else float32."""
-        return "float64" if self.dtype == "float64" else "float32"
+        return arrays.state_dtype(self.dtype)
 
     # Running
 
@@ -199,16 +229,15 @@ class Layer(Generic[S]):
         ShapeError, TypeError, MemoryError, RuntimeError
             As calling the layer does.
         """
-        self._refuse_foreign(tape)
-        memory = tape.memory if stream is None else type(tape.memory)(self.device, arrays.as_stream(stream))
+        refuse_foreign(self, tape, Tape)
+        memory = tape.memory if stream is None else type(tape.memory)(self.device, arrays.as_stream(stream), self.dtype)
         if memory.stream != tape.memory.stream:
             core().wait_for(self.device, tape.memory.stream, memory.stream)
         given = tape.given
-        dy, dstates = inputs.read_gradients(tape, memory, dy, dstate)
+        dy, dstates = arguments.read_gradients(self._host, memory, self._brief, given, tape.y_shape, dy, dstate)
         batched = (given.time, given.batch, self.input_size)
         dx, dx_seen = memory.make((given.time, self.input_size) if given.unbatched else batched, self.dtype)
-        width = self._width
-        made_hidden = memory.make((*given.leading, width), self.dtype) if hidden else (None, None)
+        made_hidden = memory.make((*given.leading, self._host._width), self.dtype) if hidden else (None, None)
         begins = self._make_states(memory, given)
         gradients = {name: memory.make(p.shape, self.dtype) for name, p in self._parameters.items()}
         self._network.backward(
@@ -292,25 +321,22 @@ class Layer(Generic[S]):
 
     # What the methods above share
 
-    def _given(self, x: Any, state: Any, lengths: Any, reset: Any, embedding: Any, stream: Any) -> tuple[Memory, Given]:
+    def _given(
+        self, x: Any, state: Any, lengths: Any, reset: Any, embedding: Any, stream: Any
+    ) -> tuple[Memory, Inputs]:
         """Return the memory of the caller's kind and the checked arguments in it."""
         if embedding is not None:
             raise ValueError(
                 f"{self._brief()} got embedding=; token ids are for layers on the CPU: give the rows, embedding[ids]."
             )
-        memory = memory_for(x, self.device, stream)
-        return memory, inputs.read(self, memory, x, state, lengths, reset)
-
-    @property
-    def _width(self) -> int:
-        """D*P: features of y."""
-        return int(self._host._output_size * (1 + self.bidirectional))
+        memory = memory_for(x, self.device, stream, self.dtype)
+        return memory, arguments.read(self._host, memory, self._brief, x, state, lengths, reset)
 
     @staticmethod
-    def _time_first(array: Any, given: Given) -> Any:
+    def _time_first(array: Any, given: Inputs) -> Any:
         return array.with_batch() if given.unbatched else array.swapped() if given.batch_first else array
 
-    def _make_states(self, memory: Memory, given: Given) -> list[tuple[Any, Any, Any]]:
+    def _make_states(self, memory: Memory, given: Inputs) -> list[tuple[Any, Any, Any]]:
         """Return of each state what the caller gets, the core's view of that and its view with a batch."""
         found = []
         for rows, *batch, size in self._host._state_shapes(None if given.unbatched else given.batch):
@@ -321,16 +347,15 @@ class Layer(Generic[S]):
     def _finish_state(self, memory: Memory, states: list[tuple[Any, Any, Any]]) -> S:
         return self._host._as_state([memory.give(made, seen) for made, seen, _ in states])
 
-    def _draw_masks(self, memory: Memory, given: Given, rng: "np.random.Generator") -> tuple[Any, float]:
-        drop = self.dropout
-        masks = memory.scratch((self.num_layers - 1) * given.time * given.batch * self._width)
-        core().draw_masks(masks, drop, int(rng.integers(2**63)), memory.stream)
-        shape = (self.num_layers - 1, given.time, given.batch, self._width)
-        return masks.reshaped(shape), 1 / (1 - drop) if drop < 1 else 0.0
+    def _draw_masks(self, memory: Memory, given: Inputs, rng: "np.random.Generator") -> tuple[Any, float]:
+        shape = (self.num_layers - 1, given.time, given.batch, self._host._width)
+        masks = memory.scratch(math.prod(shape))
+        core().draw_masks(masks, self.dropout, int(rng.integers(2**63)), memory.stream)
+        return masks.reshaped(shape), self._host._scale
 
-    def _run(self, memory: Memory, given: Given, masks: Any, scale: float, tape: Any) -> tuple[Any, Any]:
+    def _run(self, memory: Memory, given: Inputs, masks: Any, scale: float, tape: Any) -> tuple[Any, Any]:
         """Return y (the caller's, its shape, the core's view of it, time first) and the final states."""
-        made, seen = memory.make((*given.leading, self._width), self.dtype)
+        made, seen = memory.make((*given.leading, self._host._width), self.dtype)
         y = self._time_first(seen, given)
         ends = self._make_states(memory, given)
         self._network.forward(
@@ -350,19 +375,6 @@ class Layer(Generic[S]):
         )
         memory.finish()
         return (memory.give(made, seen), tuple(seen.shape), y), ends
-
-    def _refuse_foreign(self, tape: Tape) -> None:
-        if not isinstance(tape, Tape):
-            raise TypeError(
-                f"{self._brief()}.backward takes the tape that forward returned, got {type(tape).__name__}."
-            )
-        if tape.layer is not self:
-            raise ValueError(f"{self._brief()}.backward got the tape of another layer: call backward of that one.")
-        if tape.version != self._parameters.version:
-            raise ValueError(
-                f"{self._brief()}.backward got a tape from before the parameters were changed "
-                f"(last by {self._parameters.last_change}): call forward again."
-            )
 
     def __copy__(self) -> Self:
         return cast(Self, self.to(self.device))

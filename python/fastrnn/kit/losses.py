@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..checks import Problems, output_array, overlaps
-from ..inputs import as_array, integers
+from ..memory import as_array, integers
 from ..threads import get_num_threads
 
 __all__ = ["binary_cross_entropy", "cross_entropy"]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from .. import _core
 from ..checks import Problems, output_array, overlaps, parameter_sizes, same_shape, seed_error, swap_hint
 from ..initialise import Seed
-from ..inputs import as_real, integers
+from ..memory import as_real, integers
 from ..parameters import Parameters, Parametrised
 from ..threads import get_num_threads
 
