@@ -6,15 +6,17 @@ from . import convert
 from ._core import __version__
 from ._info import info
 from .checks import ShapeError, SizeError
+from .files.errors import FileError
+from .files.loading import load
+from .files.saving import save
 from .frozen import Frozen
 from .kit.flow import Flow, flow
 from .kit.losses import binary_cross_entropy, cross_entropy
 from .kit.optimizers import SGD, Adam, clip_grad_norm, learning_rate
 from .kit.parts import Embedding, Linear
-from .layers import GRU, LSTM, RNN, load
+from .layers import GRU, LSTM, RNN
 from .parameters import Parameters
 from .results import Gradients, LSTMState, MemoryEstimate, Tape
-from .storage import FileError
 from .threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "info",
     "learning_rate",
     "load",
+    "save",
     "set_num_threads",
     "threads",
 ]

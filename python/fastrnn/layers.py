@@ -1,20 +1,18 @@
 """The layers RNN, GRU and LSTM: their options and equations; everything else they share stands in `recurrent`."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import storage
 from .initialise import Seed
 from .options import Activation, Activations, General, general
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .results import LSTMState
 
-__all__ = ["GRU", "LSTM", "RNN", "Parameters", "load"]
+__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Parameters"]
 
 Array = NDArray[Any]
 
@@ -222,15 +220,15 @@ class LSTM(Recurrent[LSTMState]):
             input_size=input_size,
             hidden_size=hidden_size,
             num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            dropout=dropout,
             proj_size=proj_size,
             peephole=peephole,
             coupled=coupled,
             activations=activations,
             clip=clip,
-            bias=bias,
-            batch_first=batch_first,
-            bidirectional=bidirectional,
-            dropout=dropout,
             dtype=dtype,
         )
 
@@ -241,39 +239,17 @@ class LSTM(Recurrent[LSTMState]):
         return LSTMState(*states)
 
 
-_CELLS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {
-    "rnn_tanh": RNN,
-    "rnn_relu": RNN,
-    "gru": GRU,
-    "gru_original": GRU,
-    "lstm": LSTM,
+class Kind(NamedTuple):
+    """A layer of one cell: its class, and those of its options that the cell decides."""
+
+    layer: type[RNN] | type[GRU] | type[LSTM]
+    options: Mapping[str, Any]
+
+
+CELLS: Mapping[str, Kind] = {
+    "rnn_tanh": Kind(RNN, {"nonlinearity": "tanh"}),
+    "rnn_relu": Kind(RNN, {"nonlinearity": "relu"}),
+    "gru": Kind(GRU, {"reset_after": True}),
+    "gru_original": Kind(GRU, {"reset_after": False}),
+    "lstm": Kind(LSTM, {}),
 }
-
-
-def load(path: str | os.PathLike[str], *, rng: Seed = None) -> RNN | GRU | LSTM:
-    """Read a layer that ``layer.save`` wrote.
-
-    Parameters
-    ----------
-    path
-        The file.
-    rng : seed, Generator or None
-        Source of the dropout masks; files hold no generator.
-
-    Raises
-    ------
-    FileError
-        If the file is something else, damaged, or of a newer format.
-    OSError
-        If it cannot be read.
-    """
-    description, arrays = storage.read(path)
-    cell, options = description.get("cell"), description.get("options")
-    if cell not in _CELLS or not isinstance(options, dict):
-        raise storage.FileError(f"{os.fspath(path)} holds no layer that is known here: its cell is {cell!r}")
-    try:
-        layer = _CELLS[cell](**options, rng=rng)
-        layer.load_state_dict(arrays)
-    except (TypeError, ValueError) as error:
-        raise storage.FileError(f"{os.fspath(path)} does not fit together: {error}") from error
-    return layer

@@ -347,8 +347,11 @@ class Recurrent(Spec[S]):
         OSError
             If the path cannot be written to.
         """
-        options = {**self._options, "dtype": self.dtype.name}
-        storage.write(path, {"cell": self._cell(), "options": options}, self._parameters)
+        storage.write(path, {"cell": self._cell(), "options": self._plain_options()}, self._parameters)
+
+    def _plain_options(self) -> dict[str, Any]:
+        """Return the options as JSON has them."""
+        return {**self._options, "dtype": self.dtype.name}
 
     # What the methods above share
 
@@ -438,7 +441,6 @@ class Recurrent(Spec[S]):
             "clip": None,
             "activations": None,
         }
-        shown = {**self._options, "dtype": self.dtype.name}
-        listed = ", ".join(f"{k}={v!r}" for k, v in shown.items() if plain.get(k) != v)
+        listed = ", ".join(f"{k}={v!r}" for k, v in self._plain_options().items() if plain.get(k) != v)
         count = sum(math.prod(p.shape) for p in self._parameters.values())
         return f"{type(self).__name__}({listed})  # {count:,} parameters"

@@ -4,20 +4,23 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .files import npz
+from .files.archive import Archive
+from .files.errors import FileError
+from .files.tensors import open_file
+
+__all__ = ["FORMAT", "HEADER", "FileError", "Path", "naming", "read", "replacing", "try_folder", "write"]
 
 Array = NDArray[Any]
 Path = str | os.PathLike[str]
 
 FORMAT = 1
 HEADER = "fastrnn"  # the entry that holds the description
-
-
-class FileError(ValueError):
-    """A file that holds no layer, or one that this version cannot read."""
 
 
 def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -37,16 +40,31 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Array
     """
     import json
 
+    if os.fspath(path).endswith(".safetensors"):
+        raise ValueError(f"{os.fspath(path)} would hold an .npz archive: use fastrnn.save(path, layer) for safetensors")
+    entries: dict[str, Any] = {HEADER: np.array(json.dumps({"format": FORMAT, **description})), **arrays}
+    with replacing(path) as file:
+        np.savez(file, **entries)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a new file to be written to, which takes the place of that of the name when the block is done.
+
+    Raises
+    ------
+    OSError
+        If the path cannot be written to. Nothing is changed then.
+    """
     target = os.path.realpath(os.fspath(path))
     mode = _mode_of_target(target)
-    entries: dict[str, Any] = {HEADER: np.array(json.dumps({"format": FORMAT, **description})), **arrays}
     # beside the target, as only within one file system a rename is atomic
     temporary = f"{target}.{os.urandom(4).hex()}.tmp"
     with open(temporary, "xb") as file, naming(target):
         try:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
-            np.savez(file, **entries)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -107,35 +125,44 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     OSError
         If it cannot be read.
     """
-    import json
     import zipfile
-    import zlib
 
     name = os.fspath(path)
-    foreign = f"{name} is not a file that a fastrnn layer was saved to"
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         if not zipfile.is_zipfile(file):
-            raise FileError(f"{foreign}: it is no complete .npz archive")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                entries = {key: archive[key] for key in archive.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            # RuntimeError: what a damaged directory says of encryption, compression and versions
-            raise FileError(f"{name} is damaged: {error}") from error
-        except ValueError as error:  # an entry that is no array, or one of Python objects
-            raise FileError(f"{foreign}: {error}") from error
-    if HEADER not in entries:
-        raise FileError(f"{foreign}: it has no entry {HEADER!r}, only {', '.join(entries) or 'nothing'}")
-    try:
-        description = json.loads(str(entries.pop(HEADER)))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{foreign}: its entry {HEADER!r} is no JSON: {error}") from error
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise FileError(f"{foreign}: its entry {HEADER!r} names no format")
-    if description["format"] > FORMAT:
+            raise FileError(f"{name} is not a file that a fastrnn layer was saved to: it is no complete .npz archive")
+    with Archive(path) as archive:
+        described = description_in(archive)
+        entries = npz.read_all(archive)
+    del entries[HEADER]
+    if described["format"] > FORMAT:
         raise FileError(
-            f"{name} has format {description['format']}, written by a newer fastrnn; this one reads formats up to "
+            f"{name} has format {described['format']}, written by a newer fastrnn; this one reads formats up to "
             f"{FORMAT}: upgrade fastrnn"
         )
-    return description, entries
+    return described, entries
+
+
+def description_in(archive: Archive) -> dict[str, Any]:
+    """Return the description that an archive holds.
+
+    Raises
+    ------
+    FileError
+        If it holds none.
+    """
+    import json
+
+    foreign = f"{archive.name} is not a file that a fastrnn layer was saved to"
+    if f"{HEADER}.npy" not in archive.entries:
+        listed = ", ".join(entry.removesuffix(".npy") for entry in list(archive.entries)[:10])
+        raise FileError(f"{foreign}: it has no entry {HEADER!r}, only {listed or 'nothing'}")
+    try:
+        description = json.loads(str(npz.read_array(archive, f"{HEADER}.npy")))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{foreign}: its entry {HEADER!r} is no JSON: {error}") from error
+    if not isinstance(description, dict) or type(description.get("format")) is not int:
+        raise FileError(f"{foreign}: its entry {HEADER!r} names no format")
+    return description

@@ -1,8 +1,9 @@
 """What stands before and after recurrent layers in a model: embedding and read-out."""
 
 import operator
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -64,8 +65,22 @@ class _Part(Parametrised):
         except (TypeError, ValueError) as error:
             raise seed_error(repr(self), rng, error) from error
 
-    def _hold(self, arrays: dict[str, Array]) -> None:
+    def _hold(self, arrays: Mapping[str, Array]) -> None:
         self._parameters = Parameters(arrays)
+
+    @staticmethod
+    @abstractmethod
+    def _shapes(*args: Any, **sizes: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter by name; the arguments are those of the constructor."""
+
+    @abstractmethod
+    def _plain_options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor as JSON has them."""
+
+    @classmethod
+    @abstractmethod
+    def _of_parameters(cls, arrays: Mapping[str, Array], rng: Seed = None) -> Self:
+        """Return one whose parameters are these very arrays; nothing is drawn."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={size}' for name, size in self._sizes.items())})"
@@ -119,9 +134,27 @@ class Embedding(_Part):
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__({"num_embeddings": num_embeddings, "embedding_dim": embedding_dim}, dtype, rng)
-        shape = self.num_embeddings, self.embedding_dim
-        parameter_sizes(repr(self), [shape], self.dtype)
-        self._hold({"weight": self._rng.standard_normal(shape).astype(self.dtype)})
+        shapes = self._shapes(self.num_embeddings, self.embedding_dim)
+        parameter_sizes(repr(self), list(shapes.values()), self.dtype)
+        self._hold({"weight": self._rng.standard_normal(shapes["weight"]).astype(self.dtype)})
+
+    @staticmethod
+    def _shapes(num_embeddings: int, embedding_dim: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter by name."""
+        return {"weight": (num_embeddings, embedding_dim)}
+
+    def _plain_options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor as JSON has them."""
+        return {**self._sizes, "dtype": self.dtype.name}
+
+    @classmethod
+    def _of_parameters(cls, arrays: Mapping[str, Array], rng: Seed = None) -> Self:
+        """Return one whose parameters are these very arrays; nothing is drawn."""
+        part = cls.__new__(cls)
+        rows, columns = arrays["weight"].shape
+        _Part.__init__(part, {"num_embeddings": rows, "embedding_dim": columns}, arrays["weight"].dtype, rng)
+        part._hold(arrays)
+        return part
 
     @property
     def num_embeddings(self) -> int:
@@ -190,10 +223,29 @@ class Linear(_Part):
         if not isinstance(bias, (bool, np.bool_)):
             raise TypeError(f"{self!r} got bias={bias!r}.\n  bias must be True or False.")
         self.bias = bool(bias)
-        shapes = {"weight": (self.out_features, self.in_features), **({"bias": (self.out_features,)} if bias else {})}
+        shapes = self._shapes(self.in_features, self.out_features, self.bias)
         parameter_sizes(repr(self), list(shapes.values()), self.dtype)
         bound = 1.0 / np.sqrt(self.in_features)
         self._hold({name: self._rng.uniform(-bound, bound, s).astype(self.dtype) for name, s in shapes.items()})
+
+    @staticmethod
+    def _shapes(in_features: int, out_features: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter by name."""
+        return {"weight": (out_features, in_features), **({"bias": (out_features,)} if bias else {})}
+
+    def _plain_options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor as JSON has them."""
+        return {**self._sizes, "bias": self.bias, "dtype": self.dtype.name}
+
+    @classmethod
+    def _of_parameters(cls, arrays: Mapping[str, Array], rng: Seed = None) -> Self:
+        """Return one whose parameters are these very arrays; nothing is drawn."""
+        part = cls.__new__(cls)
+        rows, columns = arrays["weight"].shape
+        _Part.__init__(part, {"in_features": columns, "out_features": rows}, arrays["weight"].dtype, rng)
+        part.bias = "bias" in arrays
+        part._hold(arrays)
+        return part
 
     @property
     def in_features(self) -> int:

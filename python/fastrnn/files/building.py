@@ -1,0 +1,144 @@
+"""Layers from what was found in a file: options that are open are asked for, and arrays are taken as they are."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checks import read_options
+from ..initialise import Seed, as_generator
+from ..kit.parts import Embedding, Linear
+from ..layers import CELLS, GRU, LSTM, RNN
+from ..parameters import Parameters
+from ..spec import describe
+from .errors import FileError
+from .found import SIZES, Found, options_of
+from .tensors import Array
+
+Layer = RNN | GRU | LSTM | Embedding | Linear
+PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
+
+
+def recurrent(cell: str, options: Mapping[str, Any], arrays: Mapping[str, Array], rng: Seed) -> RNN | GRU | LSTM:
+    """Make a layer whose parameters are the given arrays themselves; nothing is drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For options or arrays that are not those of the cell.
+    """
+    read = complete_options(cell, options)
+    kind = CELLS[cell].layer
+    wanted = shapes(cell, read)
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != read["dtype"]:
+            raise ValueError(f"{kind.__name__} needs {name} of shape {shape} and dtype {read['dtype']}")
+    layer = kind.__new__(kind)
+    parameters = Parameters({name: arrays[name] for name in wanted})
+    layer.__setstate__({"options": read, "parameters": parameters, "rng": as_generator(kind.__name__, rng)})
+    return layer
+
+
+def complete_options(cell: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a cell's layer, checked and with their defaults."""
+    kind = CELLS[cell].layer
+    signature = inspect.signature(kind)
+    bound = signature.bind(**options)
+    bound.apply_defaults()
+    given = {name: value for name, value in bound.arguments.items() if name != "rng"}
+    read = read_options(kind.__name__, given)
+    if wrong := {name: value for name, value in CELLS[cell].options.items() if read[name] != value}:
+        raise ValueError(f"the cell {cell} has {wrong}, and its options say otherwise")
+    return read
+
+
+def shapes(cell: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters of a layer with these options, which `complete_options` returned."""
+    sizes = {name: options.get(name, 0) for name in SIZES}
+    return describe(cell, sizes["proj_size"] > 0).shapes(**sizes)
+
+
+def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Layer:
+    """Make the layer that was found, with the options that the caller gives.
+
+    Parameters
+    ----------
+    found
+        One that fits.
+    options
+        Those of the call; what the layer does not have is not looked at here.
+    who
+        The subject of errors: the file and the layer.
+    rng
+        Of the layer.
+
+    Raises
+    ------
+    FileError
+        If arrays cannot be read.
+    ValueError
+        If the file leaves several cells open, or says otherwise than the options.
+    """
+    arrays = {name: tensor.load() for name, tensor in found.tensors.items()}
+    if found.part:
+        return PARTS[found.part]._of_parameters(arrays, rng)
+    cell = choose(found, options, who)
+    known = options_of(cell)
+    chosen = {name: value for name, value in {**found.assumed, **found.said, **options}.items() if name in known}
+    chosen.setdefault("dtype", np.result_type(*{array.dtype for array in arrays.values()}))
+    sizes = {
+        name: value for name, value in found.sizes.items() if name in inspect.signature(CELLS[cell].layer).parameters
+    }
+    read = complete_options(cell, {**sizes, **chosen, **CELLS[cell].options})
+    same = {name: array.astype(read["dtype"], copy=False) for name, array in arrays.items()}
+    return recurrent(cell, read, same, rng)
+
+
+def choose(found: Found, options: Mapping[str, Any], who: str) -> str:
+    """Return the one cell that file and options leave.
+
+    Raises
+    ------
+    ValueError
+        If there are several, which lists the choices, or none.
+    """
+    deciding = {name for cell in found.cells for name in CELLS[cell].options}
+    for name in deciding & options.keys() & found.said.keys():
+        if options[name] != found.said[name]:
+            raise ValueError(f"{who} has {name}={found.said[name]!r}; options= says {name}={options[name]!r}")
+    known = {**found.assumed, **options, **found.said}
+    cells = [c for c in found.cells if all(known.get(n, v) == v for n, v in CELLS[c].options.items())]
+    if len(cells) == 1:
+        return cells[0]
+    choices = " or ".join(f"options={dict(CELLS[cell].options)}" for cell in cells or found.cells)
+    if cells:
+        raise ValueError(f"{who} ({found.origin}) does not say what it computes: give {choices}")
+    raise ValueError(f"{who} ({found.origin}) cannot be with options={dict(options)}: give {choices}")
+
+
+def check_options(options: Mapping[str, Any], found: list[Found], name: str) -> None:
+    """Refuse options that no layer of a file has, or that follow from its weights.
+
+    Raises
+    ------
+    ValueError
+        With every one of them.
+    """
+    known = {option for layer in found for cell in layer.cells for option in options_of(cell)}
+    wrong = [repr(option) for option in options if option not in known]
+    if wrong:
+        has = f"those to give are {', '.join(sorted(known))}" if known else "its layers have none to give"
+        raise ValueError(f"load of {name} got {', '.join(wrong)} in options=; {has}, the sizes are in the file")
+
+
+def refuse_unfit(layer: Found, who: str) -> None:
+    """Refuse a layer that does not fit.
+
+    Raises
+    ------
+    FileError
+        That says why.
+    """
+    if layer.unfit:
+        raise FileError(f"{who} ({layer.origin}) fits no layer here: {layer.unfit}")

@@ -1,0 +1,167 @@
+"""A recurrent layer found among the tensors of a file, before anything is read: its cell, sizes and options."""
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..checks import MAX_LAYERS
+from ..layers import CELLS
+from ..spec import Description, describe
+from .tensors import REAL, Array, Tensor
+
+SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
+
+
+@dataclass
+class Found:
+    """One layer of a file.
+
+    Attributes
+    ----------
+    name
+        Where it is in the file; empty if the file holds nothing else.
+    origin
+        Whose names and equations they are: "PyTorch", "Keras", ...
+    tensors
+        By PyTorch's names, complete and in PyTorch's order if it fits.
+    said
+        Options that the file or its format fixes.
+    assumed
+        Options that are so unless the caller says otherwise.
+    cells
+        The core's names of the cells that fit.
+    sizes
+        Of `SIZES`, what follows from the shapes.
+    unfit
+        Why no layer can be made of it; empty if one can.
+    part
+        "Embedding" or "Linear" for one of these, which our own files hold; empty for a recurrent layer.
+    """
+
+    name: str
+    origin: str
+    tensors: Mapping[str, Tensor]
+    said: dict[str, Any] = field(default_factory=dict)
+    assumed: dict[str, Any] = field(default_factory=dict)
+    cells: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    unfit: str = ""
+    part: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the tensors, or all of them."""
+        return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers they are."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def options_of(cell: str) -> dict[str, Any]:
+    """Return the options of a cell's layer with their defaults, without those that are sizes."""
+    given = inspect.signature(CELLS[cell].layer).parameters.values()
+    return {p.name: p.default for p in given if p.name not in (*SIZES, "rng")}
+
+
+@functools.cache
+def described() -> list[tuple[str, bool, Description]]:
+    """Return the description of every cell, without a projection and, where it can have one, with."""
+    found = []
+    for cell, kind in CELLS.items():
+        found.append((cell, False, describe(cell)))
+        if "proj_size" in inspect.signature(kind.layer).parameters:
+            found.append((cell, True, describe(cell, True)))
+    return found
+
+
+def complete(found: Found) -> Found:
+    """Work out cells and sizes from names and shapes, or why there are none."""
+    found.unfit = found.unfit or _complete(found)
+    return found
+
+
+def _complete(found: Found) -> str:
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    for name, tensor in found.tensors.items():
+        if tensor.dtype not in REAL:
+            return f"{name} holds {tensor.dtype}"
+    first = [shapes.get(f"{name}_l0", ()) for name in ("weight_ih", "weight_hh")]
+    if any(len(shape) != 2 or 0 in shape for shape in first):
+        return f"weight_ih_l0 and weight_hh_l0 are not both matrices, but of shape {first[0]} and {first[1]}"
+    (rows, features), (_, output) = first
+    layers = 1 + max(int(match[1]) for name in shapes if (match := re.search(r"_l(\d+)(?:_reverse)?$", name)))
+    if layers > min(len(shapes), MAX_LAYERS):
+        return f"it names a layer {layers - 1} and has {len(shapes)} tensors"
+    reasons = []
+    for cell, projection, description in described():
+        hidden, rest = divmod(rows, description.gates)
+        if rest or (hidden == output) == projection or hidden < output:
+            continue
+        bases = {name for name, _, _ in description.parameters}
+        bias = any(f"{name}_l0" in shapes for name, _, is_bias in description.parameters if is_bias)
+        sizes = dict(zip(SIZES, (features, hidden, layers, bias, any("_reverse" in n for n in shapes), 0), strict=True))
+        sizes["proj_size"] = output if projection else 0
+        wanted = description.shapes(**sizes)  # type: ignore[arg-type]
+        if wanted == shapes:
+            found.cells.append(cell)
+            found.sizes = sizes
+            found.tensors = {name: found.tensors[name] for name in wanted}
+        else:
+            reasons.append((len(bases & {n.rpartition("_l")[0] for n in shapes}), _difference(shapes, wanted, cell)))
+    if found.cells:
+        return ""
+    if reasons:
+        return max(reasons, key=lambda reason: reason[0])[1]
+    known = ", ".join(sorted({str(d.gates) for _, _, d in described()}))
+    return f"weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are of no cell that is known here, of {known} gates"
+
+
+def _difference(shapes: Mapping[str, Any], wanted: Mapping[str, Any], cell: str) -> str:
+    """Say in what a file's tensors differ from those of a cell."""
+    missing = [name for name in wanted if name not in shapes]
+    more = [name for name in shapes if name not in wanted]
+    wrong = [
+        f"{n} has shape {shapes[n]} instead of {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]
+    ]
+    parts = wrong[:3] + [
+        f"{', '.join(names[:4])} {what}" for names, what in ((missing, "missing"), (more, "unknown")) if names
+    ]
+    return f"as {cell}: {'; '.join(parts)}"
+
+
+# Tensors made of others
+
+
+def joined(parts: list[Tensor], shape: tuple[int, ...], make: Any) -> Tensor:
+    """Return a tensor that is made of others when it is loaded.
+
+    Parameters
+    ----------
+    parts
+        The others, which are loaded then.
+    make
+        Takes their arrays.
+    """
+    dtypes = [part.dtype for part in parts]
+    odd = [dtype for dtype in dtypes if dtype not in REAL]
+    dtype = odd[0] if odd else "float64" if "float64" in dtypes else dtypes[0]
+
+    def load() -> Array:
+        array: Array = make(*(part.load() for part in parts))
+        return np.ascontiguousarray(array)
+
+    return Tensor(dtype, shape, load)
+
+
+def zeros_like(other: Tensor) -> Tensor:
+    """Return a tensor of zeros."""
+    dtype = np.float64 if other.dtype == "float64" else np.float32
+    return Tensor(other.dtype, other.shape, lambda: np.zeros(other.shape, dtype))

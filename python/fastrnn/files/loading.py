@@ -1,0 +1,90 @@
+"""`fastrnn.load`: layers of files of any kind."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..initialise import Seed
+from . import building
+from .errors import FileError
+from .found import Found
+from .opening import opened
+from .tensors import Path
+
+
+def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | None = None, *, rng: Seed = None) -> Any:
+    """Read layers from a file, without the library that wrote it; no code in it is run.
+
+    Parameters
+    ----------
+    path
+        A file that `fastrnn.save` or ``layer.save`` wrote, or safetensors, ``.npz``, PyTorch's ``.pt`` (``.pth``,
+        ``.bin``) of a ``state_dict``, TorchScript, Keras' ``.keras``, ``.weights.h5`` and ``.h5``, Flax's msgpack. What
+        it is, is seen from its first bytes. Files ending in ``.onnx`` go to ``fastrnn.onnx``.
+    prefix : str, optional
+        The name of one layer, which is then returned alone; ``""`` is a layer whose parameters have no prefix.
+    options : dict, optional
+        What the file does not say, by the names of the layers' arguments: ``{"batch_first": True}``,
+        ``{"nonlinearity": "relu"}``, ``{"reset_after": False}``, ``{"dropout": 0.1}``, ``{"dtype": np.float64}``. Each
+        goes to all layers that have it. The defaults are those of the layers, with two exceptions: layers of Keras have
+        ``batch_first=True``, and what would change the results, such as tanh or relu, is asked for.
+    rng : seed, Generator or None
+        Source of the dropout masks; files hold no generator.
+
+    Returns
+    -------
+    layer, or dict of str to layer
+        The layer of a file that was saved from one; a dict by name from a file of several, in the order of the file,
+        and from files of other programs always. float16 and bfloat16 are widened to float32. Arrays of safetensors,
+        PyTorch's and Keras' files that are float32 or float64 in the order that is needed are not read but mapped: they
+        come into memory when they are used, and writing to them changes nothing in the file. As with any mapping, the
+        file must not be cut short meanwhile; to be replaced, as `fastrnn.save` does it, is fine.
+
+    Raises
+    ------
+    FileError
+        If the file is damaged or of no kind that is known, or holds a recurrent layer that fits none here; of the
+        latter `prefix` chooses another one.
+    ValueError
+        If options are open, with the choices; or if they contradict the file, or no layer has them.
+    KeyError
+        If no layer has the name `prefix`.
+    OSError
+        If it cannot be read.
+    """
+    name, given = os.fspath(path), dict(options or {})
+    if str(name).endswith(".onnx"):
+        return _onnx("load", name)(path, prefix=prefix, options=options)
+    with opened(path) as contents:
+        layers = contents.layers
+        if prefix is not None:
+            layers = [layer for layer in layers if layer.name == prefix]
+            if not layers:
+                have = ", ".join(repr(layer.name) for layer in contents.layers) or "none"
+                raise KeyError(f"{name} has no layer {prefix!r}; its layers are {have}")
+        elif not layers:
+            raise FileError(f"{name} ({contents.kind}) holds {contents.tensors} arrays and no recurrent layer")
+        for layer in layers:
+            building.refuse_unfit(layer, _who(name, layer))
+        building.check_options(given, layers, name)
+        made = {layer.name: building.build(layer, given, _who(name, layer), rng) for layer in layers}
+    alone = prefix is not None or (contents.own and list(made) == [""])
+    return next(iter(made.values())) if alone else made
+
+
+def _who(name: str, layer: Found) -> str:
+    return f"{name}: its layer {layer.name!r}" if layer.name else name
+
+
+def _onnx(function: str, name: str) -> Any:
+    """Return a function of fastrnn.onnx, where this installation has it."""
+    try:
+        module = importlib.import_module("fastrnn.onnx")
+    except ModuleNotFoundError as error:
+        if error.name != "fastrnn.onnx":
+            raise
+        module = None
+    if not hasattr(module, function):
+        raise FileError(f"{name} is an ONNX file, for which this version of fastrnn has no {function}")
+    return getattr(module, function)

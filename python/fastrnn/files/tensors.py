@@ -1,0 +1,100 @@
+"""Arrays of a file that are not read yet, and how their bytes become float32 or float64."""
+
+import math
+import mmap
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FileError
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+Path = str | os.PathLike[str]
+Shape = tuple[int, ...]
+Order = Literal["<", ">"]  # little or big end first
+
+MAX_AXES = 32
+REAL = ("float64", "float32", "float16", "bfloat16")  # what becomes a parameter
+
+
+class Tensor(NamedTuple):
+    """One array of a file; `load` reads it, widened to float32 or float64, as memory that may be written to."""
+
+    dtype: str  # NumPy's name, or one that NumPy lacks, such as bfloat16
+    shape: Shape
+    load: Callable[[], Array]
+
+
+def map_file(path: Path) -> Bytes:
+    """Return the bytes of a file by mapping: read when touched, and private to this process when written to.
+
+    Raises
+    ------
+    FileError
+        If it is no regular file.
+    OSError
+        If it cannot be opened.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+
+
+def open_file(path: Path) -> Any:
+    """Open a regular file to be read; a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise FileError(f"{os.fspath(path)} is not a regular file")
+    return open(path, "rb")
+
+
+def count(shape: Sequence[int], who: str) -> int:
+    """Return the number of elements of a shape that a file names.
+
+    Raises
+    ------
+    FileError
+        If it is no shape.
+    """
+    if len(shape) > MAX_AXES or not all(isinstance(n, int) and 0 <= n < 2**62 for n in shape):
+        raise FileError(f"{who} has no shape that an array can have")
+    return math.prod(shape)
+
+
+def as_array(data: Bytes, dtype: str, shape: Shape, order: Order = "<") -> Array:
+    """Return bytes as an array of float32 or float64: of one of these as they lie, else widened.
+
+    Parameters
+    ----------
+    data
+        Exactly the bytes of the array, in C order.
+    dtype
+        One of `REAL`.
+    order
+        Of the bytes of a number.
+    """
+    if dtype == "bfloat16":
+        wide = data.view(f"{order}u2").astype(np.uint32)
+        return (wide << 16).view(np.float32).reshape(shape)
+    array = data.view(np.dtype(dtype).newbyteorder(order)).reshape(shape)
+    return array.astype(np.float32) if dtype == "float16" else native(array)
+
+
+def native(array: Array) -> Array:
+    """Return an array of this machine's byte order in aligned memory, itself where it is that already."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def not_real(who: str, dtype: str) -> Callable[[], Array]:
+    """Return what `Tensor.load` is of an array that no parameter can be made of."""
+
+    def refuse() -> Array:
+        raise FileError(f"{who} holds {dtype}; parameters are real numbers: {', '.join(REAL)}")
+
+    return refuse
