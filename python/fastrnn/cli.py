@@ -313,6 +313,19 @@ def _run_flow(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="safetensors, npz, .pt, TorchScript, .keras, .h5, msgpack")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from .files import inspecting
+
+    facts = inspecting.report(arguments.file)
+    print(json.dumps(facts, indent=2) if arguments.json else inspecting.text(facts))
+    return 0
+
+
 class UsageError(Exception):
     """Options that cannot be followed; the message is one line."""
 
@@ -358,6 +371,14 @@ COMMANDS = (
         "plain starts and with the remedies of the literature, in a table and a picture.",
         _add_flow,
         _run_flow,
+    ),
+    Command(
+        "inspect",
+        "show the recurrent layers of a file",
+        "Show the recurrent layers that a file of PyTorch, Keras, Flax, NumPy or safetensors holds, what fits and what "
+        "not, and about how fast each would run here. Nothing in the file is run, and no weights are read.",
+        _add_inspect,
+        _run_inspect,
     ),
     Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
 )

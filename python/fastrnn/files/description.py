@@ -2,8 +2,8 @@
 
 ``{"format": 1, "layers": [{"name": "encoder", "type": "LSTM", "cell": "lstm", "options": {...}}, ...]}``, in the order
 in which they run. ``cell`` is the core's name of a recurrent layer's cell; an Embedding and a Linear have none.
-``options`` are the arguments of the type, all of them. The arrays of a layer have its name, a dot, and PyTorch's name of
-the parameter; those of a layer whose name is empty, which is then the only one, have the parameter's name alone.
+``options`` are the arguments of the type, all of them. The arrays of a layer have its name, a dot, and PyTorch's name
+of the parameter; those of a layer whose name is empty, which is then the only one, have the parameter's name alone.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def read_layers(description: Mapping[str, Any], tensors: Mapping[str, Tensor], f
         used |= names
         found[layer.name] = layer
     if more := [name for name in tensors if name not in used]:
-        raise FileError(f"{file} does not fit together: its description knows no {', '.join(more[:5])}")
+        raise FileError(f"{file} does not fit together: its description knows no {', '.join(map(repr, more[:5]))}")
     return list(found.values())
 
 

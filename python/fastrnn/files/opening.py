@@ -67,7 +67,7 @@ def _archive(archive: Archive, data: Bytes) -> Contents:
         if f"{description.KEY}.npy" in archive.entries:
             return _own_npz(archive)
         return _named("npz", npz.tensors(archive))
-    entries = ", ".join(list(archive.entries)[:5])
+    entries = ", ".join(map(repr, list(archive.entries)[:5]))
     raise FileError(f"{archive.name} is an archive of something else: it holds {entries or 'nothing'}. Read are {READ}")
 
 
