@@ -35,7 +35,7 @@ def assert_as_torch(layer: Any, module: Any, rtol: float = 1e-5) -> None:
 
 def refused(path: Path, *words: str, **arguments: Any) -> str:
     """The error of loading a file: it names the file, says these words, and nothing was read before."""
-    with at_most(2**22 + 4 * path.stat().st_size), pytest.raises(FileError) as error:
+    with at_most(2**23 + 4 * path.stat().st_size), pytest.raises(FileError) as error:
         fastrnn.load(path, **arguments)
     text = str(error.value)
     assert str(path) in text
@@ -61,6 +61,6 @@ def is_mapped(array: Array) -> bool:
     import mmap
 
     base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    return isinstance(getattr(base, "obj", base), mmap.mmap)
+    while not isinstance(base, mmap.mmap) and base is not None:
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return base is not None

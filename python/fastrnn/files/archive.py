@@ -41,19 +41,26 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.name = os.fspath(path)
         self._file = open_file(path)
-        self.size = os.fstat(self._file.fileno()).st_size
         try:
+            self.size = os.fstat(self._file.fileno()).st_size
             self._zip = zipfile.ZipFile(self._file)
+            self.entries = self._checked()
         except _DAMAGES as error:
             self._file.close()
+            if isinstance(error, FileError):
+                raise
             raise FileError(f"{self.name} is no complete archive: {error}") from error
+
+    def _checked(self) -> dict[str, zipfile.ZipInfo]:
+        """Return the entries by name, which are each once and together not larger than the file can hold."""
         infos = self._zip.infolist()
-        self.entries = {info.filename: info for info in infos}
-        if len(self.entries) < len(infos):
+        entries = {info.filename: info for info in infos}
+        if len(entries) < len(infos):
             raise FileError(f"{self.name} is damaged: two of its entries have the same name")
         total = sum(info.file_size for info in infos)
         if total > FREE + FACTOR * self.size:
             raise FileError(f"{self.name} has {self.size:,} bytes and claims to unpack to {total:,}: it is not read")
+        return entries
 
     def __enter__(self) -> Self:
         return self
