@@ -39,14 +39,14 @@ def read(name: str, data: Bytes) -> dict[str, Tensor]:
         If it is damaged, or an array is not as its header says.
     """
     reader, found = _Reader(name, data), {}
-    for path, value in reader.walk():
-        if isinstance(value, slice):
+    for path, kind, value in reader.walk():
+        if kind == "ext":
             found[path] = _tensor(f"{name}: its entry {path!r}", name, data, value)
     return found
 
 
 def _tensor(who: str, name: str, data: Bytes, place: slice) -> Tensor:
-    parts = dict(_Reader(name, data[place]).walk())
+    parts = {path: value for path, _, value in _Reader(name, data[place]).walk()}
     shape = tuple(parts[path] for path in parts if path.startswith("0/"))
     dtype, numbers = parts.get("1"), parts.get("2")
     if not isinstance(dtype, str) or not isinstance(numbers, slice):
@@ -84,8 +84,8 @@ class _Reader:
     def _unpack(self, form: str) -> Any:
         return struct.unpack(">" + form, self._take(struct.calcsize(">" + form)))[0]
 
-    def walk(self) -> Iterator[tuple[str, Any]]:
-        """Yield the path and value of all that is no map and no array; bytes and extensions as where they lie."""
+    def walk(self) -> Iterator[tuple[str, str, Any]]:
+        """Yield path, kind and value of all that is no map and no array; bytes and Flax's arrays as where they lie."""
         open_: list[tuple[str, str, int, int]] = []  # path, kind, number of members, the next
         path = ""
         while True:
@@ -95,7 +95,7 @@ class _Reader:
                     raise FileError(f"{self._name} is nested deeper than {_DEPTH}")
                 open_.append((path, kind, value, 0))
             elif kind != "ext" or value[0] == _NDARRAY:
-                yield path, value[1] if kind == "ext" else value
+                yield path, kind, value[1] if kind == "ext" else value
             while open_ and open_[-1][3] == open_[-1][2]:
                 open_.pop()
             if not open_:
