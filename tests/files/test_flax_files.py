@@ -102,7 +102,7 @@ def haiku_rnn() -> tuple[dict[str, Any], Any, int]:
     def step(x: Array, h: Array) -> list[Array]:
         return [np.maximum(x @ a["w"] + a["b"] + h @ b["w"] + b["b"], 0)]
 
-    return {"net/vanilla_rnn/input_to_hidden": a, "net/vanilla_rnn/hidden_to_hidden": b}, step, 1
+    return {"net/vanilla_rnn/linear": a, "net/vanilla_rnn/linear_1": b}, step, 1
 
 
 MAKERS = [flax_lstm, flax_gru, flax_simple, haiku_lstm, haiku_gru, haiku_rnn]

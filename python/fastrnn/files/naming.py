@@ -102,7 +102,7 @@ def _haiku(tensors: Mapping[str, Tensor]) -> list[Found]:
     for name, members in _tree(tensors, 2).items():
         if re.fullmatch(r"(.*/)?lstm(_\d+)?", name) and {("linear", "w"), ("linear", "b")} <= members.keys():
             found.append(_haiku_lstm(name, members["linear", "w"], members["linear", "b"]))
-        if ("input_to_hidden", "w") in members and ("hidden_to_hidden", "w") in members:
+        if re.fullmatch(r"(.*/)?vanilla_rnn(_\d+)?", name) and {("linear", "w"), ("linear_1", "w")} <= members.keys():
             found.append(_haiku_rnn(name, members))
     return found
 
@@ -151,8 +151,9 @@ def _haiku_lstm(name: str, w: Tensor, b: Tensor) -> Found:
 
 
 def _haiku_rnn(name: str, members: Mapping[tuple[str, ...], Tensor]) -> Found:
+    """relu, which cannot be chosen."""
     made: dict[str, Tensor] = {}
-    for module, which in (("input_to_hidden", "ih"), ("hidden_to_hidden", "hh")):
+    for module, which in (("linear", "ih"), ("linear_1", "hh")):
         w, b = members[module, "w"], members.get((module, "b"))
         made[f"weight_{which}_l0"] = joined([w], w.shape[::-1], lambda a: a.T)
         if b is not None:
