@@ -228,8 +228,10 @@ def _configure(found: Found, layer: Mapping[str, Any], cells: int) -> None:
 
 
 def _configure_cell(found: Found, config: Mapping[str, Any]) -> str:
-    activation, gates = (_function(config.get(name)) for name in ("activation", "recurrent_activation"))
-    if gates is None:
+    activation = _function(config.get("activation", "tanh"))
+    gates = _function(config.get("recurrent_activation", "sigmoid"))
+    rows, hidden = found.tensors["weight_hh_l0"].shape
+    if rows == hidden:
         if activation not in ("tanh", "relu") or found.said.setdefault("nonlinearity", activation) != activation:
             return f"its activation is {activation!r}; tanh and relu are known here, one for all layers of a stack"
     elif (activation, gates) != ("tanh", "sigmoid"):
