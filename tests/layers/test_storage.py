@@ -216,7 +216,7 @@ def test_files_that_hold_no_layer(tmp_path: Path) -> None:
             {"fastrnn": header(format=2)},
             "has format 2, written by a newer fastrnn; this one reads formats up to 1: upgr",
         ),
-        ({"fastrnn": np.array([{}], object)}, "its entry 'fastrnn' holds Python objects, which are never loaded"),
+        ({"fastrnn": np.array([{}], object)}, "its entry 'fastrnn' holds Python objects or no numbers"),
         ({"fastrnn": header(cell="peephole")}, "holds no layer that is known here: its cell is 'peephole'"),
         ({"fastrnn": header(options=[])}, "describes a layer without a name or options"),
         (
@@ -245,11 +245,14 @@ def test_damaged_files(tmp_path: Path) -> None:
         fastrnn.load(path)
     content[len(content) // 2] ^= 0xFF
     entry = content.rfind(b"PK\x01\x02")
-    for offset, bit, words in ((8, 1, "encrypted"), (10, 64, "compression")):
+    for offset, bit, words in (
+        (8, 1, "is damaged: .*encrypted"),
+        (10, 64, "has a compression of kind 64, which is not read"),
+    ):
         wrong = bytearray(content)
         wrong[entry + offset] ^= bit
         path.write_bytes(wrong)
-        with pytest.raises(FileError, match=f"is damaged: .*{words}"):
+        with pytest.raises(FileError, match=words):
             fastrnn.load(path)
 
 

@@ -71,14 +71,22 @@ class Archive:
 
     def read(self, entry: str) -> Bytes:
         """Return the bytes of an entry, checked by its sum."""
-        info = self.entries[entry]
-        with self._reading(entry), self._zip.open(info) as stream:
-            return self._take(stream, info.file_size)
+        with self._reading(entry), self._zip.open(self._known(entry)) as stream:
+            return self._take(stream, self.entries[entry].file_size)
 
     def start(self, entry: str, size: int) -> bytes:
         """Return the first bytes of an entry."""
-        with self._reading(entry), self._zip.open(self.entries[entry]) as stream:
+        with self._reading(entry), self._zip.open(self._known(entry)) as stream:
             return stream.read(size)
+
+    def _known(self, entry: str) -> zipfile.ZipInfo:
+        """Return an entry that unpacks without taking more memory than what comes out."""
+        info = self.entries[entry]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise FileError(
+                f"{self.name}: its entry {entry!r} has a compression of kind {info.compress_type}, which is not read"
+            )
+        return info
 
     def _take(self, stream: IO[bytes], size: int) -> Bytes:
         data = np.empty(size, np.uint8)
