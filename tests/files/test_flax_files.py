@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import B, H, I, refused, sample
 
 import fastrnn
+from files_support import B, H, I, refused, sample
 from support import Array
 
 

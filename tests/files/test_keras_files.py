@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import I, T, is_mapped, refused
 
 import fastrnn
+from files_support import I, T, is_mapped, refused
 from support import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras' own

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import H, I, at_most, refused, sample
 
 import fastrnn
 from fastrnn.cli import main
 from fastrnn.files import inspecting
+from files_support import H, I, at_most, refused, sample
 from support import CELLS, assert_same_bits, complaint
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import H, I
-from test_flax_files import flax_lstm, packed
-from test_pytorch_files import LSTM, archive, state_of
 
 import fastrnn
 from fastrnn.files import inspecting
 from fastrnn.files.archive import FREE
+from files_support import H, I
+from test_flax_files import flax_lstm, packed
+from test_pytorch_files import LSTM, archive, state_of
 
 MUTATIONS = int(os.environ.get("FASTRNN_MUTATIONS", "300"))
 INTERESTING = [

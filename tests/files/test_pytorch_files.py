@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import H, I, assert_as_torch, is_mapped, refused
 
 import fastrnn
 from fastrnn.files import pickles
+from files_support import H, I, assert_as_torch, is_mapped, refused
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 

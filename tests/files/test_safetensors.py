@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from files_support import H, I, assert_as_torch, is_mapped, refused, sample
 
 import fastrnn
+from files_support import H, I, assert_as_torch, is_mapped, refused, sample
 from support import CELLS, assert_same_bits
 
 
