@@ -15,6 +15,7 @@ from .tensors import Bytes, Path, open_file
 
 # How far an archive may unpack: weights hardly shrink, and a small model may be all zeros.
 FACTOR, FREE = 20, 2**26
+_DEFLATES = 1040  # bytes from one, at most
 
 # What the standard library raises for damaged archives. RuntimeError: of encryption; NotImplementedError: of versions
 # and kinds of compression; the others come from fields that lie.
@@ -57,6 +58,13 @@ class Archive:
         entries = {info.filename: info for info in infos}
         if len(entries) < len(infos):
             raise FileError(f"{self.name} is damaged: two of its entries have the same name")
+        for info in infos:
+            most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATES)
+            if info.compress_size > self.size or info.file_size > most:
+                raise FileError(
+                    f"{self.name} is damaged: its entry {info.filename!r} claims to be {info.file_size:,} bytes, "
+                    f"packed {info.compress_size:,}, in a file of {self.size:,}"
+                )
         total = sum(info.file_size for info in infos)
         if total > FREE + FACTOR * self.size:
             raise FileError(f"{self.name} has {self.size:,} bytes and claims to unpack to {total:,}: it is not read")

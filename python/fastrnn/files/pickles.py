@@ -1,10 +1,11 @@
 """PyTorch's pickles without pickle: a machine that builds lists, dicts and descriptions of tensors, and calls nothing.
 
-The opcodes are read by the standard library's pickletools, which only decodes. What a pickle calls becomes one of the
-inert values below if it is on the list of what files of weights hold; anything else is an error that names it.
+It knows the opcodes of protocols 2 to 4 that files of weights hold; the standard library's pickletools describes each.
+What a pickle calls becomes one of the inert values below if it is on the list of what files of weights hold; anything
+else is an error that names it.
 """
 
-import pickletools
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -98,7 +99,6 @@ class Stream(Protocol):
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
-    def tell(self) -> int: ...
 
 
 class Content(NamedTuple):
@@ -127,16 +127,62 @@ def read(stream: Stream, who: str, script: bool = False) -> Content:
     """
     machine = _Machine(who, script)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
-            if opcode.name == "STOP":
+        while True:
+            code = stream.read(1)
+            if code == b".":
                 return Content(machine.pop(), machine.storages)
-            machine.step(opcode.name, argument)
+            if code not in _OPCODES:
+                what = f"holds the opcode {code!r}, which files of weights do not use" if code else "has no end"
+                raise FileError(f"{who} is a damaged pickle: it {what}")
+            argument, act = _OPCODES[code]
+            act(machine, argument(stream))
     except FileError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        # of bytes that are no opcodes, an empty stack, or values of other kinds than an opcode takes
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
+        # an empty stack, an argument that is cut off, or values of other kinds than an opcode takes
         raise FileError(f"{who} is a damaged pickle: {error}") from error
-    raise FileError(f"{who} is a damaged pickle: it has no end")
+
+
+# The arguments of opcodes, read from the stream
+
+
+def _none(_: Stream) -> None:
+    return None
+
+
+def _exactly(stream: Stream, size: int) -> bytes:
+    read = stream.read(size)
+    if len(read) < size:
+        raise ValueError(f"it ends where {size:,} bytes should follow")
+    return read
+
+
+def _number(form: str) -> Callable[[Stream], Any]:
+    return lambda stream: struct.unpack(form, _exactly(stream, struct.calcsize(form)))[0]
+
+
+def _sized(form: str, decode: Callable[[bytes], Any]) -> Callable[[Stream], Any]:
+    size = _number(form)
+    return lambda stream: decode(_exactly(stream, size(stream)))
+
+
+def _text(read: bytes) -> str:
+    return read.decode("utf-8", "surrogatepass")
+
+
+def _old_text(read: bytes) -> str:
+    return read.decode("latin-1")
+
+
+def _long(read: bytes) -> int:
+    return int.from_bytes(read, "little", signed=True)
+
+
+def _two_lines(stream: Stream) -> tuple[str, str]:
+    module, name = (stream.readline() for _ in range(2))
+    if not (module.endswith(b"\n") and name.endswith(b"\n")):
+        raise ValueError("it ends within a name")
+    return module[:-1].decode(), name[:-1].decode()
 
 
 class _Machine:
@@ -164,21 +210,11 @@ class _Machine:
         del self._stack[at:]
         return values
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif name in _VALUES:
-            self._stack.append(argument)
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
-        else:
-            raise FileError(f"{self._who} holds the opcode {name}, which files of weights do not use")
-
     def put(self, key: int | None) -> None:
-        self._memo[len(self._memo) if key is None else int(key)] = self._stack[-1]
+        self._memo[len(self._memo) if key is None else key] = self._stack[-1]
 
     def get(self, key: int) -> None:
-        self._stack.append(self._memo[int(key)])
+        self._stack.append(self._memo[key])
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -275,50 +311,69 @@ class _Machine:
             target.state = state
 
 
-_CONSTANTS: Mapping[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": Thing,
-    "MARK": lambda: _MARK,
-}
-_VALUES = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-}
-_ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda m, a: None,
-    "FRAME": lambda m, a: None,
-    "POP": lambda m, a: m.drop(),
-    "POP_MARK": lambda m, a: m.drop_to_mark(),
-    "DUP": lambda m, a: m.repeat(),
-    "LIST": lambda m, a: m.push(m.pop_mark()),
-    "TUPLE": lambda m, a: m.push(tuple(m.pop_mark())),
-    "TUPLE1": lambda m, a: m.push((m.pop(),)),
-    "TUPLE2": lambda m, a: m.push(tuple(reversed([m.pop(), m.pop()]))),
-    "TUPLE3": lambda m, a: m.push(tuple(reversed([m.pop(), m.pop(), m.pop()]))),
-    "DICT": lambda m, a: m.push(m.as_dict(m.pop_mark())),
-    "FROZENSET": lambda m, a: m.make_set(),
-    "APPEND": lambda m, a: m.extend([m.pop()]),
-    "APPENDS": lambda m, a: m.extend(m.pop_mark()),
-    "ADDITEMS": lambda m, a: m.extend(m.pop_mark()),
-    "SETITEM": lambda m, a: m.set_items(list(reversed([m.pop(), m.pop()]))),
-    "SETITEMS": lambda m, a: m.set_items(m.pop_mark()),
-    "PUT": lambda m, a: m.put(a),
-    "BINPUT": lambda m, a: m.put(a),
-    "LONG_BINPUT": lambda m, a: m.put(a),
-    "MEMOIZE": lambda m, a: m.put(None),
-    "GET": lambda m, a: m.get(a),
-    "BINGET": lambda m, a: m.get(a),
-    "LONG_BINGET": lambda m, a: m.get(a),
-    "GLOBAL": lambda m, a: m.find(*a.split(" ", 1)),
-    "STACK_GLOBAL": lambda m, a: m.find_on_stack(),
-    "BINPERSID": lambda m, a: m.persistent(),
-    "REDUCE": lambda m, a: m.reduce(),
-    "NEWOBJ": lambda m, a: m.reduce(),
-    "BUILD": lambda m, a: m.build(),
+def _push(machine: _Machine, value: Any) -> None:
+    machine.push(value)
+
+
+# by the byte of each opcode: what reads its argument, and what it does
+_OPCODES: Mapping[bytes, tuple[Callable[[Stream], Any], Callable[[_Machine, Any], None]]] = {
+    # PROTO, FRAME
+    b"\x80": (_number("<B"), lambda m, a: None),
+    b"\x95": (_number("<Q"), lambda m, a: None),
+    # values: NONE, NEWTRUE, NEWFALSE, BININT, BININT1, BININT2, LONG1, LONG4, BINFLOAT
+    b"N": (_none, _push),
+    b"\x88": (lambda s: True, _push),
+    b"\x89": (lambda s: False, _push),
+    b"J": (_number("<i"), _push),
+    b"K": (_number("<B"), _push),
+    b"M": (_number("<H"), _push),
+    b"\x8a": (_sized("<B", _long), _push),
+    b"\x8b": (_sized("<I", _long), _push),
+    b"G": (_number(">d"), _push),
+    # BINSTRING, SHORT_BINSTRING, BINBYTES, SHORT_BINBYTES, BINBYTES8, BINUNICODE, SHORT_BINUNICODE, BINUNICODE8
+    b"T": (_sized("<I", _old_text), _push),
+    b"U": (_sized("<B", _old_text), _push),
+    b"B": (_sized("<I", bytes), _push),
+    b"C": (_sized("<B", bytes), _push),
+    b"\x8e": (_sized("<Q", bytes), _push),
+    b"X": (_sized("<I", _text), _push),
+    b"\x8c": (_sized("<B", _text), _push),
+    b"\x8d": (_sized("<Q", _text), _push),
+    # EMPTY_LIST, EMPTY_TUPLE, EMPTY_DICT, EMPTY_SET, MARK
+    b"]": (lambda s: [], _push),
+    b")": (lambda s: (), _push),
+    b"}": (lambda s: {}, _push),
+    b"\x8f": (lambda s: Thing(), _push),
+    b"(": (lambda s: _MARK, _push),
+    # POP, POP_MARK, DUP
+    b"0": (_none, lambda m, a: m.drop()),
+    b"1": (_none, lambda m, a: m.drop_to_mark()),
+    b"2": (_none, lambda m, a: m.repeat()),
+    # LIST, TUPLE, TUPLE1, TUPLE2, TUPLE3, DICT, FROZENSET
+    b"l": (_none, lambda m, a: m.push(m.pop_mark())),
+    b"t": (_none, lambda m, a: m.push(tuple(m.pop_mark()))),
+    b"\x85": (_none, lambda m, a: m.push((m.pop(),))),
+    b"\x86": (_none, lambda m, a: m.push(tuple(reversed([m.pop(), m.pop()])))),
+    b"\x87": (_none, lambda m, a: m.push(tuple(reversed([m.pop(), m.pop(), m.pop()])))),
+    b"d": (_none, lambda m, a: m.push(m.as_dict(m.pop_mark()))),
+    b"\x91": (_none, lambda m, a: m.make_set()),
+    # APPEND, APPENDS, ADDITEMS, SETITEM, SETITEMS
+    b"a": (_none, lambda m, a: m.extend([m.pop()])),
+    b"e": (_none, lambda m, a: m.extend(m.pop_mark())),
+    b"\x90": (_none, lambda m, a: m.extend(m.pop_mark())),
+    b"s": (_none, lambda m, a: m.set_items(list(reversed([m.pop(), m.pop()])))),
+    b"u": (_none, lambda m, a: m.set_items(m.pop_mark())),
+    # the memo: BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
+    b"q": (_number("<B"), lambda m, a: m.put(a)),
+    b"r": (_number("<I"), lambda m, a: m.put(a)),
+    b"\x94": (_none, lambda m, a: m.put(a)),
+    b"h": (_number("<B"), lambda m, a: m.get(a)),
+    b"j": (_number("<I"), lambda m, a: m.get(a)),
+    # what would call: GLOBAL, STACK_GLOBAL, BINPERSID, REDUCE, NEWOBJ, BUILD
+    b"c": (_two_lines, lambda m, a: m.find(*a)),
+    b"\x93": (_none, lambda m, a: m.find_on_stack()),
+    b"Q": (_none, lambda m, a: m.persistent()),
+    b"R": (_none, lambda m, a: m.reduce()),
+    b"\x81": (_none, lambda m, a: m.reduce()),
+    b"b": (_none, lambda m, a: m.build()),
 }

@@ -118,9 +118,6 @@ class _Stream:
         self.at += len(line)
         return line
 
-    def tell(self) -> int:
-        return self.at
-
 
 def _walk(name: str, content: Any) -> Iterator[tuple[str, StoredTensor]]:
     """Go through dicts, lists and objects for tensors, whose names are joined by dots; each dict is entered once."""
