@@ -4,15 +4,16 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import npz
-from .files.archive import Archive
 from .files.errors import FileError
 from .files.tensors import open_file
+
+if TYPE_CHECKING:
+    from .files.archive import Archive
 
 __all__ = ["FORMAT", "HEADER", "FileError", "Path", "naming", "read", "replacing", "try_folder", "write"]
 
@@ -127,6 +128,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """
     import zipfile
 
+    from .files import npz
+    from .files.archive import Archive
+
     name = os.fspath(path)
     with open_file(path) as file:
         if not zipfile.is_zipfile(file):
@@ -143,7 +147,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     return described, entries
 
 
-def description_in(archive: Archive) -> dict[str, Any]:
+def description_in(archive: "Archive") -> dict[str, Any]:
     """Return the description that an archive holds.
 
     Raises
@@ -152,6 +156,8 @@ def description_in(archive: Archive) -> dict[str, Any]:
         If it holds none.
     """
     import json
+
+    from .files import npz
 
     foreign = f"{archive.name} is not a file that a fastrnn layer was saved to"
     if f"{HEADER}.npy" not in archive.entries:

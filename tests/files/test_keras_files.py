@@ -128,6 +128,35 @@ def test_nested_and_sequential_models(keras: Any, tmp_path: Path) -> None:
         }
 
 
+def test_weights_without_names(keras: Any, tmp_path: Path) -> None:
+    """As older versions of Keras 3 write them: a layer's configuration is found by its place."""
+    h5py = pytest.importorskip("h5py")
+    L = keras.layers
+    every = {"return_sequences": True}
+    inner = keras.Sequential([keras.Input((T, 2)), L.SimpleRNN(3, activation="tanh", **every, name="simple_rnn")])
+    model = keras.Sequential(
+        [
+            keras.Input((T, I)),
+            L.SimpleRNN(2, activation="relu", **every, name="simple_rnn_1"),
+            inner,
+            L.Bidirectional(L.SimpleRNN(2, activation="relu"), name="x"),
+        ]
+    )
+    model.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+        old.writestr("config.json", new.read("config.json"))
+        (tmp_path / "m.h5").write_bytes(new.read("model.weights.h5"))
+        with h5py.File(tmp_path / "m.h5", "r+") as file:
+            file.visititems(lambda _, item: item.attrs.pop("name", None) and None)
+        old.writestr("model.weights.h5", (tmp_path / "m.h5").read_bytes())
+    found = {name: layer.nonlinearity for name, layer in fastrnn.load(tmp_path / "old.keras").items()}
+    assert found == {
+        "bidirectional": "relu",
+        "simple_rnn": "tanh",
+        "layers/simple_rnn": "relu",
+    }
+
+
 UNFIT: list[tuple[Callable[[Any], Any], str]] = [
     (lambda L: L.LSTM(H, activation="relu", name="a"), "its activations are 'relu' and 'sigmoid'"),
     (lambda L: L.GRU(H, recurrent_activation="hard_sigmoid", name="a"), "'tanh' and 'hard_sigmoid'"),

@@ -50,6 +50,9 @@ def test_a_model_runs_from_its_file_alone(tmp_path: Path) -> None:
     for layers in (model, again):
         y, _ = layers["rnn"](layers["embedding"](ids))
         assert layers["head"](y.astype(np.float64)).shape == (3, 2, 2)
+    assert all(layer.dtype == np.float64 for layer in fastrnn.load(path, options={"dtype": np.float64}).values())
+    with pytest.raises(ValueError, match="got 'batch_first' in options=; those to give are dtype"):
+        fastrnn.load(path, "head", {"batch_first": True})
     for name, layer in model.items():
         assert repr(again[name]) == repr(layer)
         assert_same_bits(again[name].state_dict(), layer.state_dict())

@@ -82,7 +82,8 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Laye
     """
     arrays = {name: tensor.load() for name, tensor in found.tensors.items()}
     if found.part:
-        return PARTS[found.part]._of_parameters(arrays, rng)
+        dtype = options.get("dtype", found.said["dtype"])
+        return PARTS[found.part]._of_parameters({n: a.astype(dtype, copy=False) for n, a in arrays.items()}, rng)
     cell = choose(found, options, who)
     known = options_of(cell)
     chosen = {name: value for name, value in {**found.assumed, **found.said, **options}.items() if name in known}
@@ -126,6 +127,7 @@ def check_options(options: Mapping[str, Any], found: list[Found], name: str) -> 
         With every one of them.
     """
     known = {option for layer in found for cell in layer.cells for option in options_of(cell)}
+    known |= {"dtype" for layer in found if layer.part}
     wrong = [repr(option) for option in options if option not in known]
     if wrong:
         has = f"those to give are {', '.join(sorted(known))}" if known else "its layers have none to give"

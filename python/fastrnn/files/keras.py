@@ -72,9 +72,11 @@ def find(content: hdf5.Content, config: Mapping[str, Any] | None) -> list[Found]
     by_name, by_path = ({}, {}) if config is None else _configurations(config)
     found: dict[str, Found] = {}
     for path, cells in groups.items():
-        name = content.texts.get(f"{path}/vars", {}).get("name") or path.rpartition("/")[2]
+        told = content.texts.get(f"{path}/vars", {}).get("name")
+        name = told or path.rpartition("/")[2]
         layer = _layer(path if name in found else name, cells)
-        said = by_name.get(name) or by_path.get(path)
+        # older weights files hold no names, but paths that follow from the order of the layers
+        said = by_path.get(path) if told is None and path in by_path else by_name.get(name)
         if said is not None and not layer.unfit:
             _configure(layer, said, len(cells))
         found[layer.name] = complete(layer)

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..initialise import Seed
-from . import building
 from .errors import FileError
-from .found import Found
-from .opening import opened
 from .tensors import Path
 
 
@@ -53,6 +50,9 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
     OSError
         If it cannot be read.
     """
+    from . import building  # here, as all readers together cost more than the rest of fastrnn
+    from .opening import opened
+
     name, given = os.fspath(path), dict(options or {})
     if str(name).endswith(".onnx"):
         return _onnx("load", name)(path, prefix=prefix, options=options)
@@ -66,15 +66,15 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         elif not layers:
             raise FileError(f"{name} ({contents.kind}) holds {contents.tensors} arrays and no recurrent layer")
         for layer in layers:
-            building.refuse_unfit(layer, _who(name, layer))
+            building.refuse_unfit(layer, _who(name, layer.name))
         building.check_options(given, layers, name)
-        made = {layer.name: building.build(layer, given, _who(name, layer), rng) for layer in layers}
+        made = {layer.name: building.build(layer, given, _who(name, layer.name), rng) for layer in layers}
     alone = prefix is not None or (contents.own and list(made) == [""])
     return next(iter(made.values())) if alone else made
 
 
-def _who(name: str, layer: Found) -> str:
-    return f"{name}: its layer {layer.name!r}" if layer.name else name
+def _who(name: str, layer: str) -> str:
+    return f"{name}: its layer {layer!r}" if layer else name
 
 
 def _onnx(function: str, name: str) -> Any:

@@ -1,20 +1,19 @@
 """`fastrnn.save`: layers into a file that fastrnn and others read."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..kit.parts import Embedding, Linear
 from ..layers import GRU, LSTM, RNN
-from . import safetensors
-from .building import Layer
-from .description import KEY, arrays_of, describe_layers
 from .tensors import Path
 
+if TYPE_CHECKING:
+    from .building import Layer
 
-def save(path: Path, layers: Layer | Mapping[str, Layer] | Sequence[Layer]) -> None:
+
+def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") -> None:
     """Write layers to a safetensors file, by PyTorch's names, or one recurrent layer to an ``.npz`` file.
 
     Parameters
@@ -41,6 +40,11 @@ def save(path: Path, layers: Layer | Mapping[str, Layer] | Sequence[Layer]) -> N
 
         {"format": 1, "layers": [{"name": "rnn", "type": "GRU", "cell": "gru", "options": {"input_size": 3, ...}}]}
     """
+    import json
+
+    from . import safetensors
+    from .description import KEY, arrays_of, describe_layers
+
     named = _named(layers)
     name = str(os.fspath(path))
     if name.endswith(".npz"):
@@ -56,7 +60,7 @@ def save(path: Path, layers: Layer | Mapping[str, Layer] | Sequence[Layer]) -> N
         safetensors.write(file, arrays_of(named), {"format": "pt", KEY: described})
 
 
-def _named(layers: Any) -> dict[str, Layer]:
+def _named(layers: Any) -> "dict[str, Layer]":
     """Return layers by name; one alone has an empty one."""
     if isinstance(layers, Mapping):
         named = dict(layers)
