@@ -324,7 +324,7 @@ def test_repr_shows_what_is_not_usual_and_counts() -> None:
     layer = fastrnn.LSTM(64, 256, num_layers=2, bidirectional=True, dropout=0.5, proj_size=32, dtype=np.float64)
     text = repr(layer)
     assert text == (
-        "LSTM(input_size=64, hidden_size=256, num_layers=2, proj_size=32, bidirectional=True, dropout=0.5, "
+        "LSTM(input_size=64, hidden_size=256, num_layers=2, bidirectional=True, dropout=0.5, proj_size=32, "
         "dtype='float64')  # 434,176 parameters"
     )
     assert repr(eval(text, vars(fastrnn))) == text
