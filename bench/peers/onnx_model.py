@@ -4,18 +4,18 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn.convert import ONNX_GATES
+
 from ..grid.problems import Problem
 from .base import Array
 
-# ONNX's order of the gates, as positions in ours: iofc of ifgo, zrh of rzn.
-ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 OPSET = 17
 
 
 def reorder(cell: str, weight: Array) -> Array:
     """Rows by gate in ONNX's order."""
-    gates = np.split(weight, len(ORDER[cell]))
-    return np.concatenate([gates[i] for i in ORDER[cell]])
+    gates = np.split(weight, len(ONNX_GATES[cell]))
+    return np.concatenate([gates[i] for i in ONNX_GATES[cell]])
 
 
 def build(problem: Problem) -> Any:

@@ -16,6 +16,8 @@ Array = NDArray[Any]
 # The gates of each cell by the letters of their matrices, in the order of the layers' parameters. A minus: the gate is
 # sigma(-z) there, so that 1 - G_u is what PyTorch calls z.
 _GATES = {"rnn": ("a",), "gru": ("r", "-u", "c"), "lstm": ("u", "f", "c", "o")}
+# ONNX's order of the gates, as positions in PyTorch's: iofc of ifgo, zrh of rzn.
+ONNX_GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 _KINDS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..convert import ONNX_GATES
 from .options import Options
 
-# ONNX's order of the gates, as positions in PyTorch's.
-_GATES = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn_tanh": [0], "rnn_relu": [0]}
 _OPSET = 14  # of the three nodes' definition
 
 
@@ -105,7 +104,7 @@ def _node(
     (T, B, _), D, H = x.shape, options.directions, options.hidden_size
     ends = [(D, B, H)] * options.states
     y, *states = symbolic_multi_out(
-        options.cell.split("_")[0].upper(),
+        _operator(options),
         (x, w, r, b, lengths, *start),
         attributes,
         dtypes=[x.dtype] * (1 + len(ends)),
@@ -115,9 +114,13 @@ def _node(
     return [y.transpose(1, 2).reshape(T, B, D * H), *states]
 
 
+def _operator(options: Options) -> str:
+    return options.cell.split("_")[0].upper()
+
+
 def _joined(options: Options, of_sides: list[Tensor]) -> Tensor:
     """Stack a parameter of both directions, its gates in ONNX's order."""
-    order, H = _GATES[options.cell], options.hidden_size
+    order, H = ONNX_GATES[_operator(options)], options.hidden_size
     return torch.stack([torch.cat([p.narrow(0, g * H, H) for g in order]) for p in of_sides])
 
 

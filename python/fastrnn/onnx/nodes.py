@@ -1,0 +1,222 @@
+"""A recurrent node by its attributes, and the one place that says what of it can run here."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import Problems
+from ..layers import GRU, LSTM, RNN
+
+OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
+OUTPUTS = ("Y", "Y_h", "Y_c")  # the last is the LSTM's
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+_DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+
+# The activations by their names in lower case, as which ONNX Runtime compares them, with alpha and beta where there
+# is one: those of the operators of that name, and 1 where there is no such operator.
+_ACTIVATIONS: dict[str, tuple[str, float | None, float | None]] = {
+    name.lower(): (name, alpha, beta)
+    for name, alpha, beta in (
+        ("Relu", None, None),
+        ("Tanh", None, None),
+        ("Sigmoid", None, None),
+        ("Affine", 1.0, 0.0),
+        ("LeakyRelu", 0.01, None),
+        ("ThresholdedRelu", 1.0, None),
+        ("ScaledTanh", 1.0, 1.0),
+        ("HardSigmoid", 0.2, 0.5),
+        ("Elu", 1.0, None),
+        ("Softsign", None, None),
+        ("Softplus", None, None),
+    )
+}
+# The attributes: of which operators, and whether a number, a list of numbers, a word or a list of words.
+_ATTRIBUTES: dict[str, tuple[tuple[str, ...], str]] = {
+    "activation_alpha": (("RNN", "GRU", "LSTM"), "numbers"),
+    "activation_beta": (("RNN", "GRU", "LSTM"), "numbers"),
+    "activations": (("RNN", "GRU", "LSTM"), "words"),
+    "clip": (("RNN", "GRU", "LSTM"), "number"),
+    "direction": (("RNN", "GRU", "LSTM"), "word"),
+    "hidden_size": (("RNN", "GRU", "LSTM"), "integer"),
+    "layout": (("RNN", "GRU", "LSTM"), "integer"),
+    "input_forget": (("LSTM",), "integer"),
+    "linear_before_reset": (("GRU",), "integer"),
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation function with what it is scaled by; None where it has no such number."""
+
+    name: str
+    alpha: float | None = None
+    beta: float | None = None
+
+    def __str__(self) -> str:
+        given = [f"{word}={value:g}" for word, value in (("alpha", self.alpha), ("beta", self.beta)) if value is not None]
+        return self.name + (f"({', '.join(given)})" if given else "")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the attributes of an RNN, GRU or LSTM node say, with the defaults of the text.
+
+    Attributes
+    ----------
+    op_type : {"RNN", "GRU", "LSTM"}
+    hidden_size, layout : int
+    direction : {"forward", "reverse", "bidirectional"}
+    activations : tuple of tuples of Activation
+        Of each direction, in the order f, g, h.
+    clip : float or None
+    input_forget, linear_before_reset : bool
+    peepholes : bool
+        Whether the node has the input P.
+    """
+
+    op_type: str
+    hidden_size: int
+    direction: str
+    activations: tuple[tuple[Activation, ...], ...]
+    clip: float | None
+    layout: int
+    input_forget: bool
+    linear_before_reset: bool
+    peepholes: bool
+
+    @property
+    def directions(self) -> int:
+        return DIRECTIONS[self.direction]
+
+    def options(self, direction: int) -> dict[str, Any]:
+        """Return the options, beside the sizes, of the layer that is one direction of the node."""
+        if self.op_type == "RNN":
+            return {"nonlinearity": self.activations[direction][0].name.lower()}
+        return {"reset_after": self.linear_before_reset} if self.op_type == "GRU" else {}
+
+
+def obstacle(node: Node) -> str | None:
+    """Say, naming the attribute, why fastrnn cannot compute a node; None if it can."""
+    if node.peepholes:
+        return "its input P, the peepholes, is not computed by fastrnn"
+    if node.input_forget:
+        return "its attribute input_forget=1 is not computed by fastrnn"
+    if node.clip is not None:
+        return f"its attribute clip={node.clip:g} is not computed by fastrnn"
+    plain = {"RNN": [("Tanh",), ("Relu",)]}.get(node.op_type, [_DEFAULTS[node.op_type]])
+    for side in node.activations:
+        if tuple(one.name for one in side) not in plain:
+            listed, known = ", ".join(map(str, side)), " or ".join(", ".join(names) for names in plain)
+            return f"its attribute activations, {listed}, is not computed by fastrnn: it has to be {known}"
+    return None
+
+
+def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str) -> Node:
+    """Read the attributes of a node, and all that does not fit in them.
+
+    Parameters
+    ----------
+    op_type
+        One of OPERATORS.
+    attributes
+        By name, as plain values: integers, floats, str or bytes, and lists of them.
+    peepholes
+        Whether it has the input P.
+    who
+        The subject of the error.
+
+    Raises
+    ------
+    ValueError, TypeError
+        With every attribute that does not fit.
+    """
+    problems = Problems(lambda: who)
+    given: dict[str, Any] = {}
+    for name, value in attributes.items():
+        operators, kind = _ATTRIBUTES.get(name, ((), ""))
+        if op_type not in operators:
+            known = ", ".join(key for key, (ops, _) in _ATTRIBUTES.items() if op_type in ops)
+            problems.value(f"the attribute {name}", f"The attributes of {op_type} from opset 7 on are {known}.")
+        elif value is not None:
+            given[name] = _read(problems, name, value, kind)
+    problems.refuse()
+
+    if "hidden_size" not in given:
+        problems.value("no attribute hidden_size", "It must be there: the number of hidden units, at least 1.")
+    elif given["hidden_size"] < 1:
+        problems.value(f"hidden_size={given['hidden_size']}", "It must be at least 1.")
+    direction = given.get("direction", "forward")
+    if direction not in DIRECTIONS:
+        problems.value(f"direction={direction!r}", 'It must be "forward", "reverse" or "bidirectional".')
+    layout = given.get("layout", 0)
+    if layout not in (0, 1):
+        problems.value(f"layout={layout}", "It must be 0, time first, or 1, batch first.")
+    clip = given.get("clip")
+    if clip is not None and not clip > 0:
+        problems.value(f"clip={clip}", "It must be above 0, or left out.")
+    activations = _activations(problems, op_type, DIRECTIONS.get(direction, 1), given)
+    problems.refuse()
+    return Node(
+        op_type,
+        given["hidden_size"],
+        direction,
+        activations,
+        clip,
+        layout,
+        bool(given.get("input_forget", 0)),
+        bool(given.get("linear_before_reset", 0)),
+        peepholes,
+    )
+
+
+def _read(problems: Problems, name: str, value: Any, kind: str) -> Any:
+    """Return an attribute as a plain value of its kind; note what is none."""
+    reader = {"integer": operator.index, "number": float, "word": _word}
+    try:
+        if kind in reader:
+            return reader[kind](value)
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return [_word(v) if kind == "words" else float(v) for v in value]
+    except (TypeError, ValueError, OverflowError):
+        form = {"integer": "an integer", "number": "a number", "word": "a string"}.get(kind, f"a list of {kind}")
+        problems.type(f"{name}={value!r}", f"It must be {form}.")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _activations(
+    problems: Problems, op_type: str, directions: int, given: Mapping[str, Any]
+) -> tuple[tuple[Activation, ...], ...]:
+    """Return the activations of each direction; alphas and betas are consumed by the functions that have them."""
+    each = _DEFAULTS[op_type]
+    names: Sequence[str] = given.get("activations") or each * directions
+    if op_type == "RNN" and len(names) == 2 and directions == 1:
+        names = names[:1]  # the default of the text itself names two
+    if len(names) != len(each) * directions:
+        why = f"{op_type} with {directions} direction{'s' * (directions > 1)} has {len(each) * directions}."
+        problems.value(f"{len(names)} activations", why)
+        return ()
+    alphas, betas = iter(given.get("activation_alpha", ())), iter(given.get("activation_beta", ()))
+    found = []
+    for name in names:
+        if name.lower() not in _ACTIVATIONS:
+            known = ", ".join(word for word, _, _ in _ACTIVATIONS.values())
+            problems.value(f"the activation {name!r}", f"Known are {known}.")
+            return ()
+        word, alpha, beta = _ACTIVATIONS[name.lower()]
+        found.append(Activation(word, _next(alphas, alpha), _next(betas, beta)))
+    return tuple(tuple(found[k * len(each) : (k + 1) * len(each)]) for k in range(directions))
+
+
+def _next(values: Any, default: float | None) -> float | None:
+    return None if default is None else next(values, default)

@@ -1,0 +1,390 @@
+"""ONNX models from files and memory: what is needed is checked before it is believed, and named when it is wrong."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..storage import FileError
+
+Array = NDArray[Any]
+
+OLDEST = 7  # the opset that defined the three operators as they are
+MOST_NODES = 1_000_000  # of a model whose functions were written out
+_FOLDED = {"Constant", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Reshape", "Flatten", "Slice", "Split"}
+_FOLDED |= {"Cast", "Gather", "Neg", "Add", "Sub", "Mul"}  # none of them makes much out of little
+
+
+def read_model(model: Any, who: str) -> tuple[Any, str]:
+    """Return a ModelProto with all its data, its functions written out, and the name that errors call it by.
+
+    Parameters
+    ----------
+    model : ModelProto, str, PathLike or bytes
+        A model, the file of one, or what stands in such a file. Data in other files have to lie beside the file.
+    who
+        The function that was called.
+
+    Raises
+    ------
+    FileError
+        If it is no ONNX model, or one that contradicts itself.
+    TypeError
+        If model is something else.
+    OSError
+        If it cannot be read.
+    """
+    folder = None
+    if isinstance(model, onnx.ModelProto):
+        name, found = "the model", onnx.ModelProto()
+        found.CopyFrom(model)
+    elif isinstance(model, (str, os.PathLike, bytes)):
+        name = "the model" if isinstance(model, bytes) else os.fspath(model)
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+        folder = None if isinstance(model, bytes) else os.path.dirname(os.path.abspath(name))
+        found = _parsed(data, name)
+    else:
+        raise TypeError(f"{who} takes a ModelProto, the path of an ONNX file or its bytes, got {type(model).__name__}.")
+    if not found.HasField("graph") or not found.graph.node:
+        raise FileError(f"{name} is no ONNX model: it has no graph with nodes")
+    for tensor in tensors(found):
+        _load_external(tensor, folder, name)
+    if found.functions:
+        found = _without_functions(found, name)
+    return found, name
+
+
+def _parsed(data: bytes, name: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.ModelProto.FromString(data)
+    except (DecodeError, RecursionError) as error:
+        raise FileError(f"{name} is no ONNX model, or damaged: {error}") from error
+
+
+# Walking
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """The graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def graphs(graph: Any) -> Iterator[Any]:
+    """A graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def tensors(model: Any) -> Iterator[Any]:
+    """All tensors of a model: initializers, sparse ones, and those in attributes, functions included."""
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from _in_attributes(graph.node)
+    for function in model.functions:
+        yield from _in_attributes(function.node)
+        for node in function.node:
+            for inner in subgraphs(node):
+                for graph in graphs(inner):
+                    yield from graph.initializer
+                    yield from _in_attributes(graph.node)
+
+
+def _in_attributes(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def free_names(node: Any) -> list[str]:
+    """What a node reads: its inputs, and what graphs inside it read of the graphs around them."""
+    found = dict.fromkeys(name for name in node.input if name)
+    for graph in subgraphs(node):
+        found |= dict.fromkeys(unbound(graph))
+    return list(found)
+
+
+def unbound(graph: Any) -> list[str]:
+    """The names that a graph reads and does not define, so those of the graphs around it."""
+    known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    known |= {s.values.name for s in graph.sparse_initializer}
+    known |= {name for node in graph.node for name in node.output}
+    read = [name for node in graph.node for name in free_names(node)] + [o.name for o in graph.output]
+    return list(dict.fromkeys(name for name in read if name not in known))
+
+
+def label(node: Any) -> str:
+    """The name of a node; where it has none, its first output's."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def opset(model: Any) -> int:
+    """The version of the operators of ONNX that a model uses."""
+    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1)
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a node as plain values."""
+    return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+
+
+def ordered(graph: Any, name: str) -> list[Any]:
+    """The nodes of a graph, each behind those whose outputs it reads.
+
+    Raises
+    ------
+    FileError
+        If two nodes write the same name, or nodes wait for each other.
+    """
+    maker: dict[str, int] = {}
+    for k, node in enumerate(graph.node):
+        for output in filter(None, node.output):
+            if output in maker:
+                raise FileError(f"{name}: the nodes {label(graph.node[maker[output]])} and {label(node)} write {output!r}")
+            maker[output] = k
+    needs = [dict.fromkeys(maker[read] for read in free_names(node) if read in maker) for node in graph.node]
+    order: list[int] = []
+    state = bytearray(len(needs))  # 1: on the path, 2: done
+    for start in range(len(needs)):
+        path = [] if state[start] else [(start, iter(needs[start]))]
+        while path:
+            k, waiting = path[-1]
+            state[k] = 1
+            following = next((one for one in waiting if state[one] != 2), None)
+            if following is None:
+                state[k] = 2
+                order.append(k)
+                path.pop()
+            elif state[following] == 1:
+                what = f"the node {label(graph.node[following])} waits for its own output"
+                raise FileError(f"{name}: {what}: the graph has a cycle")
+            else:
+                path.append((following, iter(needs[following])))
+    return [graph.node[k] for k in order]
+
+
+# Data in other files
+
+
+def _load_external(tensor: Any, folder: str | None, name: str) -> None:
+    """Read a tensor's data from the file that it names into the tensor itself."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    location, who = where.get("location", ""), f"{name}: the data of {tensor.name!r}"
+    if folder is None:
+        raise FileError(f"{who} are in another file, {location!r}: give the path of the model instead")
+    path = os.path.realpath(os.path.join(folder, location))
+    if os.path.isabs(location) or os.path.commonpath([path, os.path.realpath(folder)]) != os.path.realpath(folder):
+        raise FileError(f"{who} are in {location!r}, outside the model's folder; files there are not read")
+    if not os.path.isfile(path):
+        raise FileError(f"{who} are in {location!r}, and there is no such file beside the model")
+    try:
+        offset = int(where.get("offset", 0))
+        wanted = _nbytes(tensor)
+        length = int(where.get("length", wanted))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{who} cannot be read: {error}") from error
+    if length != wanted or offset < 0 or offset + length > os.path.getsize(path):
+        size = os.path.getsize(path)
+        raise FileError(f"{who} need {wanted} bytes; they are said to be {length} from byte {offset} on of {size}")
+    with open(path, "rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _nbytes(tensor: Any) -> int:
+    """The bytes that a tensor's sizes and type ask for."""
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(f"its sizes are {list(tensor.dims)}")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    bits = getattr(dtype, "itemsize", 1) * 8
+    if dtype.name in ("int4", "uint4", "float4_e2m1fn", "int2", "uint2"):
+        bits = int(dtype.name.lstrip("uintfloa")[0])
+    return -(-math.prod(tensor.dims) * bits // 8)
+
+
+# Functions
+
+
+def _without_functions(model: Any, name: str) -> Any:
+    """Write the model's own functions out at the places that call them."""
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[Any], inside: Sequence[tuple[str, str]]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in inside:
+                raise FileError(f"{name}: the function {node.op_type} calls itself")
+            if key in bodies and key not in sizes:
+                sizes[key] = size(bodies[key].node, (*inside, key))
+            total += sizes.get(key, 1) + sum(size(graph.node, inside) for graph in subgraphs(node))
+        return total
+
+    if size(model.graph.node, ()) > MOST_NODES:
+        raise FileError(f"{name}: with its functions written out it has more than {MOST_NODES:,} nodes")
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(model)
+
+
+# Constants
+
+
+class Constants:
+    """The values of a graph that are known before it runs: initializers, Constants, and simple operators of them.
+
+    Parameters
+    ----------
+    graph, nodes
+        A graph and its nodes in order.
+    model_name
+        What errors call the model.
+    opsets
+        The model's opset_import.
+    around
+        The constants of the graph around it.
+    given
+        Names that callers may set, so that their initializers are defaults and no constants.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        nodes: Sequence[Any],
+        model_name: str,
+        opsets: Any,
+        around: "Constants | None" = None,
+        given: Iterable[str] = (),
+    ) -> None:
+        self._name, self._opsets, self._around = model_name, opsets, around
+        given = set(given)
+        self._tensors = {t.name: t for t in graph.initializer if t.name not in given}
+        self._sparse = {s.values.name: s for s in graph.sparse_initializer}
+        self._known: dict[str, Array] = {}
+        self._makers: dict[str, Any] = {}
+        self._bound = {i.name for i in graph.input} | {name for node in nodes for name in node.output}
+        for node in nodes:
+            if node.op_type in _FOLDED and node.domain in ("", "ai.onnx") and all(map(self.is_constant, node.input)):
+                self._makers |= dict.fromkeys(filter(None, node.output), node)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is known; of what is left out, "", nothing has to be."""
+        if not name or name in self._tensors or name in self._makers:
+            return True
+        return self._around is not None and name not in self._bound and self._around.is_constant(name)
+
+    def is_initializer(self, name: str) -> bool:
+        """Whether it is an initializer, also a sparse one, of this graph or of one around it."""
+        return self.initializer(name) is not None
+
+    def initializer(self, name: str) -> Any:
+        """The TensorProto or SparseTensorProto of that name, in this graph or one around it."""
+        found = self._tensors.get(name, self._sparse.get(name))
+        if found is None and self._around is not None and name not in self._bound:
+            return self._around.initializer(name)
+        return found
+
+    def maker(self, name: str) -> Any:
+        """The node of this graph that makes a constant; None if it is an initializer, or of a graph around."""
+        return self._makers.get(name)
+
+    def get(self, name: str) -> Array | None:
+        """The value of that name, read-only; None where it is no constant.
+
+        Raises
+        ------
+        FileError
+            If its data contradict themselves.
+        """
+        if name in self._known:
+            return self._known[name]
+        if name in self._tensors:
+            return self._keep(name, value_of(self._tensors[name], self._name))
+        if name in self._makers:
+            self._compute(name)
+            return self._known[name]
+        if self._around is not None and name not in self._bound:
+            return self._around.get(name)
+        return None
+
+    def _keep(self, name: str, value: Array) -> Array:
+        value.setflags(write=False)
+        self._known[name] = value
+        return value
+
+    def _compute(self, name: str) -> None:
+        """Run the nodes behind a value in the reference evaluator; their values are kept."""
+        from onnx.reference import ReferenceEvaluator
+
+        open_names, nodes = [name], {}
+        given: dict[str, Array] = {}
+        while open_names:
+            one = open_names.pop()
+            node = self._makers.get(one)
+            if node is None or one in self._known:
+                value = self.get(one)
+                assert value is not None, "a constant that nothing makes"
+                given[one] = value
+            elif id(node) not in nodes:
+                nodes[id(node)] = node
+                open_names += filter(None, node.input)
+        order = {id(node): k for k, node in enumerate(self._makers.values())}
+        values: dict[str, Array] = given
+        for node in sorted(nodes.values(), key=lambda node: order[id(node)]):
+            graph = onnx.helper.make_graph(
+                [node],
+                "constant",
+                [onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(filter(None, node.input))],
+                [onnx.helper.make_empty_tensor_value_info(n) for n in filter(None, node.output)],
+            )
+            try:
+                model = onnx.helper.make_model(graph, opset_imports=self._opsets)
+                found = ReferenceEvaluator(model).run(None, {n: values[n] for n in filter(None, node.input)})
+            except Exception as error:  # of whatever kind the evaluator raises for what does not fit
+                raise FileError(f"{self._name}: the node {label(node)} ({node.op_type}) fails: {error}") from error
+            for output, value in zip(filter(None, node.output), found, strict=True):
+                values[output] = self._keep(output, np.asarray(value))
+
+
+def value_of(tensor: Any, name: str) -> Array:
+    """The value of an initializer, read-only.
+
+    Raises
+    ------
+    FileError
+        If its sizes, its type and its data contradict each other.
+    """
+    try:
+        if any(size < 0 for size in tensor.dims):
+            raise ValueError(f"its sizes are {list(tensor.dims)}")
+        value = np.array(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise FileError(f"{name}: the initializer {tensor.name!r} contradicts itself: {error}") from error
+    value.setflags(write=False)
+    return value
+
+
+def constants_of(graph: Any, nodes: Sequence[Any], model: Any, name: str, around: Constants | None = None) -> Constants:
+    """The constants of a graph of a model; of the outermost one, initializers that callers may replace are none."""
+    given = [i.name for i in graph.input] if model.ir_version >= 4 and around is None else []
+    return Constants(graph, nodes, name, model.opset_import, around, given)

@@ -1,0 +1,346 @@
+"""RNN, GRU and LSTM nodes computed by fastrnn's layers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import checks
+from ..checks import Problems
+from ..convert import ONNX_GATES
+from ..initialise import as_generator
+from ..inputs import in_rows
+from ..parameters import Parameters
+from ..threads import get_num_threads
+from .nodes import INPUTS, OPERATORS, Node, obstacle, parse
+
+Array = NDArray[Any]
+
+_COMPUTED = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
+CHUNK = 4096  # time steps between two reports of progress
+
+
+def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[ArrayLike | None]) -> list[Array]:
+    """Compute one RNN, GRU or LSTM node as the text of ONNX defines it, from opset 7 to the newest.
+
+    Parameters
+    ----------
+    op_type : {"RNN", "GRU", "LSTM"}
+        The operator, of the domain ai.onnx.
+    attributes : mapping
+        By name: ``hidden_size``, which must be there, ``direction``, ``layout``, ``activations``, ``activation_alpha``,
+        ``activation_beta``, ``clip``, of a GRU ``linear_before_reset``, of an LSTM ``input_forget``.
+    inputs : sequence of array_like or None
+        X (T,B,I), W (D,G*H,I), R (D,G*H,H), B (D,2*G*H), sequence_lens (B,), initial_h (D,B,H) and, of an LSTM,
+        initial_c (D,B,H) and P (D,3*H), the gates in the order iofc or zrh. None, or a shorter list, leaves out what
+        is optional. With ``layout=1`` X is (B,T,I) and the states are (B,D,H). X, float32, float64, float16 or
+        bfloat16 (of ml_dtypes), decides about the type: the 16-bit ones are computed in float32.
+
+    Returns
+    -------
+    list of array
+        Y (T,D,B,H), with ``layout=1`` (B,T,D,H), zero past each length; Y_h and, of an LSTM, Y_c, shaped like the
+        initial states: the states at the last valid step, and the initial ones where the length is 0.
+
+    Raises
+    ------
+    ShapeError, ValueError, TypeError
+        With everything that does not fit, and, naming the attribute, for what fastrnn does not compute: peepholes P,
+        ``input_forget``, ``clip``, and other activations than the defaults (and Relu, of an RNN).
+
+    Notes
+    -----
+    The text is https://onnx.ai/onnx/operators/. ONNX Runtime (1.32, CPU) departs from it: where the length is 0, or
+    there is no time step at all, its final states are zero instead of the initial ones; it has neither float64 nor
+    ``layout=1``, and ends the process at an LSTM or GRU with no sequence (B = 0), and at a GRU with no time step.
+    `accelerate` stands in for ONNX Runtime, so there the final states of length 0 are zero.
+    """
+    who = f"run_node({op_type!r})"
+    if op_type not in OPERATORS:
+        raise ValueError(f'{who}: the operators are "RNN", "GRU" and "LSTM".')
+    expected = INPUTS if op_type == "LSTM" else INPUTS[:6]
+    problems = Problems(lambda: who)
+    if not isinstance(inputs, (list, tuple)) or len(inputs) > len(expected):
+        count = len(inputs) if isinstance(inputs, (list, tuple)) else type(inputs).__name__
+        problems.value(f"inputs: {count}", f"They must be a list of at most {len(expected)}: {', '.join(expected)}.")
+        problems.refuse()
+    given: dict[str, Array | None] = dict.fromkeys(expected)
+    for name, value in zip(expected, inputs, strict=False):
+        given[name] = None if value is None else _as_array(problems, name, value)
+    problems.refuse()
+    node = parse(op_type, attributes, given.get("P") is not None, who)
+    if why := obstacle(node):
+        raise ValueError(f"{who}: {why}.")
+    prepared = Prepared(node, given["W"], given["R"], given["B"], given["X"], who=who, packed=False)
+    states = [given[name] for name in INPUTS[5:7] if name in given]
+    return prepared(given["X"], given["sequence_lens"], states)
+
+
+def _as_array(problems: Problems, name: str, value: ArrayLike) -> Array | None:
+    try:
+        return checks.numbers(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        checks.not_an_array(problems, name, value, error)
+        return None
+
+
+def make_layer(node: Node, directions: Sequence[int], arrays: Mapping[str, Array], batch_first: bool = False) -> Any:
+    """Make the layer of some directions of a node from parameters by PyTorch's names, which become its own.
+
+    Nothing is drawn, and nothing copied.
+    """
+    kind = OPERATORS[node.op_type]
+    weight = arrays["weight_ih_l0"]
+    given = {
+        "input_size": weight.shape[1],
+        "hidden_size": node.hidden_size,
+        "num_layers": 1,
+        **node.options(directions[0]),
+        "bias": "bias_ih_l0" in arrays,
+        "batch_first": batch_first,
+        "bidirectional": len(directions) == 2,
+        "dropout": 0.0,
+        "dtype": weight.dtype,
+    }
+    if node.op_type == "LSTM":
+        given["proj_size"] = 0
+    layer = kind.__new__(kind)
+    options = checks.read_options(kind.__name__, given)
+    layer.__setstate__({"options": options, "parameters": Parameters(arrays), "rng": as_generator(kind.__name__, None)})
+    return layer
+
+
+def as_parameters(node: Node, directions: Sequence[int], W: Array, R: Array, B: Array | None) -> dict[str, Array]:
+    """Return the parameters of some directions by PyTorch's names, in its order of the gates; always copies."""
+    gates = ONNX_GATES[node.op_type]
+    order = [gates.index(k) for k in range(len(gates))]  # of PyTorch's gates, the positions in ONNX's
+
+    def reordered(rows: Array) -> Array:
+        parts = rows.reshape(len(order), node.hidden_size, *rows.shape[1:])
+        return np.ascontiguousarray(parts[order]).reshape(rows.shape)
+
+    found = {}
+    for suffix, d in zip(("l0", "l0_reverse"), directions, strict=False):
+        found[f"weight_ih_{suffix}"], found[f"weight_hh_{suffix}"] = reordered(W[d]), reordered(R[d])
+        if B is not None:
+            found[f"bias_ih_{suffix}"], found[f"bias_hh_{suffix}"] = map(reordered, np.split(B[d], 2))
+    return found
+
+
+class Prepared:
+    """A node with its weights, ready for any number of calls, also from several threads.
+
+    Parameters
+    ----------
+    node
+        One without an obstacle.
+    W, R, B
+        As of `run_node`.
+    X
+        Its dtype decides about the type of everything; None: that of W.
+    packed
+        Whether the weights are packed once, for many calls.
+    who
+        The subject of errors.
+    zero_ends
+        Whether the final states of length 0 are zero, as ONNX Runtime has it.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        W: Array | None,
+        R: Array | None,
+        B: Array | None,
+        X: Array | None = None,
+        *,
+        who: str,
+        packed: bool,
+        zero_ends: bool = False,
+    ) -> None:
+        self.node, self.who, self.zero_ends = node, who, zero_ends
+        problems = Problems(lambda: who)
+        self.dtype = _dtype(problems, X if X is not None else W)
+        self.computed = np.dtype(_COMPUTED.get(self.dtype.name, np.float32))
+        self.input_size = weights_shape(problems, node, W, R, B)
+        for name, array in (("W", W), ("R", R), ("B", B)):
+            self._same_dtype(problems, name, array)
+        problems.refuse()
+        W, R, B = (None if a is None else a.astype(self.computed, copy=False) for a in (W, R, B))
+        assert W is not None
+        assert R is not None
+        self.groups = [_Group(node, sides, W, R, B, packed) for sides in _sides(node)]
+
+    def __call__(
+        self, X: Array | None, lengths: Array | None, states: Sequence[Array | None], progress: Any = None
+    ) -> list[Array]:
+        """Return Y, Y_h and, of an LSTM, Y_c; arguments, results and errors are those of `run_node`.
+
+        `progress`, if given, is called with the time steps done and all of them.
+        """
+        node = self.node
+        lengths = self._check(X, lengths, states)
+        assert X is not None
+        x = X if X.dtype == self.computed else X.astype(self.computed)
+        x = in_rows(x.swapaxes(0, 1) if node.layout else x)
+        starts = [None if s is None else np.asarray(s.swapaxes(0, 1) if node.layout else s) for s in states]
+        given = [None if s is None else np.ascontiguousarray(s, self.computed) for s in starts]
+        found = [group(x, lengths, given, self._chunks(len(x), lengths, progress)) for group in self.groups]
+        if len(found) == 1:
+            results = list(found[0])
+        else:
+            results = [np.concatenate(parts, 2 if k == 0 else 0) for k, parts in enumerate(zip(*found, strict=True))]
+        if self.zero_ends and (lengths is not None or not len(x)):
+            short = (lengths == 0) if lengths is not None else np.ones(x.shape[1], bool)
+            for end in results[1:]:
+                end[:, short] = 0
+        y, *ends = results  # y (T,B,D,H), or with layout=1 (B,T,D,H)
+        if not node.layout:
+            y = y.transpose(0, 2, 1, 3)
+        else:
+            ends = [end.swapaxes(0, 1) for end in ends]
+        results = [y, *ends]
+        return results if self.dtype == self.computed else [a.astype(self.dtype) for a in results]
+
+    def _chunks(self, T: int, lengths: Array | None, progress: Any) -> Any:
+        """Return what to call after each CHUNK of time steps, where that is possible and asked for."""
+        one_way = self.node.direction == "forward" and lengths is None
+        return progress if progress is not None and one_way and T > CHUNK else None
+
+    def _check(self, X: Array | None, lengths: Array | None, states: Sequence[Array | None]) -> Array | None:
+        """Refuse what does not fit; return the lengths as int64, or None."""
+        problems = Problems(lambda: self.who)
+        _dtype(problems, X)
+        self._same_dtype(problems, "X", X)
+        if X is None or X.ndim != 3 or X.shape[2] != self.input_size:
+            axes = "(batch, time, features)" if self.node.layout else "(time, batch, features)"
+            why = f"It must be {axes} with {self.input_size} features, as W has them."
+            problems.shape("no X" if X is None else f"X with shape {X.shape}", why)
+        problems.refuse()
+        assert X is not None
+        T, B = X.shape[:2][:: -1 if self.node.layout else 1]
+        if lengths is not None:
+            lengths = _read_lengths(problems, lengths, T, B)
+        rows = (self.node.directions, B)[:: -1 if self.node.layout else 1]
+        for name, state in zip(INPUTS[5:7], states, strict=False):
+            if state is not None and state.shape != (*rows, self.node.hidden_size):
+                axes = "(batch, directions, hidden)" if self.node.layout else "(directions, batch, hidden)"
+                why = f"It must have shape {(*rows, self.node.hidden_size)} = {axes}."
+                problems.shape(f"{name} with shape {state.shape}", why)
+            self._same_dtype(problems, name, state)
+        problems.refuse()
+        return lengths
+
+    def _same_dtype(self, problems: Problems, name: str, array: Array | None) -> None:
+        if array is not None and array.dtype != self.dtype:
+            problems.type(f"{name} with dtype {array.dtype}", f"All but sequence_lens must have one type: {self.dtype}.")
+
+
+class _Group:
+    """The directions of a node that one layer computes: both at once where their options are the same."""
+
+    def __init__(self, node: Node, sides: Sequence[int], W: Array, R: Array, B: Array | None, packed: bool) -> None:
+        self.layer = make_layer(node, sides, as_parameters(node, sides, W, R, B), bool(node.layout))
+        self.frozen = self.layer._network.freeze(self.layer._arrays()) if packed else None
+        self.sides = slice(sides[0], sides[-1] + 1)
+        self.backwards = list(sides) == [1] or node.direction == "reverse"
+        self.options = len(sides), node.hidden_size, bool(node.layout)
+
+    def __call__(self, x: Array, lengths: Array | None, states: list[Array | None], chunked: Any) -> list[Array]:
+        """Return y (T,B,D,H), or with the batch first (B,T,D,H), and the final states (D,B,H)."""
+        directions, H, batch_first = self.options
+        flip = _flipped(len(x), lengths) if self.backwards else None
+        starts: Any = None
+        if any(s is not None for s in states):
+            starts = [np.zeros((directions, x.shape[1], H), x.dtype) if s is None else s[self.sides] for s in states]
+        if flip is not None:
+            x = flip(x)
+        checks.call_size(self.layer._brief, self.layer._network, *x.shape[:2], False, lengths=lengths)
+        y, ends = self._in_chunks(x, starts, chunked) if chunked else self._run(x, starts, lengths)
+        if flip is not None:
+            y = flip(y.swapaxes(0, 1)).swapaxes(0, 1) if batch_first else flip(y)
+        return [y.reshape(*y.shape[:2], directions, H), *ends]
+
+    def _run(self, x: Array, states: Any, lengths: Array | None) -> tuple[Array, Sequence[Array]]:
+        batch_first, n = self.options[2], get_num_threads()
+        try:
+            if self.frozen is not None:
+                found: tuple[Array, Sequence[Array]] = self.frozen.forward(
+                    x, states, lengths, None, batch_first, n, None
+                )
+                return found
+            y, ends, _ = self.layer._network.forward(
+                self.layer._arrays(), x, states, lengths, None, None, 1.0, False, batch_first, n, None, None
+            )
+            return y, ends
+        except MemoryError as error:
+            size = self.layer._network, *x.shape[:2], False
+            raise checks.out_of_memory(self.layer._brief(), *size, lengths=lengths) from error
+
+    def _in_chunks(self, x: Array, states: Any, progress: Any) -> tuple[Array, Sequence[Array]]:
+        """Run over pieces of the time, each from the state of the one before: the same, with news in between."""
+        parts = []
+        for t in range(0, len(x), CHUNK):
+            y, states = self._run(x[t : t + CHUNK], states, None)
+            parts.append(y)
+            progress(min(t + CHUNK, len(x)), len(x))
+        return np.concatenate(parts, axis=1 if self.options[2] else 0), states
+
+
+def _flipped(T: int, lengths: Array | None) -> Any:
+    """Return what turns arrays (T,B,...) around in time, each sequence within its length."""
+    if lengths is None:
+        return lambda a: a[::-1]
+    t = np.arange(T)[:, None]
+    index = np.where(t < lengths, lengths - 1 - t, t)
+    columns = np.arange(len(lengths))
+    return lambda a: a[index, columns]
+
+
+def _sides(node: Node) -> list[list[int]]:
+    """The directions of a node that go into one layer."""
+    if node.directions == 2 and node.options(0) != node.options(1):
+        return [[0], [1]]
+    return [list(range(node.directions))]
+
+
+def _dtype(problems: Problems, array: Array | None) -> np.dtype[Any]:
+    if array is None:
+        return np.dtype(np.float32)
+    if array.dtype.name not in _COMPUTED:
+        problems.type(f"X with dtype {array.dtype}", f"It must be {', '.join(_COMPUTED)}.")
+    return array.dtype
+
+
+def weights_shape(problems: Problems, node: Node, W: Array | None, R: Array | None, B: Array | None) -> int:
+    """Check the shapes of the weights; return the number of features."""
+    D, H = node.directions, node.hidden_size
+    rows = len(ONNX_GATES[node.op_type]) * H
+    features = W.shape[2] if W is not None and W.ndim == 3 else 0
+    for name, array, shape in (("W", W, (D, rows, features)), ("R", R, (D, rows, H)), ("B", B, (D, 2 * rows))):
+        if array is None and name != "B":
+            problems.value(f"no {name}", "It is not optional.")
+        elif array is not None and (array.shape != shape or 0 in shape):
+            text = f"({D}, {rows}, features), features at least 1" if name == "W" else str(shape)
+            why = f"With direction={node.direction} and hidden_size={H} it must be {text}."
+            problems.shape(f"{name} with shape {array.shape}", why)
+    return features
+
+
+def _read_lengths(problems: Problems, lengths: Array, T: int, B: int) -> Array | None:
+    if lengths.dtype.kind not in "iu":
+        problems.type(f"sequence_lens with dtype {lengths.dtype}", "It must hold integers.")
+    elif lengths.shape != (B,):
+        problems.shape(f"sequence_lens with shape {lengths.shape}", f"It must have one length for each sequence: ({B},).")
+    elif lengths.size and not (lengths.min() >= 0 and lengths.max() <= T):
+        b = int(np.argmax((lengths < 0) | (lengths > T)))
+        problems.value(f"sequence_lens[{b}]={lengths[b]}", f"Each length must be in 0..{T}, the steps of X.")
+    else:
+        return lengths.astype(np.int64)
+    return None

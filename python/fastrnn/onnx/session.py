@@ -1,0 +1,209 @@
+"""Sessions in which fastrnn computes the recurrent nodes of a model, and ONNX Runtime all the rest."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from ..threads import get_num_threads
+from . import types
+from .choosing import Report, Scope, choose
+from .cutting import Cut
+from .reading import value_of, read_model
+from .steps import Plan, Run, Segment
+from .types import CutError
+
+
+class Argument(NamedTuple):
+    """An input or output of a session, as onnxruntime's NodeArg: its name, type and sizes."""
+
+    name: str
+    type: str
+    shape: list[int | str | None] | None
+
+
+def accelerate(model: Any, *, providers: Sequence[Any] = ("CPUExecutionProvider",), session_options: Any = None) -> "Session":
+    """Return a session that stands in for onnxruntime.InferenceSession, its recurrent nodes computed by fastrnn.
+
+    The graph is cut at the RNN, GRU and LSTM nodes: ONNX Runtime runs the pieces between them. Nodes inside If, Loop,
+    Scan and the model's own functions are found as well; their weights may be initializers, Constants, simple operators
+    of them (Transpose, Unsqueeze, Concat and others), or come with the call. Nodes that only move axes beside a
+    recurrent node cost nothing. What fastrnn cannot compute is left to ONNX Runtime: ``print(session.report)``.
+
+    Parameters
+    ----------
+    model : ModelProto, str, PathLike or bytes
+        A model, the file of one, or what stands in such a file. Data in other files have to lie beside the file.
+    providers : sequence
+        Of ONNX Runtime, for the pieces that it runs.
+    session_options : onnxruntime.SessionOptions, optional
+        For those pieces. By default they use as many threads as fastrnn does, which do not spin between the pieces:
+        spinning threads of one library keep the processor from the other's.
+
+    Returns
+    -------
+    Session
+        With ``run``, ``get_inputs`` and ``get_outputs``. Several threads may use it at once.
+
+    Raises
+    ------
+    FileError
+        If it is no ONNX model, or one that contradicts itself.
+    TypeError
+        If model is something else.
+    OSError
+        If the file cannot be read.
+    ImportError
+        Without onnxruntime.
+
+    Notes
+    -----
+    The results are ONNX Runtime's to 1e-5, also where it departs from the text of ONNX: the final states of sequences
+    of length 0 are zero. Where ONNX Runtime computes nothing (float64, ``layout=1``, no sequence at all) they follow
+    the text.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"accelerate needs onnxruntime ({error}): pip install 'fastrnn[onnx]'") from error
+    proto, name = read_model(model, "accelerate")
+    if session_options is None:
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = get_num_threads()
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def make_session(data: bytes) -> Any:
+        return onnxruntime.InferenceSession(data, session_options, providers=list(providers))
+
+    scope, report = choose(proto, name)
+    return Session(proto, name, scope, report, make_session)
+
+
+class Session:
+    """A model ready to run; made by `accelerate`.
+
+    Attributes
+    ----------
+    report : Report
+        Which recurrent nodes fastrnn computes, which it does not, and why.
+    """
+
+    def __init__(
+        self, model: Any, name: str, scope: Scope, report: Report, make_session: Callable[[bytes], Any]
+    ) -> None:
+        self.report = report
+        self._pieces: list[Any] = []
+
+        def make(data: bytes) -> Any:
+            self._pieces.append(make_session(data))
+            return self._pieces[-1]
+
+        self._plan = self._cut(model, scope, make) if scope.any_taken() else self._whole(model, make)
+        report.sessions = len(self._pieces)
+        graph, stored = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+        self._defaults = {i.name: value_of(stored[i.name], name) for i in graph.input if i.name in stored}
+        if model.ir_version < 4:  # where initializers are constants, although inputs of their names are declared
+            self._defaults = {}
+        self._inputs = [_argument(i.name, i.type) for i in graph.input if i.name not in stored]
+        self._declared = {i.name: _argument(i.name, i.type) for i in graph.input}
+        self._outputs = [_argument(o.name, self._types.get(o.name)) for o in graph.output]
+
+    def _cut(self, model: Any, scope: Scope, make: Callable[[bytes], Any]) -> Plan:
+        try:
+            cut = Cut(scope, model, make, {})
+            plan = cut.plan()
+        except CutError as error:
+            self._pieces.clear()
+            self.report.left |= dict.fromkeys(self.report.taken, str(error))
+            self.report.taken.clear()
+            return self._whole(model, make)
+        self._types = {name: cut.types.get(name) for name in plan.outputs}
+        self._types |= {o.name: o.type for o in model.graph.output if types.is_complete(o.type)}
+        return plan
+
+    def _whole(self, model: Any, make: Callable[[bytes], Any]) -> Plan:
+        """Everything in one session of ONNX Runtime."""
+        session = make(model.SerializeToString())
+        self._types = {o.name: types.from_words(o.type, o.shape) for o in session.get_outputs()}
+        names = [value.name for value in model.graph.input]
+        outputs = [value.name for value in model.graph.output]
+        stored = {tensor.name for tensor in model.graph.initializer}
+        reads = [name for name in names if model.ir_version >= 4 or name not in stored]
+        return Plan(names, [], outputs, {}, [Segment(session, reads, outputs)])
+
+    def get_inputs(self) -> list[Argument]:
+        """The inputs that a call has to give: name, type and shape of each."""
+        return list(self._inputs)
+
+    def get_outputs(self) -> list[Argument]:
+        """The outputs: name, type and shape of each."""
+        return list(self._outputs)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: Any = None,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[Any]:
+        """Compute outputs.
+
+        Parameters
+        ----------
+        output_names : sequence of str or None
+            Which, in which order; None: all.
+        input_feed : mapping
+            An array, or a list of arrays for a sequence, for each input by name.
+        run_options : onnxruntime.RunOptions, optional
+            For the pieces that ONNX Runtime runs.
+        progress : callable, optional
+            Called as ``progress(node, done, steps)`` with the name of a recurrent node, the time steps it has done and
+            all it has to do: at its end, and if it runs forwards on a long sequence also on the way.
+
+        Returns
+        -------
+        list of array
+
+        Raises
+        ------
+        ValueError, TypeError
+            For names that the model does not have, inputs that are missing, and arrays that do not fit.
+        """
+        names = [o.name for o in self._outputs]
+        wanted = names if output_names is None else list(output_names)
+        if unknown := [name for name in wanted if name not in names]:
+            raise ValueError(f"run got the output {unknown[0]!r}; the model's are {', '.join(names)}.")
+        env = dict(self._defaults)
+        env.update((name, self._read(name, value)) for name, value in input_feed.items())
+        if missing := [one.name for one in self._inputs if one.name not in env]:
+            raise ValueError(f"run got no input {', '.join(missing)}; {self._known()}")
+        found = dict(zip(self._plan.outputs, self._plan(env, Run(run_options, progress)), strict=True))
+        return [np.ascontiguousarray(a) if isinstance(a, np.ndarray) and a.ndim else a for a in map(found.get, wanted)]
+
+    def _known(self) -> str:
+        return f"the model's are {', '.join(self._declared)}."
+
+    def _read(self, name: str, value: Any) -> Any:
+        """Return an input as the steps take it; refuse what the model does not declare."""
+        declared = self._declared.get(name)
+        if declared is None:
+            raise ValueError(f"run got the input {name!r}; {self._known()}")
+        if not declared.type.startswith("tensor("):
+            return value
+        array = np.asarray(value)
+        dtype = types.dtype_of(declared.type)
+        if dtype is not None and array.dtype != dtype:
+            raise TypeError(f"run got the input {name!r} with dtype {array.dtype}; the model's is {dtype}.")
+        sizes = declared.shape
+        if sizes is not None and (
+            array.ndim != len(sizes)
+            or any(isinstance(size, int) and size != n for size, n in zip(sizes, array.shape, strict=True))
+        ):
+            raise ValueError(f"run got the input {name!r} with shape {array.shape}; the model's is {sizes}.")
+        return array
+
+
+def _argument(name: str, kind: Any) -> Argument:
+    return Argument(name, types.to_words(kind), types.sizes_of(kind))

@@ -1,0 +1,70 @@
+"""The types of values that go from one part of a cut graph to the next, in ONNX Runtime's words and in ONNX's."""
+
+from typing import Any
+
+import onnx
+
+from .views import Sizes
+
+# The names of element types in ONNX Runtime's strings, say "tensor(float)": those of ONNX in lower case.
+_ELEMENTS = {name.lower(): number for name, number in onnx.TensorProto.DataType.items() if number}
+_NAMES = {number: name for name, number in _ELEMENTS.items()}
+
+
+class CutError(Exception):
+    """A graph that cannot be cut; the message says why."""
+
+
+def tensor_type(element: int, sizes: Sizes = None) -> Any:
+    """Return the TypeProto of a tensor."""
+    return onnx.helper.make_tensor_type_proto(element, sizes)
+
+
+def from_words(words: str, sizes: Sizes) -> Any:
+    """Return the TypeProto for what ONNX Runtime calls a type; None for one that cannot be passed on."""
+    kind, _, rest = words.partition("(")
+    inner = rest.removesuffix(")")
+    if kind == "tensor" and inner in _ELEMENTS:
+        return tensor_type(_ELEMENTS[inner], sizes)
+    if kind == "seq":
+        element = from_words(inner, None)
+        return None if element is None else onnx.helper.make_sequence_type_proto(element)
+    return None
+
+
+def to_words(kind: Any) -> str:
+    """Return what ONNX Runtime calls the type of a TypeProto."""
+    if kind is not None and kind.HasField("tensor_type"):
+        return f"tensor({_NAMES.get(kind.tensor_type.elem_type, 'unknown')})"
+    if kind is not None and kind.HasField("sequence_type"):
+        return f"seq({to_words(kind.sequence_type.elem_type)})"
+    if kind is not None and kind.HasField("optional_type"):
+        return f"optional({to_words(kind.optional_type.elem_type)})"
+    return "unknown"
+
+
+def dtype_of(words: str) -> Any:
+    """Return NumPy's dtype for "tensor(...)"; None for strings."""
+    element = _ELEMENTS.get(words.removeprefix("tensor(").removesuffix(")"))
+    if element in (None, onnx.TensorProto.STRING):
+        return None
+    return onnx.helper.tensor_dtype_to_np_dtype(element)
+
+
+def sizes_of(kind: Any) -> Sizes:
+    """Return the sizes in a TypeProto; None where it says nothing of them."""
+    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return [
+        size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in kind.tensor_type.shape.dim
+    ]
+
+
+def element_of(kind: Any) -> int | None:
+    """Return the element type of a tensor's TypeProto, None of another."""
+    return kind.tensor_type.elem_type if kind is not None and kind.HasField("tensor_type") else None
+
+
+def is_complete(kind: Any) -> bool:
+    """Whether a TypeProto says enough to declare an input with it."""
+    return kind is not None and "unknown" not in to_words(kind) and not to_words(kind).startswith("optional")
