@@ -9,8 +9,10 @@ try:
 except ImportError as error:
     raise ImportError(f"fastrnn.onnx needs onnx ({error}): pip install 'fastrnn[onnx]'") from error
 
+from .backend import Backend, operators
 from .choosing import Report
+from .files import Layers, load, save
 from .running import run_node
 from .session import Session, accelerate
 
-__all__ = ["Report", "Session", "accelerate", "run_node"]
+__all__ = ["Backend", "Layers", "Report", "Session", "accelerate", "load", "operators", "run_node", "save"]
