@@ -332,3 +332,62 @@ def gradient(problem: Problem, dy: Array, dstate: State, name: str) -> Array:
     for index, e in unit_directions(g.shape):
         g[index] = derivative(problem, dy, dstate, name, e)
     return g
+
+
+# The recurrent nodes of ONNX, by its own text (https://onnx.ai/onnx/operators/): its letters, its order of the gates.
+
+
+def onnx_step(op_type: str, options: dict[str, Any], f: Any, W: Array, R: Array, Wb: Array, Rb: Array) -> Any:
+    """The function from x_t and (H_prev,) or (H_prev, C_prev) to the next state; f: the activation of an RNN."""
+
+    def rnn(x: Array, state: State) -> State:
+        (H_prev,) = state
+        return (f(x @ W.T + H_prev @ R.T + Wb + Rb),)
+
+    def gru(x: Array, state: State) -> State:
+        (H_prev,) = state
+        (Wz, Wr, Wh), (Rz, Rr, Rh) = np.split(W, 3), np.split(R, 3)
+        (Wbz, Wbr, Wbh), (Rbz, Rbr, Rbh) = np.split(Wb, 3), np.split(Rb, 3)
+        z = sigmoid(x @ Wz.T + H_prev @ Rz.T + Wbz + Rbz)
+        r = sigmoid(x @ Wr.T + H_prev @ Rr.T + Wbr + Rbr)
+        if options.get("linear_before_reset", 0) != 0:
+            h = tanh(x @ Wh.T + r * (H_prev @ Rh.T + Rbh) + Wbh)
+        else:
+            h = tanh(x @ Wh.T + (r * H_prev) @ Rh.T + Rbh + Wbh)
+        return ((1 - z) * h + z * H_prev,)
+
+    def lstm(x: Array, state: State) -> State:
+        H_prev, C_prev = state
+        i, o, f, c = np.split(x @ W.T + H_prev @ R.T + Wb + Rb, 4)
+        C = sigmoid(f) * C_prev + sigmoid(i) * tanh(c)
+        return sigmoid(o) * tanh(C), C
+
+    return {"RNN": rnn, "GRU": gru, "LSTM": lstm}[op_type]
+
+
+def onnx_node(
+    op_type: str, options: dict[str, Any], X: Array, W: Array, R: Array, B: Array | None, lengths: Any, *states: Any
+) -> list[Array]:
+    """Y, Y_h and, of an LSTM, Y_c of one node with the default activations, or Tanh and Relu of an RNN."""
+    batch_first = options.get("layout", 0) == 1
+    if batch_first:
+        X, states = X.swapaxes(0, 1), tuple(None if s is None else s.swapaxes(0, 1) for s in states)
+    (T, batch, _), (D, _, H) = X.shape, R.shape
+    backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
+    names = options.get("activations", ["Tanh"] * D)
+    Y, ends = np.zeros((T, D, batch, H)), [np.zeros((D, batch, H)) for _ in range(1 + (op_type == "LSTM"))]
+    for d, reverse in enumerate(backwards[options.get("direction", "forward")]):
+        Wb, Rb = np.split(np.zeros(2 * len(W[d])) if B is None else B[d], 2)
+        step = onnx_step(op_type, options, {"tanh": tanh, "relu": relu}.get(names[d].lower()), W[d], R[d], Wb, Rb)
+        for b in range(batch):
+            n = T if lengths is None else int(lengths[b])
+            given = [*states, None, None][: len(ends)]
+            state = tuple(np.zeros(H) if s is None else s[d, b] for s in given)
+            for t in reversed(range(n)) if reverse else range(n):
+                state = step(X[t, b], state)
+                Y[t, d, b] = state[0]
+            for end, value in zip(ends, state, strict=True):
+                end[d, b] = value
+    if batch_first:
+        return [Y.transpose(2, 0, 1, 3), *(end.swapaxes(0, 1) for end in ends)]
+    return [Y, *ends]

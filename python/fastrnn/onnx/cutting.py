@@ -239,7 +239,9 @@ class Cut:
         """The plan of a graph inside a node, and the types of its outputs."""
         cut = Cut(self.scope.inner[k][which], self._model, self._make_session, self.types, inputs)
         plan = cut.plan()
-        return plan, [cut.types.get(name) for name in plan.outputs]
+        declared = [value.type for value in cut.scope.graph.output]
+        found = [cut.types.get(name) for name in plan.outputs]
+        return plan, [one if types.sizes_of(one) is not None else two for one, two in zip(declared, found, strict=True)]
 
     def _branch(self, k: int) -> Step:
         node = self.scope.nodes[k]

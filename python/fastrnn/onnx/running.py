@@ -52,8 +52,9 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
     Notes
     -----
     The text is https://onnx.ai/onnx/operators/. ONNX Runtime (1.32, CPU) departs from it: where the length is 0, or
-    there is no time step at all, its final states are zero instead of the initial ones; it has neither float64 nor
-    ``layout=1``, and ends the process at an LSTM or GRU with no sequence (B = 0), and at a GRU with no time step.
+    there is no time step at all, its final states are zero instead of the initial ones (Y_c of an LSTM without time
+    steps is not even written to); it has neither float64 nor ``layout=1``, and ends the process at an LSTM or GRU with
+    no sequence (B = 0), and at a GRU with no time step.
     `accelerate` stands in for ONNX Runtime, so there the final states of length 0 are zero.
     """
     who = f"run_node({op_type!r})"
