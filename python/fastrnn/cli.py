@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from . import FileError, SizeError, __version__
+from . import FileError, SizeError, __version__, run_model
 from .checks import MAX_LAYERS
 from .lm.text import TextError
 from .threads import MOST, get_num_threads
@@ -326,6 +326,23 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    run_model.add_arguments(parser, _whole(1, MOST))
+
+
+def _run_model(arguments: argparse.Namespace) -> int:
+    try:
+        return run_model.run(arguments)
+    except (FileError, SizeError):
+        raise
+    except (ImportError, ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        raise UsageError(str(error)) from error
+
+
 class UsageError(Exception):
     """Options that cannot be followed; the message is one line."""
 
@@ -379,6 +396,14 @@ COMMANDS = (
         "not, and about how fast each would run here. Nothing in the file is run, and no weights are read.",
         _add_inspect,
         _run_inspect,
+    ),
+    Command(
+        "run",
+        "run an ONNX model",
+        "Run a model on arrays from NumPy's files: its recurrent nodes in fastrnn, the rest in ONNX Runtime (the extra "
+        "onnx). Prints what ran where, and the outputs' types and shapes.",
+        _add_run,
+        _run_model,
     ),
     Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
 )

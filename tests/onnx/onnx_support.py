@@ -100,9 +100,7 @@ def single(drawn: Drawn, constant: bool = True, opset: int = OPSET) -> tuple[Any
     outputs = ["Y", "Y_h", "Y_c"][: 3 if drawn.op_type == "LSTM" else 2]
     kind = named["X"].dtype
     inputs = [value(name, a.dtype, [None] * a.ndim) for name, a in named.items()]
-    made = model(
-        [node(drawn)], inputs, [value(name, kind) for name in outputs], stored(**weights), opset
-    )
+    made = model([node(drawn)], inputs, [value(name, kind) for name in outputs], stored(**weights), opset)
     return made, named
 
 

@@ -1,4 +1,4 @@
-"""One node at a time: a grid over all attributes against the text of ONNX, ONNX Runtime beside it, and what is refused."""
+"""One node at a time: a grid over all attributes against the text of ONNX and ONNX Runtime, and what is refused."""
 
 import itertools
 import zlib
@@ -137,7 +137,7 @@ class TestDepartures:
         for more in ({"layout": 1}, {"dtype": np.float64}):
             drawn = draw("LSTM", np.random.default_rng(2), **more)
             proto, feeds = single(drawn)
-            with pytest.raises(Exception, match="not supported|does not support double"):
+            with pytest.raises(Exception, match=r"not supported|does not support double"):
                 by_onnxruntime(proto, feeds)
             close(accelerate(proto).run(None, feeds), run_node("LSTM", drawn.attributes, drawn.inputs), 1e-12)
 
@@ -150,9 +150,7 @@ def test_sixteen_bits_are_computed_in_float32(name: str) -> None:
     small[4] = drawn.inputs[4]
     wide = [None if a is None or a.dtype.kind == "i" else a.astype(np.float32) for a in small]
     wide[4] = drawn.inputs[4]
-    for a, b in zip(
-        run_node("GRU", drawn.attributes, small), run_node("GRU", drawn.attributes, wide), strict=True
-    ):
+    for a, b in zip(run_node("GRU", drawn.attributes, small), run_node("GRU", drawn.attributes, wide), strict=True):
         assert a.dtype == kind
         np.testing.assert_array_equal(a, b.astype(kind))
 
@@ -179,7 +177,10 @@ class TestRefused:
         [
             ({"clip": 3.0}, f"its attribute clip=3 {NEEDS}"),
             ({"input_forget": 1}, f"its attribute input_forget=1 {NEEDS}"),
-            ({"activations": ["Sigmoid", "Elu", "Tanh"]}, r"its attribute activations, Sigmoid, Elu\(alpha=1\), Tanh, is"),
+            (
+                {"activations": ["Sigmoid", "Elu", "Tanh"]},
+                r"its attribute activations, Sigmoid, Elu\(alpha=1\), Tanh, is",
+            ),
             ({"activations": ["Sigmoid", "Gelu", "Tanh"]}, "the activation 'Gelu'"),
             ({"activations": ["Sigmoid"]}, "1 activations.\n  LSTM with 1 direction has 3"),
             ({"activations": "Sigmoid"}, "It must be a list of words"),
@@ -262,7 +263,6 @@ class TestOtherTools:
 
     def test_outputs_that_nobody_wants(self) -> None:
         drawn = draw("LSTM", np.random.default_rng(6))
-        _, feeds = single(drawn)
         wanted = run_node("LSTM", drawn.attributes, drawn.inputs)
         for names, places in ((["", "h"], [1]), (["", "", "c"], [2]), (["y"], [0])):
             one = node(drawn, names)

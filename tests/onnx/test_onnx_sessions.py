@@ -6,7 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_support import TensorProto, by_onnxruntime, close, draw, helper, model, node, numpy_helper, onnx, stored, value
+from onnx_support import (
+    TensorProto,
+    by_onnxruntime,
+    close,
+    draw,
+    helper,
+    model,
+    node,
+    numpy_helper,
+    onnx,
+    stored,
+    value,
+)
 
 import fastrnn
 from fastrnn.onnx import accelerate
@@ -78,9 +90,7 @@ class TestPyTorch:
         else:
             file = io.BytesIO()
             axes = {"x": [0, 1]}
-            torch.onnx.export(
-                net, (torch.from_numpy(x),), file, dynamo=False, input_names=["x"], dynamic_axes=axes
-            )
+            torch.onnx.export(net, (torch.from_numpy(x),), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
             proto = onnx.load_from_string(file.getvalue())
             x = x_of(1, 9, 2, I)
         feeds = {proto.graph.input[0].name: x}
@@ -197,7 +207,10 @@ class TestCutting:
 
     def test_initializers_that_callers_may_replace(self) -> None:
         drawn = draw("RNN", np.random.default_rng(5), (T, B, I, H))
-        inputs = [value("x", shape=[T, B, I]), *(value(n, shape=a.shape) for n, a in zip("WR", drawn.inputs[1:3], strict=True))]
+        inputs = [
+            value("x", shape=[T, B, I]),
+            *(value(n, shape=a.shape) for n, a in zip("WR", drawn.inputs[1:3], strict=True)),
+        ]
         proto = model([RELU, *between(drawn)], inputs, [value("s")], [*weights(drawn), *AXIS])
         session = both(proto, {"x": x_of()}, 1)
         assert [i.name for i in session.get_inputs()] == ["x"]
@@ -208,7 +221,10 @@ class TestCutting:
 
     def test_functions_of_the_model(self) -> None:
         drawn = draw("GRU", np.random.default_rng(6), (T, B, I, H))
-        body = [helper.make_node("GRU", ["a", "w", "r", "b"], ["Y"], hidden_size=H), helper.make_node("Relu", ["Y"], ["y"])]
+        body = [
+            helper.make_node("GRU", ["a", "w", "r", "b"], ["Y"], hidden_size=H),
+            helper.make_node("Relu", ["Y"], ["y"]),
+        ]
         opsets = [helper.make_opsetid("", 17)]
         function = helper.make_function("mine", "Layer", ["a", "w", "r", "b"], ["y"], body, opsets)
         call = helper.make_node("Layer", ["x", "W", "R", "B"], ["out"], domain="mine")
@@ -221,7 +237,11 @@ class TestCutting:
         plain, clipped = draw("GRU", rng, (T, B, I, H)), draw("GRU", rng, (T, B, H, H), clip=0.2)
         names = {"W": "W2", "R": "R2", "B": "B2"}
         nodes = [*between(plain, "x"), node(clipped, ["out", ""], "clipped", X="s", **names)]
-        initializers = [*weights(plain), *AXIS, *stored(W2=clipped.inputs[1], R2=clipped.inputs[2], B2=clipped.inputs[3])]
+        initializers = [
+            *weights(plain),
+            *AXIS,
+            *stored(W2=clipped.inputs[1], R2=clipped.inputs[2], B2=clipped.inputs[3]),
+        ]
         session = both(model(nodes, [value("x", shape=[T, B, I])], [value("out")], initializers), {"x": x_of()}, 1, 1)
         assert session.report.left == {"clipped": "its attribute clip=0.2 is not computed by fastrnn"}
         assert "  clipped  left to ONNX Runtime: its attribute clip=0.2" in str(session.report)
@@ -235,7 +255,9 @@ class TestCutting:
         drawn = draw("LSTM", np.random.default_rng(7), (T, B, I, H))
         one = node(drawn, ["Y", "Y_h", "Y_c"])
         one.input.extend(["", "", "", "P"])
-        proto = model([one], [value("X", shape=[T, B, I])], [value("Y")], [*weights(drawn), *stored(P=x_of(1, 1, 3 * H))])
+        proto = model(
+            [one], [value("X", shape=[T, B, I])], [value("Y")], [*weights(drawn), *stored(P=x_of(1, 1, 3 * H))]
+        )
         session = both(proto, {"X": x_of()}, 0)
         assert "its input P, the peepholes" in session.report.left["my LSTM"]
 
@@ -246,13 +268,16 @@ def inner(nodes: Any, inputs: Any, outputs: Any, initializers: Any = ()) -> Any:
 
 class TestGraphsInside:
     def test_if(self) -> None:
-        """An LSTM by the sample rate, as voice detectors have it; the other branch has none, or weights from outside."""
+        """An LSTM by the sample rate, as voice detectors have it; in the other branch weights from outside."""
         rng = np.random.default_rng(8)
         drawn, other = draw("LSTM", rng, (T, B, I, H)), draw("GRU", rng, (T, B, I, H))
         then = inner([*between(drawn, "h", "a")], [], [value("a")], weights(drawn))
         names = {"W": "W2", "R": "R2", "B": "B2"}
         otherwise = inner([*between(other, "h", "b", **names)], [], [value("b")])
-        initializers = [*AXIS, *stored(W2=other.inputs[1], R2=other.inputs[2], B2=other.inputs[3], rate=np.array(16000))]
+        initializers = [
+            *AXIS,
+            *stored(W2=other.inputs[1], R2=other.inputs[2], B2=other.inputs[3], rate=np.array(16000)),
+        ]
         nodes = [
             RELU,
             helper.make_node("Equal", ["sr", "rate"], ["fast"]),
@@ -279,7 +304,12 @@ class TestGraphsInside:
                 helper.make_node("Identity", ["next"], ["scanned"]),
             ],
             [value("k", np.int64, [1] * ranks), value("go", bool, [1] * ranks), value("v", shape=[T, B, I])],
-            [value("go on", bool, [1] * ranks), value("next"), value("scanned", shape=[T, B, I]), value("mean", shape=[])],
+            [
+                value("go on", bool, [1] * ranks),
+                value("next"),
+                value("scanned", shape=[T, B, I]),
+                value("mean", shape=[]),
+            ],
         )
         nodes = [RELU, helper.make_node("Loop", ["n", "", "h"], ["last", "all", "means"], body=body)]
         initializers = [*weights(drawn), *AXIS, *stored(most=np.full([1] * ranks, 2))]
@@ -302,7 +332,9 @@ class TestGraphsInside:
         )
         axes = {"scan_input_axes": [1], "scan_output_axes": [-1]}
         ways = {"scan_input_directions": [backwards], "scan_output_directions": [backwards]}
-        scan = helper.make_node("Scan", ["h0", "c0", "x"], ["hn", "cn", "y"], body=body, num_scan_inputs=1, **axes, **ways)
+        scan = helper.make_node(
+            "Scan", ["h0", "c0", "x"], ["hn", "cn", "y"], body=body, num_scan_inputs=1, **axes, **ways
+        )
         states = [value("h0", shape=[1, B, H]), value("c0", shape=[1, B, H])]
         outputs = [value("hn"), value("cn"), value("y")]
         zero = stored(zero=np.array([0]))
@@ -332,7 +364,9 @@ class TestCalls:
     @pytest.fixture
     def session(self) -> Any:
         drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))
-        return accelerate(model([RELU, *between(drawn)], [value("x", shape=["t", "b", I])], [value("s")], [*weights(drawn), *AXIS]))
+        return accelerate(
+            model([RELU, *between(drawn)], [value("x", shape=["t", "b", I])], [value("s")], [*weights(drawn), *AXIS])
+        )
 
     @pytest.mark.parametrize(
         ("outputs", "feeds", "kind", "words"),
@@ -378,7 +412,9 @@ class TestCalls:
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))
-        proto = model([RELU, *between(drawn)], [value("x", shape=["t", "b", I])], [value("s")], [*weights(drawn), *AXIS])
+        proto = model(
+            [RELU, *between(drawn)], [value("x", shape=["t", "b", I])], [value("s")], [*weights(drawn), *AXIS]
+        )
         session = accelerate(proto.SerializeToString(), session_options=options, providers=["CPUExecutionProvider"])
         with fastrnn.threads(1):
             close(session.run(None, {"x": x_of()}, onnxruntime.RunOptions()), by_onnxruntime(proto, {"x": x_of()}))

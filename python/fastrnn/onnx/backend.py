@@ -117,4 +117,3 @@ class Backend(_Backend):  # type: ignore[misc,unused-ignore]
     def supports_device(cls, device: str) -> bool:
         """Whether it is the CPU."""
         return device.split(":")[0] == "CPU"
-

@@ -134,7 +134,9 @@ class Cut:
         value = self.scope.constants.get(name)
         if value is None:
             raise CutError(f"the sparse initializer {name!r} would have to be passed on")
-        self.types.setdefault(name, types.tensor_type(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), [*value.shape]))
+        self.types.setdefault(
+            name, types.tensor_type(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), [*value.shape])
+        )
         return value
 
     def _source(self, name: str) -> str | Array | None:
@@ -288,8 +290,8 @@ class Cut:
         n = len(states)
         empty = self._scanned_types(node.output[n:], found[n:], [axis for axis, _ in axes_out])
         self.types |= zip(node.output, map(_unsized, found[:n]), strict=False)
-        sources = [[one for name in names if (one := self._source(name)) is not None] for names in (states, scanned)]
-        return Scan(*sources, body, axes_in, axes_out, empty, node.output)
+        begins, over = ([one for n in names if (one := self._source(n)) is not None] for names in (states, scanned))
+        return Scan(begins, over, body, axes_in, axes_out, empty, node.output)
 
     def _type(self, name: str) -> Any:
         if self._is_constant(name):

@@ -16,7 +16,7 @@ from ..layers import GRU, LSTM, RNN
 from ..storage import FileError, replacing
 from .choosing import recurrent_nodes
 from .nodes import obstacle, parse
-from .reading import OLDEST, Constants, attributes, opset, read_model
+from .reading import OLDEST, Constants, attributes, opset, read_model, readable
 from .running import Prepared, as_parameters, make_layer
 
 Array = NDArray[Any]
@@ -70,7 +70,11 @@ def load(model: Any, *, nodes: Iterable[str] | None = None, frozen: bool = False
         If it cannot be read.
     """
     proto, name = read_model(model, "load")
-    wanted = None if nodes is None else dict.fromkeys(nodes)
+    with readable(name):
+        return _load(proto, name, None if nodes is None else dict.fromkeys(nodes), frozen)
+
+
+def _load(proto: Any, name: str, wanted: Mapping[str, None] | None, frozen: bool) -> Layers:
     found, seen = Layers(), []
     for where, node, constants, maker in recurrent_nodes(proto, name):
         seen.append(where)
@@ -105,9 +109,9 @@ def _layer(node: Any, constants: Constants, who: str) -> Layer:
             raise FileError(f"{who}: its attribute activations is not the same in both directions")
         assert W is not None
         assert R is not None
-        arrays = (None if a is None else a.astype(checked.computed) for a in (W, R, B))
+        W, R, B = (W.astype(checked.computed), R.astype(checked.computed), None if B is None else B.astype(W.dtype))
         sides = range(parsed.directions)
-        layer: Layer = make_layer(parsed, sides, as_parameters(parsed, sides, *arrays), bool(parsed.layout))
+        layer: Layer = make_layer(parsed, sides, as_parameters(parsed, sides, W, R, B), bool(parsed.layout))
     except FileError:
         raise
     except (ValueError, TypeError) as error:
@@ -149,21 +153,21 @@ def save(
     embeddings : mapping of str to array_like (V,I), optional
         By the layers' names: such a layer reads ``ids``, int64, instead of x, through a Gather.
 
-    Notes
-    -----
-    The inputs are x, or ids, laid out as the layer has them, and those above; the outputs y, hn and cn, all laid out as
-    the layer has them. Dropout, which acts in training only, is not written. ONNX Runtime runs the file if the layer is
-    float32.
-
     Raises
     ------
     ValueError, TypeError
         For layers with ``proj_size``, which ONNX does not have, other objects, and embeddings that do not fit.
     OSError
         If the path cannot be written to. A file already there is replaced only when the new one is complete.
+
+    Notes
+    -----
+    The inputs are x, or ids, laid out as the layer has them, and those above; the outputs y, hn and cn, all laid out as
+    the layer has them. Dropout, which acts in training only, is not written. ONNX Runtime runs the file if the layer is
+    float32.
     """
     single = not isinstance(layers, Mapping)
-    given: Mapping[str, Any] = {"rnn": layers} if single else layers  # type: ignore[dict-item,assignment]
+    given: Mapping[str, Any] = {"rnn": layers} if single else layers  # type: ignore[assignment]
     problems = Problems(lambda: "save")
     if not given:
         problems.value("no layer", "It needs at least one.")
@@ -182,7 +186,9 @@ def save(
         if name in (embeddings or {}):
             rows = as_real(problems, f"embeddings[{name!r}]", (embeddings or {})[name], layer.dtype)
             if rows is not None and (rows.ndim != 2 or rows.shape[1] != layer.input_size or not len(rows)):
-                problems.shape(f"embeddings[{name!r}] with shape {rows.shape}", f"It must be (ids, {layer.input_size}).")
+                problems.shape(
+                    f"embeddings[{name!r}] with shape {rows.shape}", f"It must be (ids, {layer.input_size})."
+                )
                 continue
         writer.add(name, "" if single else f"{name}.", layer, rows)
     problems.refuse()

@@ -1,7 +1,7 @@
 """A recurrent node by its attributes, and the one place that says what of it can run here."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,9 @@ class Activation:
     beta: float | None = None
 
     def __str__(self) -> str:
-        given = [f"{word}={value:g}" for word, value in (("alpha", self.alpha), ("beta", self.beta)) if value is not None]
+        given = [
+            f"{word}={value:g}" for word, value in (("alpha", self.alpha), ("beta", self.beta)) if value is not None
+        ]
         return self.name + (f"({', '.join(given)})" if given else "")
 
 
@@ -174,7 +176,7 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
 
 def _read(problems: Problems, name: str, value: Any, kind: str) -> Any:
     """Return an attribute as a plain value of its kind; note what is none."""
-    reader = {"integer": operator.index, "number": float, "word": _word}
+    reader: dict[str, Callable[[Any], Any]] = {"integer": operator.index, "number": float, "word": _word}
     try:
         if kind in reader:
             return reader[kind](value)

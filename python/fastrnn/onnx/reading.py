@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,18 @@ Array = NDArray[Any]
 
 OLDEST = 7  # the opset that defined the three operators as they are
 MOST_NODES = 1_000_000  # of a model whose functions were written out
-_FOLDED = {"Constant", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Reshape", "Flatten", "Slice", "Split"}
+_FOLDED = {
+    "Constant",
+    "Identity",
+    "Transpose",
+    "Unsqueeze",
+    "Squeeze",
+    "Concat",
+    "Reshape",
+    "Flatten",
+    "Slice",
+    "Split",
+}
 _FOLDED |= {"Cast", "Gather", "Neg", "Add", "Sub", "Mul"}  # none of them makes much out of little
 
 
@@ -52,11 +64,44 @@ def read_model(model: Any, who: str) -> tuple[Any, str]:
         raise TypeError(f"{who} takes a ModelProto, the path of an ONNX file or its bytes, got {type(model).__name__}.")
     if not found.HasField("graph") or not found.graph.node:
         raise FileError(f"{name} is no ONNX model: it has no graph with nodes")
-    for tensor in tensors(found):
-        _load_external(tensor, folder, name)
-    if found.functions:
-        found = _without_functions(found, name)
+    _refuse_no_text(found, name)
+    with readable(name):
+        for tensor in tensors(found):
+            _load_external(tensor, folder, name)
+        if found.functions:
+            found = _without_functions(found, name)
     return found, name
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Let text that is no text, in a damaged model, name the model."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise FileError(f"{name} is damaged: it holds text that is not UTF-8: {error}") from error
+
+
+def _refuse_no_text(model: Any, name: str) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    nodes = [node for function in model.functions for node in function.node]
+    inner = [graph for node in nodes for one in subgraphs(node) for graph in graphs(one)]
+    for graph in [*graphs(model.graph), *inner]:
+        nodes += graph.node
+        for value in (*graph.input, *graph.output, *graph.initializer, *(s.values for s in graph.sparse_initializer)):
+            _refuse_bytes(name, value.name)
+    for function in model.functions:
+        _refuse_bytes(name, function.name, function.domain, *function.input, *function.output)
+    for node in nodes:
+        words = [one.name for one in node.attribute]
+        _refuse_bytes(name, node.name, node.op_type, node.domain, *node.input, *node.output, *words)
+    _refuse_bytes(name, *(one.domain for one in model.opset_import))
+
+
+def _refuse_bytes(name: str, *words: Any) -> None:
+    for word in words:
+        if isinstance(word, bytes):
+            raise FileError(f"{name} is damaged: it holds a name that is not UTF-8, {word[:50]!r}")
 
 
 def _parsed(data: bytes, name: str) -> Any:
@@ -130,12 +175,13 @@ def unbound(graph: Any) -> list[str]:
 
 def label(node: Any) -> str:
     """The name of a node; where it has none, its first output's."""
-    return node.name or next((name for name in node.output if name), node.op_type)
+    return str(node.name) or next((name for name in node.output if name), node.op_type)
 
 
 def opset(model: Any) -> int:
     """The version of the operators of ONNX that a model uses."""
-    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1)
+    versions = [int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    return max(versions, default=1)
 
 
 def attributes(node: Any) -> dict[str, Any]:
@@ -155,7 +201,9 @@ def ordered(graph: Any, name: str) -> list[Any]:
     for k, node in enumerate(graph.node):
         for output in filter(None, node.output):
             if output in maker:
-                raise FileError(f"{name}: the nodes {label(graph.node[maker[output]])} and {label(node)} write {output!r}")
+                raise FileError(
+                    f"{name}: the nodes {label(graph.node[maker[output]])} and {label(node)} write {output!r}"
+                )
             maker[output] = k
     needs = [dict.fromkeys(maker[read] for read in free_names(node) if read in maker) for node in graph.node]
     order: list[int] = []

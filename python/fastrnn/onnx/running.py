@@ -18,6 +18,7 @@ from .nodes import INPUTS, OPERATORS, Node, obstacle, parse
 Array = NDArray[Any]
 
 _COMPUTED = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
+_SMALL = 1 << 22  # numbers in an X for which memory is not asked about first
 CHUNK = 4096  # time steps between two reports of progress
 
 
@@ -177,6 +178,10 @@ class Prepared:
         assert W is not None
         assert R is not None
         self.groups = [_Group(node, sides, W, R, B, packed) for sides in _sides(node)]
+        plain = (
+            len(self.groups) == 1 and not node.layout and node.direction != "reverse" and self.dtype == self.computed
+        )
+        self._simple = self.groups[0].frozen if plain else None
 
     def __call__(
         self, X: Array | None, lengths: Array | None, states: Sequence[Array | None], progress: Any = None
@@ -185,6 +190,10 @@ class Prepared:
 
         `progress`, if given, is called with the time steps done and all of them.
         """
+        if lengths is None and progress is None and self._simple is not None:
+            found = self._as_it_comes(X, states)
+            if found is not None:
+                return found
         node = self.node
         lengths = self._check(X, lengths, states)
         assert X is not None
@@ -208,6 +217,35 @@ class Prepared:
             ends = [end.swapaxes(0, 1) for end in ends]
         results = [y, *ends]
         return results if self.dtype == self.computed else [a.astype(self.dtype) for a in results]
+
+    def _as_it_comes(self, X: Array | None, states: Sequence[Array | None]) -> list[Array] | None:
+        """Compute where nothing has to be converted or said: a step takes about as long as some checks; else None."""
+        computed, group = self.computed, self._simple
+        if X is None or X.dtype != computed or X.ndim != 3 or not X.flags.c_contiguous or not 0 < X.size <= _SMALL:
+            return None
+        T, B, I = X.shape
+        if self.input_size != I or group is None:
+            return None
+        starts: Any = None
+        for state in states:
+            if state is not None:
+                wanted = (self.node.directions, B, self.node.hidden_size)
+                if state.dtype != computed or state.shape != wanted or not state.flags.c_contiguous:
+                    return None
+                starts = states
+        if starts is not None and any(s is None for s in states):
+            return None
+        if T == 1 and self.node.directions == 1:
+            several = len(states) > 1
+            state = None if starts is None else tuple(starts) if several else starts[0]
+            stepped = group.step(X[0], state, None, None, get_num_threads())
+            if stepped is not None:
+                y, ends = stepped
+                return [y[None, None], *(ends if several else [ends])]
+        y, ends = group.forward(X, starts, None, None, False, get_num_threads(), None)
+        if self.node.directions == 1:
+            return [y[:, None], *ends]
+        return [y.reshape(T, B, 2, self.node.hidden_size).transpose(0, 2, 1, 3), *ends]
 
     def _chunks(self, T: int, lengths: Array | None, progress: Any) -> Any:
         """Return what to call after each CHUNK of time steps, where that is possible and asked for."""
@@ -240,7 +278,9 @@ class Prepared:
 
     def _same_dtype(self, problems: Problems, name: str, array: Array | None) -> None:
         if array is not None and array.dtype != self.dtype:
-            problems.type(f"{name} with dtype {array.dtype}", f"All but sequence_lens must have one type: {self.dtype}.")
+            problems.type(
+                f"{name} with dtype {array.dtype}", f"All but sequence_lens must have one type: {self.dtype}."
+            )
 
 
 class _Group:
@@ -262,7 +302,8 @@ class _Group:
             starts = [np.zeros((directions, x.shape[1], H), x.dtype) if s is None else s[self.sides] for s in states]
         if flip is not None:
             x = flip(x)
-        checks.call_size(self.layer._brief, self.layer._network, *x.shape[:2], False, lengths=lengths)
+        T, B = x.shape[:2]
+        checks.call_size(self.layer._brief, self.layer._network, T, B, False, lengths=lengths)
         y, ends = self._in_chunks(x, starts, chunked) if chunked else self._run(x, starts, lengths)
         if flip is not None:
             y = flip(y.swapaxes(0, 1)).swapaxes(0, 1) if batch_first else flip(y)
@@ -281,8 +322,8 @@ class _Group:
             )
             return y, ends
         except MemoryError as error:
-            size = self.layer._network, *x.shape[:2], False
-            raise checks.out_of_memory(self.layer._brief(), *size, lengths=lengths) from error
+            T, B = x.shape[:2]
+            raise checks.out_of_memory(self.layer._brief(), self.layer._network, T, B, False, None, lengths) from error
 
     def _in_chunks(self, x: Array, states: Any, progress: Any) -> tuple[Array, Sequence[Array]]:
         """Run over pieces of the time, each from the state of the one before: the same, with news in between."""
@@ -338,7 +379,9 @@ def _read_lengths(problems: Problems, lengths: Array, T: int, B: int) -> Array |
     if lengths.dtype.kind not in "iu":
         problems.type(f"sequence_lens with dtype {lengths.dtype}", "It must hold integers.")
     elif lengths.shape != (B,):
-        problems.shape(f"sequence_lens with shape {lengths.shape}", f"It must have one length for each sequence: ({B},).")
+        problems.shape(
+            f"sequence_lens with shape {lengths.shape}", f"It must have one length for each sequence: ({B},)."
+        )
     elif lengths.size and not (lengths.min() >= 0 and lengths.max() <= T):
         b = int(np.argmax((lengths < 0) | (lengths > T)))
         problems.value(f"sequence_lens[{b}]={lengths[b]}", f"Each length must be in 0..{T}, the steps of X.")

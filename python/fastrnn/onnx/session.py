@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 
 from ..threads import get_num_threads
 from . import types
 from .choosing import Report, Scope, choose
 from .cutting import Cut
-from .reading import value_of, read_model
+from .reading import read_model, readable, value_of
 from .steps import Plan, Run, Segment
 from .types import CutError
 
@@ -23,7 +22,9 @@ class Argument(NamedTuple):
     shape: list[int | str | None] | None
 
 
-def accelerate(model: Any, *, providers: Sequence[Any] = ("CPUExecutionProvider",), session_options: Any = None) -> "Session":
+def accelerate(
+    model: Any, *, providers: Sequence[Any] = ("CPUExecutionProvider",), session_options: Any = None
+) -> "Session":
     """Return a session that stands in for onnxruntime.InferenceSession, its recurrent nodes computed by fastrnn.
 
     The graph is cut at the RNN, GRU and LSTM nodes: ONNX Runtime runs the pieces between them. Nodes inside If, Loop,
@@ -76,8 +77,9 @@ def accelerate(model: Any, *, providers: Sequence[Any] = ("CPUExecutionProvider"
     def make_session(data: bytes) -> Any:
         return onnxruntime.InferenceSession(data, session_options, providers=list(providers))
 
-    scope, report = choose(proto, name)
-    return Session(proto, name, scope, report, make_session)
+    with readable(name):
+        scope, report = choose(proto, name)
+        return Session(proto, name, scope, report, make_session)
 
 
 class Session:
@@ -106,8 +108,9 @@ class Session:
         if model.ir_version < 4:  # where initializers are constants, although inputs of their names are declared
             self._defaults = {}
         self._inputs = [_argument(i.name, i.type) for i in graph.input if i.name not in stored]
-        self._declared = {i.name: _argument(i.name, i.type) for i in graph.input}
+        self._expected = {i.name: _Expected(i.type) for i in graph.input}
         self._outputs = [_argument(o.name, self._types.get(o.name)) for o in graph.output]
+        self._names = [o.name for o in graph.output]
 
     def _cut(self, model: Any, scope: Scope, make: Callable[[bytes], Any]) -> Plan:
         try:
@@ -171,38 +174,43 @@ class Session:
         ValueError, TypeError
             For names that the model does not have, inputs that are missing, and arrays that do not fit.
         """
-        names = [o.name for o in self._outputs]
-        wanted = names if output_names is None else list(output_names)
-        if unknown := [name for name in wanted if name not in names]:
-            raise ValueError(f"run got the output {unknown[0]!r}; the model's are {', '.join(names)}.")
+        wanted = self._names if output_names is None else list(output_names)
+        if unknown := [name for name in wanted if name not in self._names]:
+            raise ValueError(f"run got the output {unknown[0]!r}; the model's are {', '.join(self._names)}.")
         env = dict(self._defaults)
-        env.update((name, self._read(name, value)) for name, value in input_feed.items())
+        for name, value in input_feed.items():
+            env[name] = self._read(name, value)
         if missing := [one.name for one in self._inputs if one.name not in env]:
-            raise ValueError(f"run got no input {', '.join(missing)}; {self._known()}")
-        found = dict(zip(self._plan.outputs, self._plan(env, Run(run_options, progress)), strict=True))
-        return [np.ascontiguousarray(a) if isinstance(a, np.ndarray) and a.ndim else a for a in map(found.get, wanted)]
-
-    def _known(self) -> str:
-        return f"the model's are {', '.join(self._declared)}."
+            raise ValueError(f"run got no input {', '.join(missing)}; the model's are {', '.join(self._expected)}.")
+        self._plan(env, Run(run_options, progress))
+        found = [env[name] for name in wanted]
+        return [np.ascontiguousarray(a) if type(a) is np.ndarray and a.ndim else a for a in found]
 
     def _read(self, name: str, value: Any) -> Any:
         """Return an input as the steps take it; refuse what the model does not declare."""
-        declared = self._declared.get(name)
-        if declared is None:
-            raise ValueError(f"run got the input {name!r}; {self._known()}")
-        if not declared.type.startswith("tensor("):
+        expected = self._expected.get(name)
+        if expected is None:
+            raise ValueError(f"run got the input {name!r}; the model's are {', '.join(self._expected)}.")
+        if not expected.is_tensor:
             return value
-        array = np.asarray(value)
-        dtype = types.dtype_of(declared.type)
-        if dtype is not None and array.dtype != dtype:
-            raise TypeError(f"run got the input {name!r} with dtype {array.dtype}; the model's is {dtype}.")
-        sizes = declared.shape
-        if sizes is not None and (
-            array.ndim != len(sizes)
-            or any(isinstance(size, int) and size != n for size, n in zip(sizes, array.shape, strict=True))
-        ):
-            raise ValueError(f"run got the input {name!r} with shape {array.shape}; the model's is {sizes}.")
+        array = value if type(value) is np.ndarray else np.asarray(value)
+        if expected.dtype is not None and array.dtype != expected.dtype:
+            raise TypeError(f"run got the input {name!r} with dtype {array.dtype}; the model's is {expected.dtype}.")
+        if expected.sizes is not None:
+            shape = array.shape
+            if len(shape) != len(expected.sizes) or any(shape[axis] != size for axis, size in expected.fixed):
+                raise ValueError(f"run got the input {name!r} with shape {shape}; the model's is {expected.sizes}.")
         return array
+
+
+class _Expected:
+    """What an input has to be."""
+
+    def __init__(self, kind: Any) -> None:
+        self.is_tensor = types.element_of(kind) is not None
+        self.dtype = types.dtype_of(kind)
+        self.sizes = types.sizes_of(kind)
+        self.fixed = [(axis, size) for axis, size in enumerate(self.sizes or []) if isinstance(size, int)]
 
 
 def _argument(name: str, kind: Any) -> Argument:

@@ -38,7 +38,9 @@ class Step(ABC):
         """Put the values of `writes` into env."""
 
     def _write(self, env: Env, values: Sequence[Any]) -> None:
-        env.update((name, value) for name, value in zip(self.writes, values, strict=False) if name)
+        for name, value in zip(self.writes, values, strict=False):
+            if name:
+                env[name] = value
 
 
 class Plan:
@@ -109,6 +111,7 @@ class Recurrence(Step):
         self.name, self.node, self.writes, self.zero_ends = name, node, list(writes), zero_ends
         self._inputs = [*inputs, *[None] * (7 - len(inputs))]
         self.reads = [one for one in self._inputs if isinstance(one, str)]
+        self._last = 7 if node.op_type == "LSTM" else 6
         weights = self._inputs[1:4]
         self._fixed = None if any(isinstance(w, str) for w in weights) else self._prepare(weights, True)
         self._kept: tuple[Sequence[Any], Prepared] | None = None  # of weights in memory that nobody can write to
@@ -128,14 +131,15 @@ class Recurrence(Step):
         return self._prepare(weights, False)
 
     def __call__(self, env: Env, run: Run) -> None:
-        values = [env[one] if isinstance(one, str) else one for one in self._inputs]
+        values: list[Any] = [env[one] if type(one) is str else one for one in self._inputs]
         prepared = self._fixed or self._prepared(values[1:4])
-        progress = run.progress
-        told = None if progress is None else lambda done, all_of_it: progress(self.name, done, all_of_it)
-        found = prepared(values[0], values[4], values[5 : 5 + (self.node.op_type == "LSTM") + 1], told)
-        if told is not None:
+        states, progress = values[5 : self._last], run.progress
+        if progress is None:
+            found = prepared(values[0], values[4], states)
+        else:
             steps = values[0].shape[self.node.layout]
-            told(steps, steps)
+            found = prepared(values[0], values[4], states, lambda done, of: progress(self.name, done, of))
+            progress(self.name, steps, steps)
         self._write(env, found)
 
 

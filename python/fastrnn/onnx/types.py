@@ -43,9 +43,9 @@ def to_words(kind: Any) -> str:
     return "unknown"
 
 
-def dtype_of(words: str) -> Any:
-    """Return NumPy's dtype for "tensor(...)"; None for strings."""
-    element = _ELEMENTS.get(words.removeprefix("tensor(").removesuffix(")"))
+def dtype_of(kind: Any) -> Any:
+    """Return NumPy's dtype of a tensor's TypeProto; None for strings and for what is no tensor."""
+    element = element_of(kind)
     if element in (None, onnx.TensorProto.STRING):
         return None
     return onnx.helper.tensor_dtype_to_np_dtype(element)
