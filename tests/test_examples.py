@@ -14,6 +14,7 @@ PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 # What a program imports beside fastrnn and NumPy.
 NEEDS = {
+    "onnx_models.py": ["torch", "onnxscript", "onnxruntime"],
     "recurrent_ppo.py": ["torch", "sb3_contrib", "gymnasium"],
     "torch_ddp.py": ["torch"],
     "torch_language_model.py": ["torch"],
@@ -26,6 +27,7 @@ RESULTS = {
     "actor_critic.py": rf"return: {NUMBER} at first, {NUMBER} at last; the best without memory gets 0.25",
     "denoise.py": rf"signal to noise of new melodies: raw {NUMBER} dB, Wiener filter {NUMBER} dB, GRU {NUMBER} dB",
     "forecasting.py": rf"MASE for new shops: seasonal naive {NUMBER}, mean of four weeks {NUMBER}, GRU {NUMBER}",
+    "onnx_models.py": rf"  detector: ONNX Runtime {NUMBER} us, fastrnn {NUMBER} us, ratio {NUMBER}",
     "recurrent_ppo.py": rf"torch.nn's time over fastrnn's: {NUMBER}; acting {NUMBER}, learning {NUMBER}",
     "sentences.py": rf"right sentences: LSTM {NUMBER}%, bag of words {NUMBER}%",
     "tagging.py": rf"bidirectional: before the city {NUMBER}%, after it {NUMBER}%",

@@ -44,10 +44,11 @@ def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.filterwarnings("ignore")  # compilers and exporters of PyTorch warn of their own
-@pytest.mark.parametrize("page", ["pytorch.md"])
-def test_the_code_of_pages_about_pytorch_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["pytorch.md", "onnx.md"])
+def test_the_code_of_pages_about_other_libraries_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     run(python_blocks((README.parent / "docs" / page).read_text(encoding="utf-8")))
 

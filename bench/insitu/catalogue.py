@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from ..grid.shapes import matches
-from . import numpy_programs, reinforcement_programs, step_programs, torch_programs
+from . import numpy_programs, onnx_programs, reinforcement_programs, step_programs, torch_programs
 from .program import Program
 
-_FAMILIES = (torch_programs, step_programs, reinforcement_programs, numpy_programs)
+_FAMILIES = (torch_programs, step_programs, reinforcement_programs, numpy_programs, onnx_programs)
 PROGRAMS: dict[str, Program] = {p.name: p for family in _FAMILIES for p in family.programs()}
 
 

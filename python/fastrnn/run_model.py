@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, accelerate: Callable[[str], Any]) -> int:
     session = accelerate(arguments.model)
-    print(session.report)
     feeds = _feeds(arguments.input, [one.name for one in session.get_inputs()])
     bar = _Bar()
     begin = time.perf_counter()
@@ -65,6 +64,7 @@ def _run(arguments: argparse.Namespace, accelerate: Callable[[str], Any]) -> int
         bar.close()
     seconds = time.perf_counter() - begin
     named = _named([one.name for one in session.get_outputs()], found)
+    print(session.report)
     for name, array in named.items():
         print(f"{name}  {array.dtype} {array.shape}")
     print(f"{seconds:.3f} s")

@@ -77,7 +77,7 @@ class Cut:
         return alive
 
     def _find_views(self) -> dict[int, Change]:
-        """The nodes that only move axes, behind a recurrent node or between it and what comes before."""
+        """The nodes that NumPy does, behind a recurrent node or between it and what comes before."""
         nodes, found = self.scope.nodes, {}
         ours = {k for k in self._alive if self._is_ours(k)}
         moving = {k: change for k in self._alive - ours if (change := view(nodes[k], self.scope.constants))}
@@ -206,10 +206,10 @@ class Cut:
     def _step(self, k: int) -> Step:
         node = self.scope.nodes[k]
         if k in self._views:
-            change, sizes = self._views[k]
+            change, sizes, is_bool = self._views[k]
             read, write = node.input[0], node.output[0]
             kind = self.types.get(read)
-            element = types.element_of(kind)
+            element = onnx.TensorProto.BOOL if is_bool else types.element_of(kind)
             if element is not None:
                 self.types[write] = types.tensor_type(element, sizes(types.sizes_of(kind)))
             return ViewStep(read, write, change)

@@ -184,7 +184,7 @@ class Session:
             raise ValueError(f"run got no input {', '.join(missing)}; the model's are {', '.join(self._expected)}.")
         self._plan(env, Run(run_options, progress))
         found = [env[name] for name in wanted]
-        return [np.ascontiguousarray(a) if type(a) is np.ndarray and a.ndim else a for a in found]
+        return [a if type(a) is not np.ndarray or a.flags.c_contiguous else np.ascontiguousarray(a) for a in found]
 
     def _read(self, name: str, value: Any) -> Any:
         """Return an input as the steps take it; refuse what the model does not declare."""
@@ -197,9 +197,12 @@ class Session:
         if expected.dtype is not None and array.dtype != expected.dtype:
             raise TypeError(f"run got the input {name!r} with dtype {array.dtype}; the model's is {expected.dtype}.")
         if expected.sizes is not None:
-            shape = array.shape
-            if len(shape) != len(expected.sizes) or any(shape[axis] != size for axis, size in expected.fixed):
-                raise ValueError(f"run got the input {name!r} with shape {shape}; the model's is {expected.sizes}.")
+            fits = array.ndim == len(expected.sizes)
+            for axis, size in expected.fixed if fits else ():
+                fits = fits and array.shape[axis] == size
+            if not fits:
+                text = f"run got the input {name!r} with shape {array.shape}; the model's is {expected.sizes}."
+                raise ValueError(text)
         return array
 
 

@@ -65,7 +65,8 @@ class Plan:
         self.constants, self.steps = constants, list(steps)
 
     def __call__(self, env: Env, run: Run) -> list[Any]:
-        env.update(self.constants)
+        if self.constants:
+            env.update(self.constants)
         for step in self.steps:
             step(env, run)
         return [env[name] for name in self.outputs]
@@ -84,8 +85,8 @@ class Segment(Step):
         self.session, self.reads, self.writes = session, list(reads), list(writes)
 
     def __call__(self, env: Env, run: Run) -> None:
-        feeds = {name: env[name] for name in self.reads}
-        env.update(zip(self.writes, self.session.run(self.writes, feeds, run.options), strict=True))
+        found = self.session.run(self.writes, {name: env[name] for name in self.reads}, run.options)
+        env.update(zip(self.writes, found, strict=True))
 
 
 class Recurrence(Step):
@@ -144,7 +145,7 @@ class Recurrence(Step):
 
 
 class View(Step):
-    """A node that moves axes and no numbers, beside a recurrent node: NumPy only takes another view."""
+    """A node beside a recurrent one that NumPy does without a session: it only takes another view, or compares."""
 
     def __init__(self, read: str, write: str, change: Callable[[Array], Array]) -> None:
         self.reads, self.writes, self._change = [read], [write], change

@@ -1,4 +1,4 @@
-"""Nodes that move axes only: what NumPy does for them without touching a number, and to the sizes."""
+"""Nodes that NumPy does as well: those that move axes and no numbers, and comparisons, which decide for an If."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,12 @@ from .reading import Constants, attributes
 
 Array = NDArray[Any]
 Sizes = list[int | str | None] | None  # of an array: a number, the name of one, or unknown; None: not even how many
-Change = tuple[Callable[[Array], Array], Callable[[Sizes], Sizes]]
+# What is done to an array and to its sizes, and whether the result is bool whatever the array was.
+Change = tuple[Callable[[Array], Array], Callable[[Sizes], Sizes], bool]
 
 
 def view(node: Any, constants: Constants) -> Change | None:
-    """Return what a node does to an array and to its sizes; None if it is no such node, or not yet known how."""
+    """Return what a node does; None if it is no such node, or it depends on more than one array."""
     if node.domain not in ("", "ai.onnx") or not node.input or node.op_type not in _MAKERS:
         return None
     if not all(map(constants.is_constant, node.input[1:])):
@@ -25,7 +26,7 @@ def view(node: Any, constants: Constants) -> Change | None:
 
 
 def _identity(given: dict[str, Any], second: Array | None) -> Change:
-    return lambda a: a, lambda sizes: sizes
+    return lambda a: a, lambda sizes: sizes, False
 
 
 def _transpose(given: dict[str, Any], second: Array | None) -> Change:
@@ -34,7 +35,7 @@ def _transpose(given: dict[str, Any], second: Array | None) -> Change:
     def sizes(old: Sizes) -> Sizes:
         return None if old is None else [old[k] for k in (order or range(len(old))[::-1]) if k < len(old)]
 
-    return lambda a: a.transpose(order), sizes
+    return lambda a: a.transpose(order), sizes, False
 
 
 def _squeeze(given: dict[str, Any], second: Array | None) -> Change:
@@ -43,10 +44,11 @@ def _squeeze(given: dict[str, Any], second: Array | None) -> Change:
     def sizes(old: Sizes) -> Sizes:
         if old is None or axes is None:
             return None
-        gone = {axis % len(old) for axis in axes}
-        return [size for k, size in enumerate(old) if k not in gone]
+        away = {axis % len(old) for axis in axes}
+        return [size for k, size in enumerate(old) if k not in away]
 
-    return lambda a: np.squeeze(a, None if axes is None else tuple(axes)), sizes
+    gone = None if axes is None else tuple(axes)
+    return lambda a: a.squeeze(gone), sizes, False
 
 
 def _unsqueeze(given: dict[str, Any], second: Array | None) -> Change | None:
@@ -61,7 +63,11 @@ def _unsqueeze(given: dict[str, Any], second: Array | None) -> Change | None:
         new, rest = {axis % rank for axis in axes}, iter(old)
         return [1 if k in new else next(rest, None) for k in range(rank)]
 
-    return lambda a: np.expand_dims(a, tuple(axes)), sizes
+    def change(a: Array) -> Array:
+        shape = sizes(list(a.shape))
+        return a.reshape(shape)  # type: ignore[arg-type]
+
+    return change, sizes, False
 
 
 def _reshape(given: dict[str, Any], second: Array | None) -> Change | None:
@@ -80,7 +86,16 @@ def _reshape(given: dict[str, Any], second: Array | None) -> Change | None:
             for k, size in enumerate(wanted)
         ]
 
-    return change, sizes
+    return change, sizes, False
+
+
+def _comparison(compare: Callable[[Array, Array], Array]) -> Callable[[dict[str, Any], Array | None], Change | None]:
+    def make(given: dict[str, Any], second: Array | None) -> Change | None:
+        if second is None or second.size != 1 or second.ndim:
+            return None
+        return lambda a: np.asarray(compare(a, second)), lambda sizes: sizes, True
+
+    return make
 
 
 def _axes(given: dict[str, Any], second: Array | None) -> list[int] | None:
@@ -95,4 +110,7 @@ _MAKERS: dict[str, Callable[[dict[str, Any], Array | None], Change | None]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Reshape": _reshape,
+    "Equal": _comparison(np.equal),
+    "Less": _comparison(np.less),
+    "Greater": _comparison(np.greater),
 }
