@@ -45,7 +45,9 @@ def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.filterwarnings("ignore")  # compilers and exporters of PyTorch warn of their own
 @pytest.mark.parametrize("page", ["pytorch.md", "onnx.md"])
-def test_the_code_of_pages_about_other_libraries_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_pages_about_other_libraries_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
