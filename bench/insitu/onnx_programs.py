@@ -22,6 +22,7 @@ def _sessions(model: Any, threads: int) -> tuple[Any, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads disturb the other side's turn
     return onnxruntime.InferenceSession(model.SerializeToString(), options), accelerate(model)
 
 

@@ -16,6 +16,7 @@ from ..storage import FileError
 Array = NDArray[Any]
 
 OLDEST = 7  # the opset that defined the three operators as they are
+_PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # bits where several share a byte
 MOST_NODES = 1_000_000  # of a model whose functions were written out
 _FOLDED = {
     "Constant",
@@ -181,7 +182,8 @@ def label(node: Any) -> str:
 def opset(model: Any) -> int:
     """The version of the operators of ONNX that a model uses."""
     versions = [int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")]
-    return max(versions, default=1)
+    newest: int = max(versions, default=1)
+    return newest
 
 
 def attributes(node: Any) -> dict[str, Any]:
@@ -263,10 +265,9 @@ def _nbytes(tensor: Any) -> int:
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"its sizes are {list(tensor.dims)}")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    bits = getattr(dtype, "itemsize", 1) * 8
-    if dtype.name in ("int4", "uint4", "float4_e2m1fn", "int2", "uint2"):
-        bits = int(dtype.name.lstrip("uintfloa")[0])
-    return -(-math.prod(tensor.dims) * bits // 8)
+    bits: int = _PACKED.get(dtype.name, dtype.itemsize * 8)
+    nbytes: int = -(-math.prod(tensor.dims) * bits // 8)
+    return nbytes
 
 
 # Functions

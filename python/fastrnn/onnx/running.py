@@ -191,9 +191,9 @@ class Prepared:
         `progress`, if given, is called with the time steps done and all of them.
         """
         if lengths is None and progress is None and self._simple is not None:
-            found = self._as_it_comes(X, states)
-            if found is not None:
-                return found
+            quickly = self._as_it_comes(X, states)
+            if quickly is not None:
+                return quickly
         node = self.node
         lengths = self._check(X, lengths, states)
         assert X is not None
@@ -237,8 +237,8 @@ class Prepared:
             return None
         if T == 1 and self.node.directions == 1:
             several = len(states) > 1
-            state = None if starts is None else tuple(starts) if several else starts[0]
-            stepped = group.step(X[0], state, None, None, get_num_threads())
+            begin = None if starts is None else tuple(starts) if several else starts[0]
+            stepped = group.step(X[0], begin, None, None, get_num_threads())
             if stepped is not None:
                 y, ends = stepped
                 return [y[None, None], *(ends if several else [ends])]
