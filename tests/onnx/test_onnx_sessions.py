@@ -246,6 +246,36 @@ class TestCutting:
         assert session.report.left == {"clipped": "its attribute clip=0.2 is not computed by fastrnn"}
         assert "  clipped  left to ONNX Runtime: its attribute clip=0.2" in str(session.report)
 
+    def test_a_graph_that_cannot_be_cut(self) -> None:
+        """An optional value made before the node and read after it: all is left, and the report says why."""
+        drawn = draw("GRU", np.random.default_rng(7), (T, B, I, H))
+        branches = [
+            inner([helper.make_node("OptionalGetElement", ["maybe"], [name])], [], [value(name)]) for name in "ab"
+        ]
+        nodes = [
+            RELU,
+            helper.make_node("Optional", ["h"], ["maybe"]),
+            *between(drawn),
+            helper.make_node("ReduceSum", ["s"], ["sum"], keepdims=0),
+            helper.make_node("Less", ["sum", "sum"], ["less"]),
+            helper.make_node("If", ["less"], ["out"], then_branch=branches[0], else_branch=branches[1]),
+        ]
+        proto = model(nodes, [value("x", shape=[T, B, I])], [value("out")], [*weights(drawn), *AXIS])
+        session = both(proto, {"x": x_of()}, 0, 1)
+        assert session.report.left == {"my GRU": "the type of 'maybe' is not known where the graph would be cut"}
+
+    def test_initializers_of_old_files_are_constants(self) -> None:
+        drawn = draw("RNN", np.random.default_rng(7), (T, B, I, H))
+        named = zip(WEIGHTS, drawn.inputs[1:4], strict=True)
+        inputs = [value("x", shape=[T, B, I]), *(value(name, shape=a.shape) for name, a in named)]
+        proto = model(
+            [RELU, *between(drawn)], [*inputs, value("one", np.int64, [1])], [value("s")], [*weights(drawn), *AXIS]
+        )
+        proto.ir_version = 3
+        session = both(proto, {"x": x_of()}, 1)
+        with pytest.raises(ValueError, match="run got the input 'W'; the model's are x"):
+            session.run(None, {"x": x_of(), "W": drawn.inputs[1]})
+
     def test_nothing_to_take(self) -> None:
         session = both(model([RELU], [value("x", shape=[T, B, I])], [value("h")]), {"x": x_of()}, 0, 1)
         assert str(session.report) == "fastrnn runs 0 of 0 recurrent nodes, ONNX Runtime the rest in 1 piece"

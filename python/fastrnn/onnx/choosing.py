@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..storage import FileError
+from .constants import Constants, constants_of
 from .nodes import INPUTS, OPERATORS, Node, obstacle, parse
-from .reading import OLDEST, Constants, attributes, constants_of, label, opset, ordered, subgraphs
+from .reading import OLDEST, attributes, label, opset, ordered, subgraphs
 from .running import Prepared
 
 _OURS = ("", "ai.onnx")

@@ -166,7 +166,13 @@ class Cut:
         )
         for one in stored:
             (graph.sparse_initializer if isinstance(one, onnx.SparseTensorProto) else graph.initializer).append(one)
-        session = self._make_session(_serialised(graph, self._model))
+        data = _serialised(graph, self._model)
+        try:
+            session = self._make_session(data)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "onnxruntime":
+                raise
+            raise CutError(f"ONNX Runtime refuses a piece of the cut graph: {error}") from error
         for output in session.get_outputs():
             self.types[output.name] = types.from_words(output.type, output.shape)
         return [Segment(session, reads, writes)]

@@ -15,8 +15,9 @@ from ..inputs import as_real
 from ..layers import GRU, LSTM, RNN
 from ..storage import FileError, replacing
 from .choosing import recurrent_nodes
+from .constants import Constants
 from .nodes import obstacle, parse
-from .reading import OLDEST, Constants, attributes, opset, read_model, readable
+from .reading import OLDEST, attributes, opset, read_model, readable
 from .running import Prepared, as_parameters, make_layer
 
 Array = NDArray[Any]

@@ -10,7 +10,6 @@ from ..layers import GRU, LSTM, RNN
 
 OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
-OUTPUTS = ("Y", "Y_h", "Y_c")  # the last is the LSTM's
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}

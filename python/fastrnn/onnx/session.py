@@ -8,8 +8,9 @@ import numpy as np
 from ..threads import get_num_threads
 from . import types
 from .choosing import Report, Scope, choose
+from .constants import value_of
 from .cutting import Cut
-from .reading import read_model, readable, value_of
+from .reading import read_model, readable
 from .steps import Plan, Run, Segment
 from .types import CutError
 
@@ -108,7 +109,8 @@ class Session:
         if model.ir_version < 4:  # where initializers are constants, although inputs of their names are declared
             self._defaults = {}
         self._inputs = [_argument(i.name, i.type) for i in graph.input if i.name not in stored]
-        self._expected = {i.name: _Expected(i.type) for i in graph.input}
+        given = [i for i in graph.input if i.name not in stored or i.name in self._defaults]
+        self._expected = {i.name: _Expected(i.type) for i in given}
         self._outputs = [_argument(o.name, self._types.get(o.name)) for o in graph.output]
         self._names = [o.name for o in graph.output]
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .reading import Constants, attributes
+from .constants import Constants
+from .reading import attributes
 
 Array = NDArray[Any]
 Sizes = list[int | str | None] | None  # of an array: a number, the name of one, or unknown; None: not even how many
