@@ -363,6 +363,27 @@ class TestFilesThatLie:
             load(proto)
 
 
+def test_constants_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each doubles the one before: no memory holds the last."""
+    monkeypatch.setattr("fastrnn.onnx.constants.machine_memory", lambda: 2**28)
+    proto = plain()
+    proto.graph.initializer[0].name = "W0"
+    doubling = [helper.make_node("Concat", [f"W{k}", f"W{k}"], [f"W{k + 1}"], axis=0) for k in range(60)]
+    outer = helper.make_node("Mul", ["tall", "wide"], ["W"], name="outer")
+    proto.graph.initializer.extend(stored(tall=np.ones((10**5, 1)), wide=np.ones((1, 10**5))))
+    proto.graph.node.insert(0, outer)
+    with pytest.raises(FileError, match=r"the node outer \(Mul\) may make a constant of .*; this machine has"):
+        load(proto)
+    del proto.graph.node[0]
+    for one in [helper.make_node("Identity", ["W60"], ["W"]), *doubling[::-1]]:
+        proto.graph.node.insert(0, one)
+    del proto.graph.initializer[0].dims[:]
+    proto.graph.initializer[0].dims.extend([2**20])
+    proto.graph.initializer[0].raw_data = bytes(2**22)
+    with pytest.raises(FileError, match=r"the node W\d+ \(Concat\) may make a constant of"):
+        load(proto)
+
+
 def test_bytes_and_file_objects_are_read_alike(tmp_path: Path) -> None:
     data = io.BytesIO(plain().SerializeToString()).getvalue()
     (tmp_path / "m.onnx").write_bytes(data)

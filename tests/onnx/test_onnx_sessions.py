@@ -391,6 +391,19 @@ class TestGraphsInside:
 
 
 class TestCalls:
+    def test_outputs_are_the_callers(self) -> None:
+        """No two outputs share memory, nor with an input or a constant."""
+        drawn = draw("RNN", np.random.default_rng(12), (T, B, I, H))
+        nodes = [*between(drawn, "x"), helper.make_node("Identity", ["Y"], ["again"])]
+        outputs = [value(name) for name in ("s", "Y", "again", "x", "W")]
+        proto = model(nodes, [value("x", shape=[T, B, I])], outputs, [*weights(drawn), *AXIS])
+        x = x_of()
+        found = accelerate(proto).run(None, {"x": x})
+        close(found, by_onnxruntime(proto, {"x": x}))
+        for k, array in enumerate(found):
+            assert array.flags.writeable
+            assert not any(np.shares_memory(array, other) for other in [x, *found[:k]])
+
     @pytest.fixture
     def session(self) -> Any:
         drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..checks import machine_memory, readable
 from ..storage import FileError
 from .reading import label
 
@@ -128,6 +129,7 @@ class Constants:
         order = {id(node): k for k, node in enumerate(self._makers.values())}
         values: dict[str, Array] = given
         for node in sorted(nodes.values(), key=lambda node: order[id(node)]):
+            self._refuse_growth(node, [values[n] for n in filter(None, node.input)])
             graph = onnx.helper.make_graph(
                 [node],
                 "constant",
@@ -141,6 +143,17 @@ class Constants:
                 raise FileError(f"{self._name}: the node {label(node)} ({node.op_type}) fails: {error}") from error
             for output, value in zip(filter(None, node.output), found, strict=True):
                 values[output] = self._keep(output, np.asarray(value))
+
+    def _refuse_growth(self, node: Any, inputs: Sequence[Array]) -> None:
+        """Refuse a node whose output could not be held: a few of them in a row make anything out of nothing."""
+        need = 8 * sum(array.nbytes for array in inputs)
+        if node.op_type in ("Add", "Sub", "Mul", "Gather"):
+            need *= max(1, min(array.size for array in inputs))
+        if need > machine_memory():
+            who = f"{self._name}: the node {label(node)} ({node.op_type})"
+            raise FileError(
+                f"{who} may make a constant of {readable(need)}; this machine has {readable(machine_memory())}"
+            )
 
 
 def value_of(tensor: Any, name: str) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..storage import FileError
 from . import types
 from .choosing import Scope
 from .reading import attributes, free_names, label
@@ -222,7 +223,12 @@ class Cut:
         if k in self.scope.taken:
             return self._recurrence(k)
         make = {"If": self._branch, "Loop": self._loop, "Scan": self._scan}[node.op_type]
-        return make(k)
+        try:
+            return make(k)
+        except FileError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise CutError(f"the node {label(node)} ({node.op_type}) contradicts itself: {error}") from error
 
     def _recurrence(self, k: int) -> Step:
         node, parsed = self.scope.nodes[k], self.scope.taken[k]

@@ -200,7 +200,7 @@ class Prepared:
         x = X if X.dtype == self.computed else X.astype(self.computed)
         x = in_rows(x.swapaxes(0, 1) if node.layout else x)
         starts = [None if s is None else np.asarray(s.swapaxes(0, 1) if node.layout else s) for s in states]
-        given = [None if s is None else np.ascontiguousarray(s, self.computed) for s in starts]
+        given = [None if s is None else np.require(s, self.computed, ["C", "A"]) for s in starts]
         found = [group(x, lengths, given, self._chunks(len(x), lengths, progress)) for group in self.groups]
         if len(found) == 1:
             results = list(found[0])
@@ -221,7 +221,7 @@ class Prepared:
     def _as_it_comes(self, X: Array | None, states: Sequence[Array | None]) -> list[Array] | None:
         """Compute where nothing has to be converted or said: a step takes about as long as some checks; else None."""
         computed, group = self.computed, self._simple
-        if X is None or X.dtype != computed or X.ndim != 3 or not X.flags.c_contiguous or not 0 < X.size <= _SMALL:
+        if X is None or X.dtype != computed or X.ndim != 3 or not _is_plain(X) or not 0 < X.size <= _SMALL:
             return None
         T, B, I = X.shape
         if self.input_size != I or group is None:
@@ -230,7 +230,7 @@ class Prepared:
         for state in states:
             if state is not None:
                 wanted = (self.node.directions, B, self.node.hidden_size)
-                if state.dtype != computed or state.shape != wanted or not state.flags.c_contiguous:
+                if state.dtype != computed or state.shape != wanted or not _is_plain(state):
                     return None
                 starts = states
         if starts is not None and any(s is None for s in states):
@@ -333,6 +333,11 @@ class _Group:
             parts.append(y)
             progress(min(t + CHUNK, len(x)), len(x))
         return np.concatenate(parts, axis=1 if self.options[2] else 0), states
+
+
+def _is_plain(array: Array) -> bool:
+    flags = array.flags
+    return flags.c_contiguous and flags.aligned
 
 
 def _flipped(T: int, lengths: Array | None) -> Any:

@@ -185,8 +185,8 @@ class Session:
         if missing := [one.name for one in self._inputs if one.name not in env]:
             raise ValueError(f"run got no input {', '.join(missing)}; the model's are {', '.join(self._expected)}.")
         self._plan(env, Run(run_options, progress))
-        found = [env[name] for name in wanted]
-        return [a if type(a) is not np.ndarray or a.flags.c_contiguous else np.ascontiguousarray(a) for a in found]
+        taken = {id(_root(value)) for value in input_feed.values()}
+        return [_own(env[name], taken) for name in wanted]
 
     def _read(self, name: str, value: Any) -> Any:
         """Return an input as the steps take it; refuse what the model does not declare."""
@@ -206,6 +206,22 @@ class Session:
                 text = f"run got the input {name!r} with shape {array.shape}; the model's is {expected.sizes}."
                 raise ValueError(text)
         return array
+
+
+def _root(value: Any) -> Any:
+    """What holds the memory of an array."""
+    return value if type(value) is not np.ndarray or value.base is None else value.base
+
+
+def _own(value: Any, taken: set[int]) -> Any:
+    """Return an output that shares no memory with an input, a constant or another output, in C order."""
+    if type(value) is not np.ndarray:
+        return value
+    root = id(_root(value))
+    if root in taken or not value.flags.carray:
+        return np.array(value, order="C")
+    taken.add(root)
+    return value
 
 
 class _Expected:

@@ -44,9 +44,9 @@ def to_words(kind: Any) -> str:
 
 
 def dtype_of(kind: Any) -> Any:
-    """Return NumPy's dtype of a tensor's TypeProto; None for strings and for what is no tensor."""
+    """Return NumPy's dtype of a tensor's TypeProto; None for strings, unknown types and what is no tensor."""
     element = element_of(kind)
-    if element in (None, onnx.TensorProto.STRING):
+    if element not in _NAMES or element == onnx.TensorProto.STRING:
         return None
     return onnx.helper.tensor_dtype_to_np_dtype(element)
 
