@@ -86,7 +86,7 @@ class RNN(Recurrent[Array]):
         )
 
     def _cell(self) -> str:
-        return "rnn_relu" if self.nonlinearity == "relu" else "rnn_tanh"
+        return f"rnn_{self.nonlinearity}" if self.nonlinearity in ("tanh", "relu") else "rnn_general"
 
     def _general(self) -> General | None:
         one = self.nonlinearity
@@ -249,6 +249,7 @@ class Kind(NamedTuple):
 CELLS: Mapping[str, Kind] = {
     "rnn_tanh": Kind(RNN, {"nonlinearity": "tanh"}),
     "rnn_relu": Kind(RNN, {"nonlinearity": "relu"}),
+    "rnn_general": Kind(RNN, {}),
     "gru": Kind(GRU, {"reset_after": True}),
     "gru_original": Kind(GRU, {"reset_after": False}),
     "lstm": Kind(LSTM, {}),

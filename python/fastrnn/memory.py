@@ -131,6 +131,14 @@ class Memory(ABC):
         """Bring reset, which must have the wanted shape; return it as (T,B) bool."""
 
 
+def in_rows(array: Array) -> Array:
+    """Return the array, copied if its last axis is not a contiguous run of aligned elements."""
+    size = array.itemsize
+    if array.strides[-1] == size and array.flags.aligned and not any(s % size for s in array.strides):
+        return array
+    return array.copy(order="C")
+
+
 class NumpyMemory(Memory):
     """NumPy's, for the CPU: arrays that fit are used where they lie, others copied."""
 
@@ -142,11 +150,7 @@ class NumpyMemory(Memory):
     reset = staticmethod(read_reset)
 
     def rows(self, problems: Problems, name: str, array: Array) -> Array:
-        """Return the array, copied if its last axis is not a contiguous run of aligned elements."""
-        size = array.itemsize
-        if array.strides[-1] == size and array.flags.aligned and not any(s % size for s in array.strides):
-            return array
-        return array.copy(order="C")
+        return in_rows(array)
 
     def whole(self, problems: Problems, name: str, array: Array) -> Array:
         array = np.ascontiguousarray(array)

@@ -28,6 +28,19 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
     "softplus": (),
 }
 NAMES = tuple(_DEFAULTS)
+# Of the layers' options; those without one are always told.
+DEFAULTS: Mapping[str, Any] = {
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "bidirectional": False,
+    "dropout": 0,
+    "proj_size": 0,
+    "peephole": False,
+    "coupled": False,
+    "clip": None,
+    "activations": None,
+}
 
 # a name, or (name, alpha) or (name, alpha, beta)
 Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]

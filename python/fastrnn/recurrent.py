@@ -19,7 +19,7 @@ from .arguments import Inputs, OneHot, StateLike
 from .frozen import Frozen, FrozenLSTM
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .memory import NumpyMemory, read_lengths
-from .options import General, general, read_options
+from .options import DEFAULTS, General, general, read_options
 from .parameters import Parameters
 from .results import Gradients, MemoryEstimate, Tape, refuse_foreign
 from .spec import Description, S, Spec, describe
@@ -429,18 +429,6 @@ class Recurrent(Spec[S]):
         self.__dict__["_network"] = self._make_network()
 
     def __repr__(self) -> str:
-        plain = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "bidirectional": False,
-            "dropout": 0,
-            "proj_size": 0,
-            "peephole": False,
-            "coupled": False,
-            "clip": None,
-            "activations": None,
-        }
-        listed = ", ".join(f"{k}={v!r}" for k, v in self._plain_options().items() if plain.get(k) != v)
+        listed = ", ".join(f"{k}={v!r}" for k, v in self._plain_options().items() if DEFAULTS.get(k) != v)
         count = sum(math.prod(p.shape) for p in self._parameters.values())
         return f"{type(self).__name__}({listed})  # {count:,} parameters"

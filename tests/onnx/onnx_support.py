@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 Array = NDArray[Any]
-INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c")
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 OPSET = 17
 
@@ -28,7 +28,7 @@ class Drawn:
 
     @property
     def states(self) -> list[Array | None]:
-        return self.inputs[5:]
+        return self.inputs[5:7]
 
     @property
     def lengths(self) -> Array | None:
@@ -44,6 +44,7 @@ def draw(
     lengths: Any = None,
     states: int = 0,
     dtype: Any = np.float32,
+    peepholes: bool = False,
     **attributes: Any,
 ) -> Drawn:
     """A node of sizes T, B, I, H; `states`: how many of initial_h and initial_c it has."""
@@ -60,6 +61,7 @@ def draw(
     inputs.append(None if lengths is None else np.asarray(lengths, np.int32))
     count = 2 if op_type == "LSTM" else 1
     inputs += [uniform(*(D, B)[swap], H) if k < states else None for k in range(count)]
+    inputs += [uniform(D, 3 * H)] if peepholes else []
     return Drawn(op_type, {"hidden_size": H, **attributes}, inputs)
 
 
@@ -96,7 +98,7 @@ def node(drawn: Drawn, outputs: Sequence[str] = ("Y", "Y_h", "Y_c"), name: str |
 def single(drawn: Drawn, constant: bool = True, opset: int = OPSET) -> tuple[Any, dict[str, Array]]:
     """A model of that node alone, its weights constant or inputs as the rest is, and what to feed it."""
     named = {name: a for name, a in zip(INPUTS, drawn.inputs, strict=False) if a is not None}
-    weights = {name: named.pop(name) for name in ("W", "R", "B") if constant and name in named}
+    weights = {name: named.pop(name) for name in ("W", "R", "B", "P") if constant and name in named}
     outputs = ["Y", "Y_h", "Y_c"][: 3 if drawn.op_type == "LSTM" else 2]
     kind = named["X"].dtype
     inputs = [value(name, a.dtype, [None] * a.ndim) for name, a in named.items()]

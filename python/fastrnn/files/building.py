@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import read_options
 from ..initialise import Seed, as_generator
 from ..kit.parts import Embedding, Linear
 from ..layers import CELLS, GRU, LSTM, RNN
+from ..options import read_options
 from ..parameters import Parameters
 from ..spec import describe
 from .errors import FileError
-from .found import SIZES, Found, options_of
+from .found import SIZES, Found, fitting, options_of
 from .tensors import Array
 
 Layer = RNN | GRU | LSTM | Embedding | Linear
@@ -47,7 +47,7 @@ def complete_options(cell: str, options: Mapping[str, Any]) -> dict[str, Any]:
     bound = signature.bind(**options)
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name != "rng"}
-    read = read_options(kind.__name__, given)
+    read = read_options(kind.__name__, given, len(kind._usual))
     if wrong := {name: value for name, value in CELLS[cell].options.items() if read[name] != value}:
         raise ValueError(f"the cell {cell} has {wrong}, and its options say otherwise")
     return read
@@ -56,7 +56,7 @@ def complete_options(cell: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def shapes(cell: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the parameters of a layer with these options, which `complete_options` returned."""
     sizes = {name: options.get(name, 0) for name in SIZES}
-    return describe(cell, sizes["proj_size"] > 0).shapes(**sizes)
+    return describe(cell, sizes["proj_size"] > 0, options.get("peephole", False)).shapes(**sizes)
 
 
 def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Layer:
@@ -109,10 +109,12 @@ def choose(found: Found, options: Mapping[str, Any], who: str) -> str:
         if options[name] != found.said[name]:
             raise ValueError(f"{who} has {name}={found.said[name]!r}; options= says {name}={options[name]!r}")
     known = {**found.assumed, **options, **found.said}
-    cells = [c for c in found.cells if all(known.get(n, v) == v for n, v in CELLS[c].options.items())]
+    cells = fitting(found, known)
     if len(cells) == 1:
         return cells[0]
-    choices = " or ".join(f"options={dict(CELLS[cell].options)}" for cell in cells or found.cells)
+    choices = " or ".join(
+        f"options={dict(CELLS[cell].options)}" for cell in cells or found.cells if CELLS[cell].options
+    )
     if cells:
         raise ValueError(f"{who} ({found.origin}) does not say what it computes: give {choices}")
     raise ValueError(f"{who} ({found.origin}) cannot be with options={dict(options)}: give {choices}")

@@ -72,14 +72,21 @@ def options_of(cell: str) -> dict[str, Any]:
 
 
 @functools.cache
-def described() -> list[tuple[str, bool, Description]]:
-    """Return the description of every cell, without a projection and, where it can have one, with."""
+def described() -> list[tuple[str, bool, bool, Description]]:
+    """Return every cell without and, where it can have them, with a projection and peepholes, and its description."""
     found = []
     for cell, kind in CELLS.items():
-        found.append((cell, False, describe(cell)))
-        if "proj_size" in inspect.signature(kind.layer).parameters:
-            found.append((cell, True, describe(cell, True)))
+        can = inspect.signature(kind.layer).parameters
+        for projection in (False, True)[: 1 + ("proj_size" in can)]:
+            for peephole in (False, True)[: 1 + ("peephole" in can)]:
+                found.append((cell, projection, peephole, describe(cell, projection, peephole)))
     return found
+
+
+def fitting(found: Found, known: Mapping[str, Any]) -> list[str]:
+    """Return the cells that what is known leaves: a general one only where an option names what no other computes."""
+    cells = [c for c in found.cells if all(known.get(n, v) == v for n, v in CELLS[c].options.items())]
+    return [c for c in cells if not c.endswith("_general")] or cells
 
 
 def complete(found: Found) -> Found:
@@ -101,7 +108,7 @@ def _complete(found: Found) -> str:
     if layers > min(len(shapes), MAX_LAYERS):
         return f"it names a layer {layers - 1} and has {len(shapes)} tensors"
     reasons = []
-    for cell, projection, description in described():
+    for cell, projection, peephole, description in described():
         hidden, rest = divmod(rows, description.gates)
         if rest or (hidden == output) == projection or hidden < output:
             continue
@@ -113,6 +120,7 @@ def _complete(found: Found) -> str:
         if wanted == shapes:
             found.cells.append(cell)
             found.sizes = sizes
+            found.said = {**found.said, "peephole": True} if peephole else found.said
             found.tensors = {name: found.tensors[name] for name in wanted}
         else:
             reasons.append((len(bases & {n.rpartition("_l")[0] for n in shapes}), _difference(shapes, wanted, cell)))
@@ -120,7 +128,7 @@ def _complete(found: Found) -> str:
         return ""
     if reasons:
         return max(reasons, key=lambda reason: reason[0])[1]
-    known = ", ".join(sorted({str(d.gates) for _, _, d in described()}))
+    known = ", ".join(sorted({str(d.gates) for *_, d in described()}))
     return f"weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are of no cell that is known here, of {known} gates"
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..checks import readable
 from ..layers import CELLS
+from ..options import DEFAULTS
 from .building import complete_options, recurrent, shapes
-from .found import SIZES, Found, options_of
+from .found import SIZES, Found, fitting, options_of
 from .opening import opened
 from .tensors import Path
 
@@ -72,7 +73,7 @@ def _described(found: Found) -> dict[str, Any]:
     if found.part:
         return {**facts, "type": found.part, "options": found.said}
     known = {**found.assumed, **found.said}
-    cells = [c for c in found.cells if all(known.get(n, v) == v for n, v in CELLS[c].options.items())] or found.cells
+    cells = fitting(found, known) or found.cells
     options = {name: value for name, value in known.items() if name in options_of(cells[0])}
     if "dtype" in options:
         options["dtype"] = str(options["dtype"])
@@ -158,9 +159,8 @@ def _line(layer: Mapping[str, Any]) -> str:
     if "unfit" in layer:
         return f"does not fit: {layer['unfit']}"
     shown = {**layer.get("sizes", {}), **layer["options"]}
-    plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0, "batch_first": False, "dropout": 0}
     listed = ", ".join(
-        f"{name}={value!r}" for name, value in shown.items() if plain.get(name) != value and name != "dtype"
+        f"{name}={value!r}" for name, value in shown.items() if DEFAULTS.get(name) != value and name != "dtype"
     )
     pace = layer.get("microseconds_per_step")
     about = f", about {pace:,.1f} us a step here" if pace is not None else ""

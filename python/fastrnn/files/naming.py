@@ -9,7 +9,7 @@ import numpy as np
 from .found import Found, complete, described, joined, zeros_like
 from .tensors import Array, Tensor
 
-_BASES = sorted({name for _, _, description in described() for name, _, _ in description.parameters})
+_BASES = sorted({name for *_, description in described() for name, _, _ in description.parameters})
 _PYTORCH = re.compile(rf"(?:(.*)[./])?({'|'.join(_BASES)})(_l\d{{1,4}}(?:_reverse)?)?")
 # Flax's submodules of each cell, in PyTorch's order of gates
 _FLAX = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}

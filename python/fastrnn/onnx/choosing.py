@@ -6,7 +6,7 @@ from typing import Any
 
 from ..storage import FileError
 from .constants import Constants, constants_of
-from .nodes import INPUTS, OPERATORS, Node, obstacle, parse
+from .nodes import INPUTS, OPERATORS, Node, departure, parse
 from .reading import OLDEST, attributes, label, opset, ordered, subgraphs
 from .running import Prepared
 
@@ -113,16 +113,21 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
         return f"it has {len(node.input)} inputs instead of 3 to {most}"
     try:
         found = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), f"{node.op_type} node")
-        why = obstacle(found)
-        if why is None:
-            weights = [constants.get(one) if one else None for one in [*node.input, ""][1:4]]
-            if all(w is not None or not one for w, one in zip(weights, node.input[1:4], strict=False)):
-                Prepared(found, *weights, who=f"{node.op_type} node", packed=False)
+        names = weight_names(node)
+        weights = [constants.get(one) if one else None for one in names]
+        if all(w is not None or not one for w, one in zip(weights, names, strict=True)):
+            Prepared(found, weights, who=f"{node.op_type} node", packed=False)
     except FileError:
         raise
     except (ValueError, TypeError) as error:
         return " ".join(str(error).split())
-    return why or found
+    return departure(found) or found
+
+
+def weight_names(node: Any) -> list[str]:
+    """The names of W, R, B and P; "" for what a node leaves out."""
+    inputs = [*node.input, *[""] * 8]
+    return [*inputs[1:4], inputs[7]]
 
 
 def describe(node: Node) -> str:

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..checks import Problems
 from ..convert import ONNX_GATES
 from ..frozen import Frozen
-from ..inputs import as_real
 from ..layers import GRU, LSTM, RNN
+from ..memory import as_real
 from ..storage import FileError, replacing
-from .choosing import recurrent_nodes
+from .choosing import recurrent_nodes, weight_names
 from .constants import Constants
-from .nodes import obstacle, parse
+from .nodes import activation_attributes, parse
 from .reading import OLDEST, attributes, opset, read_model, readable
 from .running import Prepared, as_parameters, make_layer
 
@@ -97,22 +97,15 @@ def _layer(node: Any, constants: Constants, who: str) -> Layer:
     """The layer that computes what a node does."""
     try:
         parsed = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), who)
-        if why := obstacle(parsed):
-            raise FileError(f"{who}: {why}")
         if parsed.direction == "reverse":
             raise FileError(f"{who}: its attribute direction=reverse is of no layer: they run forwards or both ways")
-        names = [*node.input, ""][1:4]
-        W, R, B = (constants.get(one) if one else None for one in names)
-        if missing := [one for one, value in zip(names, (W, R, B), strict=True) if one and value is None]:
+        names = weight_names(node)
+        weights = [constants.get(one) if one else None for one in names]
+        if missing := [one for one, value in zip(names, weights, strict=True) if one and value is None]:
             raise FileError(f"{who}: its weights {', '.join(missing)} are not known before the model runs")
-        checked = Prepared(parsed, W, R, B, who=who, packed=False)
-        if len(checked.groups) > 1:
-            raise FileError(f"{who}: its attribute activations is not the same in both directions")
-        assert W is not None
-        assert R is not None
-        W, R, B = (W.astype(checked.computed), R.astype(checked.computed), None if B is None else B.astype(W.dtype))
-        sides = range(parsed.directions)
-        layer: Layer = make_layer(parsed, sides, as_parameters(parsed, sides, W, R, B), bool(parsed.layout))
+        checked = Prepared(parsed, weights, who=who, packed=False)
+        weights = [None if a is None else a.astype(checked.computed) for a in weights]
+        layer: Layer = make_layer(parsed, as_parameters(parsed, weights), bool(parsed.layout))
     except FileError:
         raise
     except (ValueError, TypeError) as error:
@@ -275,9 +268,13 @@ class _Writer:
         options["direction"] = "bidirectional" if layer.bidirectional else "forward"
         if isinstance(layer, GRU):
             options["linear_before_reset"] = int(layer.reset_after)
-        elif isinstance(layer, RNN):
-            options["activations"] = [layer.nonlinearity.capitalize()] * (1 + layer.bidirectional)
+        if isinstance(layer, LSTM):
+            options["input_forget"] = int(layer.coupled)
+        options.update(activation_attributes(layer))
         inputs = [x, *weights, *[""] * (3 - len(weights)), lens, *begins]
+        if isinstance(layer, LSTM) and layer.peephole:
+            peepholes = self._store(f"{prefix}P_l{k}", _peepholes(layer, k))
+            inputs += [*[""] * (7 - len(inputs)), peepholes]
         while not inputs[-1]:
             inputs.pop()
         self._nodes.append(onnx.helper.make_node(kind, inputs, [f"{prefix}Y_l{k}", *ends], name=name, **options))
@@ -306,3 +303,9 @@ def _weights(layer: Layer, k: int) -> dict[str, Array]:
     if layer.bias:
         found["B"] = np.concatenate([stacked("bias_ih"), stacked("bias_hh")], 1)
     return found
+
+
+def _peepholes(layer: LSTM, k: int) -> Array:
+    """P of one layer, i o f, from i f o."""
+    sides = [f"weight_peephole_l{k}", f"weight_peephole_l{k}_reverse"][: 1 + layer.bidirectional]
+    return np.stack([layer.parameters()[side][[0, 2, 1]].reshape(-1) for side in sides])

@@ -1,6 +1,7 @@
-"""A recurrent node by its attributes, and the one place that says what of it can run here."""
+"""A recurrent node by its attributes."""
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +49,21 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """One activation function with what it is scaled by; None where it has no such number."""
+    """One activation function with what it is scaled by; None where it has no such number.
+
+    `assumed`: a number was not given, so that it is the text's default.
+    """
 
     name: str
     alpha: float | None = None
     beta: float | None = None
+    assumed: bool = False
+
+    def as_option(self) -> Any:
+        """Return it as a layer's option has it."""
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", self.name).lower()
+        numbers = [value for value in (self.alpha, self.beta) if value is not None]
+        return (name, *numbers) if numbers else name
 
     def __str__(self) -> str:
         given = [
@@ -92,27 +103,46 @@ class Node:
     def directions(self) -> int:
         return DIRECTIONS[self.direction]
 
-    def options(self, direction: int) -> dict[str, Any]:
-        """Return the options, beside the sizes, of the layer that is one direction of the node."""
+    def options(self) -> dict[str, Any]:
+        """Return the options, beside the sizes, of the layer that computes it."""
+        sides: list[Any] = [tuple(one.as_option() for one in side) for side in self.activations]
         if self.op_type == "RNN":
-            return {"nonlinearity": self.activations[direction][0].name.lower()}
-        return {"reset_after": self.linear_before_reset} if self.op_type == "GRU" else {}
+            sides = [side[0] for side in sides]
+        activations = sides[0] if sides[0] == sides[-1] else dict(zip(("forward", "reverse"), sides, strict=True))
+        if self.op_type == "RNN":
+            return {"nonlinearity": activations, "clip": self.clip}
+        shared = {"activations": activations, "clip": self.clip}
+        if self.op_type == "GRU":
+            return {"reset_after": self.linear_before_reset, **shared}
+        return {"peephole": self.peepholes, "coupled": self.input_forget, **shared}
 
 
-def obstacle(node: Node) -> str | None:
-    """Say, naming the attribute, why fastrnn cannot compute a node; None if it can."""
-    if node.peepholes:
-        return "its input P, the peepholes, is not computed by fastrnn"
-    if node.input_forget:
-        return "its attribute input_forget=1 is not computed by fastrnn"
-    if node.clip is not None:
-        return f"its attribute clip={node.clip:g} is not computed by fastrnn"
-    plain = {"RNN": [("Tanh",), ("Relu",)]}.get(node.op_type, [_DEFAULTS[node.op_type]])
-    for side in node.activations:
-        if tuple(one.name for one in side) not in plain:
-            listed, known = ", ".join(map(str, side)), " or ".join(", ".join(names) for names in plain)
-            return f"its attribute activations, {listed}, is not computed by fastrnn: it has to be {known}"
+def departure(node: Node) -> str | None:
+    """Say where ONNX Runtime (1.32) departs from the text of a node, which fastrnn follows; None: nowhere."""
+    if node.op_type == "LSTM" and node.clip is not None:
+        return f"with clip={node.clip:g} ONNX Runtime does not clip the cell state on its way into the output"
+    for one in (one for side in node.activations for one in side):
+        if one.assumed and one.name in ("Affine", "ThresholdedRelu", "ScaledTanh"):
+            return f"ONNX Runtime has other defaults of {one.name} than the text"
     return None
+
+
+def activation_attributes(layer: RNN | GRU | LSTM) -> dict[str, Any]:
+    """Return the attributes of a node for the activations and the clip of a layer, where they are not the usual."""
+    found: dict[str, Any] = {} if layer.clip is None else {"clip": layer.clip}
+    given = layer.nonlinearity if isinstance(layer, RNN) else layer.activations
+    if given is None:
+        return found
+    sides = list(given.values()) if isinstance(given, Mapping) else [given] * (1 + layer.bidirectional)
+    chosen = sides if isinstance(layer, RNN) else [one for side in sides for one in side]
+    split: list[tuple[str, Sequence[float]]] = [
+        (one, ()) if isinstance(one, str) else (one[0], one[1:]) for one in chosen
+    ]
+    names = [_ACTIVATIONS[name.replace("_", "")][0] for name, _ in split]
+    alphas = [numbers[0] for _, numbers in split if numbers]
+    betas = [numbers[1] for _, numbers in split if len(numbers) > 1]
+    more = {"activation_alpha": alphas, "activation_beta": betas}
+    return {**found, "activations": names, **{key: values for key, values in more.items() if values}}
 
 
 def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str) -> Node:
@@ -215,9 +245,11 @@ def _activations(
             problems.value(f"the activation {name!r}", f"Known are {known}.")
             return ()
         word, alpha, beta = _ACTIVATIONS[name.lower()]
-        found.append(Activation(word, _next(alphas, alpha), _next(betas, beta)))
+        a, b = _next(alphas, alpha), _next(betas, beta)
+        assumed = (alpha is not None and a is None) or (beta is not None and b is None)
+        found.append(Activation(word, alpha if a is None else a, beta if b is None else b, assumed))
     return tuple(tuple(found[k * len(each) : (k + 1) * len(each)]) for k in range(directions))
 
 
 def _next(values: Any, default: float | None) -> float | None:
-    return None if default is None else next(values, default)
+    return None if default is None else next(values, None)

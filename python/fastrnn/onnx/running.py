@@ -10,15 +10,17 @@ from .. import checks
 from ..checks import Problems
 from ..convert import ONNX_GATES
 from ..initialise import as_generator
-from ..inputs import in_rows
+from ..memory import in_rows
+from ..options import read_options
 from ..parameters import Parameters
 from ..threads import get_num_threads
-from .nodes import INPUTS, OPERATORS, Node, obstacle, parse
+from .nodes import INPUTS, OPERATORS, Node, parse
 
 Array = NDArray[Any]
 
 _COMPUTED = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
 _SMALL = 1 << 22  # numbers in an X for which memory is not asked about first
+WEIGHTS = ("W", "R", "B", "P")  # among the inputs
 CHUNK = 4096  # time steps between two reports of progress
 
 
@@ -47,16 +49,17 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
     Raises
     ------
     ShapeError, ValueError, TypeError
-        With everything that does not fit, and, naming the attribute, for what fastrnn does not compute: peepholes P,
-        ``input_forget``, ``clip``, and other activations than the defaults (and Relu, of an RNN).
+        With everything that does not fit.
 
     Notes
     -----
     The text is https://onnx.ai/onnx/operators/. ONNX Runtime (1.32, CPU) departs from it: where the length is 0, or
     there is no time step at all, its final states are zero instead of the initial ones (Y_c of an LSTM without time
-    steps is not even written to); it has neither float64 nor ``layout=1``, and ends the process at an LSTM or GRU with
-    no sequence (B = 0), and at a GRU with no time step.
-    `accelerate` stands in for ONNX Runtime, so there the final states of length 0 are zero.
+    steps is not even written to); with ``clip``, an LSTM's cell state is not clipped on its way into the output;
+    Affine, ThresholdedRelu and ScaledTanh have other defaults; it has neither float64 nor ``layout=1``, and ends the
+    process at an LSTM or GRU with no sequence (B = 0), and at a GRU with no time step.
+    `accelerate` stands in for ONNX Runtime, so there the final states of length 0 are zero, and nodes with those
+    attributes are left to it.
     """
     who = f"run_node({op_type!r})"
     if op_type not in OPERATORS:
@@ -72,9 +75,7 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
         given[name] = None if value is None else _as_array(problems, name, value)
     problems.refuse()
     node = parse(op_type, attributes, given.get("P") is not None, who)
-    if why := obstacle(node):
-        raise ValueError(f"{who}: {why}.")
-    prepared = Prepared(node, given["W"], given["R"], given["B"], given["X"], who=who, packed=False)
+    prepared = Prepared(node, [given.get(name) for name in WEIGHTS], given["X"], who=who, packed=False)
     states = [given[name] for name in INPUTS[5:7] if name in given]
     return prepared(given["X"], given["sequence_lens"], states)
 
@@ -87,8 +88,8 @@ def _as_array(problems: Problems, name: str, value: ArrayLike) -> Array | None:
         return None
 
 
-def make_layer(node: Node, directions: Sequence[int], arrays: Mapping[str, Array], batch_first: bool = False) -> Any:
-    """Make the layer of some directions of a node from parameters by PyTorch's names, which become its own.
+def make_layer(node: Node, arrays: Mapping[str, Array], batch_first: bool = False) -> Any:
+    """Make the layer of a node from parameters by PyTorch's names, which become its own.
 
     Nothing is drawn, and nothing copied.
     """
@@ -98,23 +99,26 @@ def make_layer(node: Node, directions: Sequence[int], arrays: Mapping[str, Array
         "input_size": weight.shape[1],
         "hidden_size": node.hidden_size,
         "num_layers": 1,
-        **node.options(directions[0]),
+        **node.options(),
         "bias": "bias_ih_l0" in arrays,
         "batch_first": batch_first,
-        "bidirectional": len(directions) == 2,
+        "bidirectional": node.directions == 2,
         "dropout": 0.0,
         "dtype": weight.dtype,
     }
     if node.op_type == "LSTM":
         given["proj_size"] = 0
     layer = kind.__new__(kind)
-    options = checks.read_options(kind.__name__, given)
+    options = read_options(kind.__name__, given, len(kind._usual))
     layer.__setstate__({"options": options, "parameters": Parameters(arrays), "rng": as_generator(kind.__name__, None)})
     return layer
 
 
-def as_parameters(node: Node, directions: Sequence[int], W: Array, R: Array, B: Array | None) -> dict[str, Array]:
-    """Return the parameters of some directions by PyTorch's names, in its order of the gates; always copies."""
+def as_parameters(node: Node, weights: Sequence[Array | None]) -> dict[str, Array]:
+    """Return W, R, B and P by PyTorch's names in its order; always copies."""
+    W, R, B, P = weights
+    assert W is not None
+    assert R is not None
     gates = ONNX_GATES[node.op_type]
     order = [gates.index(k) for k in range(len(gates))]  # of PyTorch's gates, the positions in ONNX's
 
@@ -123,10 +127,12 @@ def as_parameters(node: Node, directions: Sequence[int], W: Array, R: Array, B: 
         return np.ascontiguousarray(parts[order]).reshape(rows.shape)
 
     found = {}
-    for suffix, d in zip(("l0", "l0_reverse"), directions, strict=False):
+    for d, suffix in enumerate(("l0", "l0_reverse")[: node.directions]):
         found[f"weight_ih_{suffix}"], found[f"weight_hh_{suffix}"] = reordered(W[d]), reordered(R[d])
         if B is not None:
             found[f"bias_ih_{suffix}"], found[f"bias_hh_{suffix}"] = map(reordered, np.split(B[d], 2))
+        if P is not None:
+            found[f"weight_peephole_{suffix}"] = P[d].reshape(3, -1)[[0, 2, 1]]  # i o f to i f o
     return found
 
 
@@ -136,9 +142,9 @@ class Prepared:
     Parameters
     ----------
     node
-        One without an obstacle.
-    W, R, B
-        As of `run_node`.
+        What its attributes say.
+    weights
+        W, R, B and P, as of `run_node`.
     X
         Its dtype decides about the type of everything; None: that of W.
     packed
@@ -157,9 +163,7 @@ class Prepared:
     def __init__(
         self,
         node: Node,
-        W: Array | None,
-        R: Array | None,
-        B: Array | None,
+        weights: Sequence[Array | None],
         X: Array | None = None,
         *,
         who: str,
@@ -168,20 +172,16 @@ class Prepared:
     ) -> None:
         self.node, self.who, self.zero_ends = node, who, zero_ends
         problems = Problems(lambda: who)
-        self.dtype = _dtype(problems, X if X is not None else W)
+        self.dtype = _dtype(problems, X if X is not None else weights[0])
         self.computed = np.dtype(_COMPUTED.get(self.dtype.name, np.float32))
-        self.input_size = weights_shape(problems, node, W, R, B)
-        for name, array in (("W", W), ("R", R), ("B", B)):
+        self.input_size = _weights_shape(problems, node, weights)
+        for name, array in zip(WEIGHTS, weights, strict=True):
             self._same_dtype(problems, name, array)
         problems.refuse()
-        W, R, B = (None if a is None else a.astype(self.computed, copy=False) for a in (W, R, B))
-        assert W is not None
-        assert R is not None
-        self.groups = [_Group(node, sides, W, R, B, packed) for sides in _sides(node)]
-        plain = (
-            len(self.groups) == 1 and not node.layout and node.direction != "reverse" and self.dtype == self.computed
-        )
-        self._simple = self.groups[0].frozen if plain else None
+        computed = [None if a is None else a.astype(self.computed, copy=False) for a in weights]
+        self.layer = _Layer(node, computed, packed)
+        plain = not node.layout and node.direction != "reverse" and self.dtype == self.computed
+        self._simple = self.layer.frozen if plain else None
 
     def __call__(
         self, X: Array | None, lengths: Array | None, states: Sequence[Array | None], progress: Any = None
@@ -201,11 +201,7 @@ class Prepared:
         x = in_rows(x.swapaxes(0, 1) if node.layout else x)
         starts = [None if s is None else np.asarray(s.swapaxes(0, 1) if node.layout else s) for s in states]
         given = [None if s is None else np.require(s, self.computed, ["C", "A"]) for s in starts]
-        found = [group(x, lengths, given, self._chunks(len(x), lengths, progress)) for group in self.groups]
-        if len(found) == 1:
-            results = list(found[0])
-        else:
-            results = [np.concatenate(parts, 2 if k == 0 else 0) for k, parts in enumerate(zip(*found, strict=True))]
+        results = self.layer(x, lengths, given, self._chunks(len(x), lengths, progress))
         if self.zero_ends and (lengths is not None or not len(x)):
             short = (lengths == 0) if lengths is not None else np.ones(x.shape[1], bool)
             for end in results[1:]:
@@ -283,15 +279,14 @@ class Prepared:
             )
 
 
-class _Group:
-    """The directions of a node that one layer computes: both at once where their options are the same."""
+class _Layer:
+    """The layer that computes a node; of one that runs in reverse alone, which no layer does, on turned sequences."""
 
-    def __init__(self, node: Node, sides: Sequence[int], W: Array, R: Array, B: Array | None, packed: bool) -> None:
-        self.layer = make_layer(node, sides, as_parameters(node, sides, W, R, B), bool(node.layout))
+    def __init__(self, node: Node, weights: Sequence[Array | None], packed: bool) -> None:
+        self.layer = make_layer(node, as_parameters(node, weights), bool(node.layout))
         self.frozen = self.layer._network.freeze(self.layer._arrays()) if packed else None
-        self.sides = slice(sides[0], sides[-1] + 1)
-        self.backwards = list(sides) == [1] or node.direction == "reverse"
-        self.options = len(sides), node.hidden_size, bool(node.layout)
+        self.backwards = node.direction == "reverse"
+        self.options = node.directions, node.hidden_size, bool(node.layout)
 
     def __call__(self, x: Array, lengths: Array | None, states: list[Array | None], chunked: Any) -> list[Array]:
         """Return y (T,B,D,H), or with the batch first (B,T,D,H), and the final states (D,B,H)."""
@@ -299,7 +294,7 @@ class _Group:
         flip = _flipped(len(x), lengths) if self.backwards else None
         starts: Any = None
         if any(s is not None for s in states):
-            starts = [np.zeros((directions, x.shape[1], H), x.dtype) if s is None else s[self.sides] for s in states]
+            starts = [np.zeros((directions, x.shape[1], H), x.dtype) if s is None else s for s in states]
         if flip is not None:
             x = flip(x)
         T, B = x.shape[:2]
@@ -350,13 +345,6 @@ def _flipped(T: int, lengths: Array | None) -> Any:
     return lambda a: a[index, columns]
 
 
-def _sides(node: Node) -> list[list[int]]:
-    """The directions of a node that go into one layer."""
-    if node.directions == 2 and node.options(0) != node.options(1):
-        return [[0], [1]]
-    return [list(range(node.directions))]
-
-
 def _dtype(problems: Problems, array: Array | None) -> np.dtype[Any]:
     if array is None:
         return np.dtype(np.float32)
@@ -365,13 +353,15 @@ def _dtype(problems: Problems, array: Array | None) -> np.dtype[Any]:
     return array.dtype
 
 
-def weights_shape(problems: Problems, node: Node, W: Array | None, R: Array | None, B: Array | None) -> int:
+def _weights_shape(problems: Problems, node: Node, weights: Sequence[Array | None]) -> int:
     """Check the shapes of the weights; return the number of features."""
+    W, R, B, P = weights
     D, H = node.directions, node.hidden_size
     rows = len(ONNX_GATES[node.op_type]) * H
     features = W.shape[2] if W is not None and W.ndim == 3 else 0
-    for name, array, shape in (("W", W, (D, rows, features)), ("R", R, (D, rows, H)), ("B", B, (D, 2 * rows))):
-        if array is None and name != "B":
+    wanted = ((D, rows, features), (D, rows, H), (D, 2 * rows), (D, 3 * H))
+    for name, array, shape in zip(WEIGHTS, (W, R, B, P), wanted, strict=True):
+        if array is None and name in ("W", "R"):
             problems.value(f"no {name}", "It is not optional.")
         elif array is not None and (array.shape != shape or 0 in shape):
             text = f"({D}, {rows}, features), features at least 1" if name == "W" else str(shape)

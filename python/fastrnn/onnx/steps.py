@@ -110,16 +110,16 @@ class Recurrence(Step):
         self, name: str, node: Node, inputs: Sequence[str | Array | None], writes: Sequence[str], zero_ends: bool
     ) -> None:
         self.name, self.node, self.writes, self.zero_ends = name, node, list(writes), zero_ends
-        self._inputs = [*inputs, *[None] * (7 - len(inputs))]
+        self._inputs = [*inputs, *[None] * (8 - len(inputs))]
         self.reads = [one for one in self._inputs if isinstance(one, str)]
         self._last = 7 if node.op_type == "LSTM" else 6
-        weights = self._inputs[1:4]
+        weights = _weights(self._inputs)
         self._fixed = None if any(isinstance(w, str) for w in weights) else self._prepare(weights, True)
         self._kept: tuple[Sequence[Any], Prepared] | None = None  # of weights in memory that nobody can write to
 
     def _prepare(self, weights: Sequence[Any], packed: bool) -> Prepared:
         who = f"the node {self.name} ({self.node.op_type})"
-        return Prepared(self.node, *weights, who=who, packed=packed, zero_ends=self.zero_ends)
+        return Prepared(self.node, weights, who=who, packed=packed, zero_ends=self.zero_ends)
 
     def _prepared(self, weights: Sequence[Any]) -> Prepared:
         """Weights that come with the call; packed where they are the ones of the call before and cannot change."""
@@ -133,7 +133,7 @@ class Recurrence(Step):
 
     def __call__(self, env: Env, run: Run) -> None:
         values: list[Any] = [env[one] if type(one) is str else one for one in self._inputs]
-        prepared = self._fixed or self._prepared(values[1:4])
+        prepared = self._fixed or self._prepared(_weights(values))
         states, progress = values[5 : self._last], run.progress
         if progress is None:
             found = prepared(values[0], values[4], states)
@@ -142,6 +142,11 @@ class Recurrence(Step):
             found = prepared(values[0], values[4], states, lambda done, of: progress(self.name, done, of))
             progress(self.name, steps, steps)
         self._write(env, found)
+
+
+def _weights(inputs: Sequence[Any]) -> list[Any]:
+    """W, R, B and P of the inputs of a node."""
+    return [*inputs[1:4], inputs[7]]
 
 
 class View(Step):
