@@ -206,7 +206,8 @@ template <class Cell, class V, class Real> struct Backward {
     const int64_t K = through_projection ? P : (linked && !apart) || p > 0 ? ph.gates * H : 0;
     const Matrix<Real> w{through_projection ? q.panel_hr : q.panel_hh + panel_start(p), nullptr, K, units,
                          (through_projection ? P : ph.gates * H) * N};
-    const bool done = product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, back, start, finish, poll);
+    const bool done =
+        product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, back, start, epilogue<Cell::general>(finish), poll);
     return seat.by_rows ? done : meet();
   }
 

@@ -52,6 +52,7 @@ struct CellDefaults {
   static constexpr bool has_carry = false;    // backward leaves a part of dL/dh_prev in 'carry'; else it is dropped
   static constexpr bool projected = false;    // the second phase multiplies by weight_hr
   static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
+  static constexpr bool general = false;      // heeds the options; its epilogue is large, and all tiles share one copy of it
   static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
 };
 
@@ -174,29 +175,31 @@ template <class Whole> struct Projected : Whole {
 
 // h = f(z)
 struct RnnGeneral : CellDefaults {
+  static constexpr bool general = true;
   static constexpr int gates = 1, tape = 1;
   static constexpr Slots slots{1};
   static constexpr Phase phase[] = {{0, 1, 0, 1}};
 
-  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     u.tape[0] = u.z[0];
     u.out = activate(u.options->activation[0], u.options->clip, u.z[0]);
   }
-  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
     u.dz[0] = u.dout * activate_with_slope(u.options->activation[0], u.options->clip, u.tape[0]).slope;
   }
 };
 
 // r, z = f(.);  n = g(W_in x + b_in + r * (W_hn h_prev + b_hn));  h = (1 - z) n + z h_prev
 struct GruGeneral : Gru {
-  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+  static constexpr bool general = true;
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
     const V r = activate(o.activation[0], o.clip, u.z[0]), z = activate(o.activation[0], o.clip, u.z[1]);
     const V into_n = fma(r, u.z[2], u.x_side), n = activate(o.activation[1], o.clip, into_n);
     u.out = fma(z, u.h_prev - n, n);
     u.tape[0] = u.z[0], u.tape[1] = u.z[1], u.tape[2] = into_n, u.tape[3] = u.z[2];
   }
-  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
     const CellOptions& o = *u.options;
     const Activated<V> r = activate_with_slope(o.activation[0], o.clip, u.tape[0]),
                        z = activate_with_slope(o.activation[0], o.clip, u.tape[1]),
@@ -212,7 +215,8 @@ struct GruGeneral : Gru {
 
 // r, z = f(.);  n = g(W_in x + b_in + W_hn (r * h_prev) + b_hn);  h = (1 - z) n + z h_prev
 struct GruOriginalGeneral : GruOriginal {
-  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+  static constexpr bool general = true;
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
     if constexpr (p == 0) {
       u.tape[0] = u.z[0], u.tape[1] = u.z[1];
@@ -223,7 +227,7 @@ struct GruOriginalGeneral : GruOriginal {
       u.out = fma(z, u.h_prev - n, n);
     }
   }
-  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
     const CellOptions& o = *u.options;
     if constexpr (p == 0) {
       const Activated<V> z = activate_with_slope(o.activation[0], o.clip, u.tape[1]),
@@ -241,10 +245,11 @@ struct GruOriginalGeneral : GruOriginal {
 
 // i, f = f(. + p c_prev), or f = 1 - i;  g = g(.);  c = f c_prev + i g;  o = f(. + p c);  h = o h(c)  (Gers and Schmidhuber 2000)
 struct LstmGeneral : Lstm {
+  static constexpr bool general = true;
   static constexpr Slots slots{7, 0, 0, 3};  // the last three: the gradients of the peepholes
   static constexpr Phase phase[] = {{0, 4, 0, 7}};
 
-  template <int p, class V> static FASTRNN_RARE void forward(Unit<V>& u) {
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
     const V into_i = fma(u.vector[0], u.prev[c], u.z[0]), into_f = fma(u.vector[1], u.prev[c], u.z[1]);
     const V i = activate(o.activation[0], o.clip, into_i), g = activate(o.activation[1], o.clip, u.z[2]);
@@ -254,7 +259,7 @@ struct LstmGeneral : Lstm {
     u.out = activate(o.activation[0], o.clip, into_o) * activate(o.activation[2], o.clip, u.next[c]);
     u.tape[0] = into_i, u.tape[1] = into_f, u.tape[2] = u.z[2], u.tape[3] = into_o;
   }
-  template <int p, class V> static FASTRNN_RARE void backward(UnitGradient<V>& u) {
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
     const CellOptions& o = *u.options;
     const Activated<V> i = activate_with_slope(o.activation[0], o.clip, u.tape[0]),
                        g = activate_with_slope(o.activation[1], o.clip, u.tape[2]),

@@ -257,7 +257,8 @@ template <class Cell, class V, class Real> struct Forward {
         for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? prev[0] : inner_in, n, share, back, start, finish);
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? prev[0] : inner_in, n, share, back, start,
+                                            epilogue<Cell::general>(finish));
     return seat.by_rows ? done : !wait(seat);
   }
 

@@ -144,6 +144,34 @@ FASTRNN_FN void finish_group(const Bundle<V, M> (&z)[G], int64_t row, int64_t bl
   }
 }
 
+// An epilogue of which there are few copies, for two results at a time: those of general cells would be larger than they are fast.
+template <class Finish> struct InPairs {
+  const Finish& finish;
+  template <class V, int M, int G, int N, bool down, bool whole>
+  FASTRNN_FN void operator()(const Bundle<V, M> (&z)[G], Results<N, down, whole> place) const {
+    if constexpr (M > 1) {
+      const int pairs = known_at_run_time(M / 2);
+      for (int m = 0; m < pairs; m++) some<2>(z, 2 * m, place);
+    }
+    if constexpr (M % 2 == 1) some<1>(z, M - 1, place);
+  }
+
+ private:
+  template <int count, class V, int M, int G, class Place> FASTRNN_FN void some(const Bundle<V, M> (&z)[G], int first, Place place) const {
+    Bundle<V, count> few[G];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++)
+#pragma GCC unroll 2
+      for (int m = 0; m < count; m++) few[g].v[m] = z[g].v[first + m];
+    apart(few, Place{place.row(first), place.block(first), place.units});
+  }
+  template <class Z, class Place> __attribute__((noinline)) void apart(const Z& z, Place place) const { finish(z, place); }
+};
+template <bool general, class Finish> FASTRNN_FN decltype(auto) epilogue(const Finish& finish) {
+  if constexpr (general) return InPairs<Finish>{finish};
+  else return (finish);
+}
+
 template <class V, int R, int U, int G, bool packed, class Real, class Start, class Finish>
 __attribute__((noinline)) void tile(const Matrix<Real>& w, const Real* const* a, int64_t row, int64_t block, const Real* ahead,
                                     const Start& start, const Finish& finish) {
