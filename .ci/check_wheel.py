@@ -34,10 +34,18 @@ def check_contents(path: Path) -> list[str]:
         cores = [name for name in names if name.startswith("fastrnn/_core.") and name.endswith(".so")]
         if len(cores) != 1:
             problems.append(f"it holds {cores or 'no compiled core'}, not one compiled core")
-        for core in cores:
-            code = wheel.read(core)
-            problems += [f"{core} lacks {isa}" for isa in ISAS if b"\0" + isa.encode() + b"\0" not in code]
-        for needed in ("fastrnn/_core.pyi", "fastrnn/py.typed", "fastrnn/__init__.py"):
+        library = next((name for name in names if "/libfastrnn" in name), "")
+        code = wheel.read(library) if library else b""
+        problems += [
+            f"{library or 'libfastrnn.so'} lacks {isa}" for isa in ISAS if b"\0" + isa.encode() + b"\0" not in code
+        ]
+        for needed in (
+            "fastrnn/libfastrnn.so",
+            "fastrnn/include/fastrnn.h",
+            "fastrnn/_core.pyi",
+            "fastrnn/py.typed",
+            "fastrnn/__init__.py",
+        ):
             if needed not in names:
                 problems.append(f"{needed} is missing")
         strange = [name for name in names if not name.startswith("fastrnn/") and ".dist-info/" not in name]

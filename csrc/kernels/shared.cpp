@@ -267,6 +267,28 @@ template <class Real> void softmax(const Softmax<Real>& s, const Seat& seat) {
   }
 }
 
+// From the rows as they are: few of them, for a read-out after each step.
+template <class Real> void linear(const Linear<Real>& l) {
+  using V = typename VectorOf<Real>::type;
+  constexpr int N = Lanes<V>::n, group = 32;
+  Control control{};
+  Barrier alone{{}, 1, 0, 0, 0, {}};
+  Poll poll(Seat{0, 1, true, false, &alone, &control});
+  const Real* rows[group];
+  for (int64_t first = 0; first < l.n; first += group) {
+    const int64_t count = l.n - first < group ? l.n - first : group;
+    for (int64_t i = 0; i < count; i++) rows[i] = l.x + (first + i) * l.K;
+    auto start = [&](V(&z)[1], int64_t, int64_t block)
+                     __attribute__((always_inline)) { z[0] = l.bias ? load<V>(l.bias + block * N, l.m - block * N) : V{}; };
+    auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < Members<decltype(z[0])>::n; m++)
+        store(l.y + (first + place.row(m)) * l.m + place.at(m), z[0].v[m], place.left(m));
+    };
+    product_of_rows<V, 1>(Matrix<Real>{nullptr, l.weight, l.K, l.m, 0}, rows, count, {0, blocks_of<V>(l.m)}, start, finish, poll);
+  }
+}
+
 // More chains than two units with a latency of four have in flight; they converge to 2.
 template <class Real> double fma_loop(int64_t iterations) {
   using V = typename VectorOf<Real>::type;
@@ -309,6 +331,7 @@ template <class Real> constexpr Functions<Real> functions() {
           apply<Real, true>,
           product<Real>,
           softmax<Real>,
+          linear<Real>,
           fma_loop<Real>,
           read_loop<Real>};
 }

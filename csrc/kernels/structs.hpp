@@ -213,6 +213,14 @@ template <class Real> struct Product {
   const void** row_pointers;  // (2 * n) scratch
 };
 
+// y (n,m) = x (n,K) W^T + bias, on one thread.
+template <class Real> struct Linear {
+  const Real *weight, *bias;  // (m,K), (m) or null
+  const Real* x;
+  Real* y;
+  int64_t n, K, m;
+};
+
 // Softmax and cross entropy of rows of logits: losses, and gradients times 'scale'. The target of a row is 1 - smoothing +
 // smoothing / m for its class and smoothing / m for each other one. The gradients may take the place of the logits.
 template <class Real> struct Softmax {
@@ -231,6 +239,7 @@ template <class Real> struct Functions {
   void (*tanh)(const Real* x, Real* y, int64_t n);
   void (*product)(const Product<Real>&, const Seat&);
   void (*softmax)(const Softmax<Real>&, const Seat&);
+  void (*linear)(const Linear<Real>&);
   // What a core can do at most, for benchmarks to be held against. Both give what they did, in operations and in bytes.
   double (*fma_loop)(int64_t iterations);
   double (*read_loop)(const Real* x, int64_t n, int64_t passes);

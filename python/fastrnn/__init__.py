@@ -5,6 +5,7 @@ from typing import Any as _Any
 from . import convert
 from ._core import __version__
 from ._info import info
+from ._library import get_include, get_library
 from .checks import ShapeError, SizeError
 from .files.errors import FileError
 from .files.loading import load
@@ -43,6 +44,8 @@ __all__ = [
     "convert",
     "cross_entropy",
     "flow",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "info",
     "learning_rate",
