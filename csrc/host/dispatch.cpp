@@ -3,6 +3,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include "kernels/structs.hpp"
 
@@ -10,17 +14,26 @@
   namespace fastrnn::isa {                    \
   extern const KernelTable<float> table_f32;  \
   extern const KernelTable<double> table_f64; \
+  extern const NarrowTable narrow_table;      \
+  }                                           \
+  DECLARE_PRODUCTS(isa)
+#define DECLARE_PRODUCTS(isa)                  \
+  namespace fastrnn::isa {                     \
+  extern const NarrowProducts narrow_products; \
   }
-#define ROW(isa, supported) {#isa, supported, &isa::table_f32, &isa::table_f64}
+#define ROW(isa, supported, products) {#isa, supported, &isa::table_f32, &isa::table_f64, &isa::narrow_table, products}
 
 #ifdef FASTRNN_HAS_AVX512
 DECLARE(avx512)
+DECLARE_PRODUCTS(avx512vnni)
 #endif
 #ifdef FASTRNN_HAS_AVX2
 DECLARE(avx2)
+DECLARE_PRODUCTS(avx2vnni)
 #endif
 #ifdef FASTRNN_HAS_NEON
 DECLARE(neon)
+DECLARE_PRODUCTS(neondot)
 #endif
 #ifdef FASTRNN_HAS_SCALAR
 DECLARE(scalar)
@@ -39,24 +52,41 @@ namespace {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+[[maybe_unused]] bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+[[maybe_unused]] bool has_avx2vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
+#elif defined(__aarch64__)
+[[maybe_unused]] bool has_neondot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+#endif
+
+#ifdef FASTRNN_HAS_AVX512
+const NarrowCandidate avx512_products[] = {{has_avx512vnni, &avx512vnni::narrow_products}, {has_avx512, &avx512::narrow_products}, {}};
+#endif
+#ifdef FASTRNN_HAS_AVX2
+const NarrowCandidate avx2_products[] = {{has_avx2vnni, &avx2vnni::narrow_products}, {has_avx2, &avx2::narrow_products}, {}};
+#endif
+#ifdef FASTRNN_HAS_NEON
+const NarrowCandidate neon_products[] = {{has_neondot, &neondot::narrow_products}, {always, &neon::narrow_products}, {}};
+#endif
+#ifdef FASTRNN_HAS_SCALAR
+const NarrowCandidate scalar_products[] = {{always, &scalar::narrow_products}, {}};
 #endif
 
 }  // namespace
 
 const Isa isas[] = {
 #ifdef FASTRNN_HAS_AVX512
-    ROW(avx512, has_avx512),
+    ROW(avx512, has_avx512, avx512_products),
 #endif
 #ifdef FASTRNN_HAS_AVX2
-    ROW(avx2, has_avx2),
+    ROW(avx2, has_avx2, avx2_products),
 #endif
 #ifdef FASTRNN_HAS_NEON
-    ROW(neon, always),
+    ROW(neon, always, neon_products),
 #endif
 #ifdef FASTRNN_HAS_SCALAR
-    ROW(scalar, always),
+    ROW(scalar, always, scalar_products),
 #endif
-    {nullptr, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 const Isa& choose_isa(const char* name) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "host/narrow.hpp"
 #include "host/plan.hpp"
 #include "host/stack.hpp"
 
@@ -20,7 +21,10 @@ template <class Real> Load load_of(const Stack& n, const ForwardCall<Real>& call
   const int64_t I = !call.tokens   ? n.I
                     : !call.x.base ? 0
                                    : int64_t(double(n.I) * double(call.tokens->distinct) / double(std::max<int64_t>(tokens, 1)));
-  return {k.lanes, k.gates, k.phases, int(sizeof(Real)), I, n.H, n.P, n.L, T, n.D, rows, backward};
+  const NarrowProducts* const narrow = call.frozen ? call.frozen->narrow : nullptr;
+  const Format format = narrow ? call.frozen->narrow_hh[0].format : Format{};
+  const int bytes = !narrow ? int(sizeof(Real)) : format == Format::int8 ? 1 : 2, speed = narrow ? narrow->speed[int(format)] : 1;
+  return {k.lanes, k.gates, k.phases, bytes, speed, I, n.H, n.P, n.L, T, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
@@ -29,6 +33,34 @@ int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
 }
 // Depends on T and B only: the order of the sums in a weight gradient must not hang on the threads.
 int64_t gradient_steps(int64_t T, int64_t B) { return std::max<int64_t>(1, std::min(T, 384 / std::max<int64_t>(B, 1))); }
+
+NarrowPanel take_narrow(Format format, int64_t K, int64_t units, int gates, int lanes, Arena& arena) {
+  const NarrowSizes sizes = narrow_sizes(format, K, units, gates, lanes);
+  NarrowPanel p{format, arena.take<char>(sizes.data), nullptr, nullptr};
+  if (sizes.numbers) p.scale = arena.take<float>(sizes.numbers), p.offset = arena.take<int32_t>(sizes.numbers);
+  return p;
+}
+// Beside those of take_panels, which are then none but the biases and the like.
+template <class Real> void take_narrow_panels(const Stack& n, int64_t I, const NarrowFormats& formats, Arena& arena, Panels<Real>& p) {
+  const Kernel<Real>& k = kernel_of<Real>(n);
+  p.narrow = formats.products;
+  p.narrow_ih = take_narrow(formats.ih, I, n.H, k.gates, k.lanes, arena);
+  p.narrow_hh[0] = take_narrow(formats.hh, n.P, n.H, k.first_gates, k.lanes, arena);
+  if (k.projected) p.narrow_hh[1] = take_narrow(formats.hh, n.H, n.P, 1, k.lanes, arena);
+  else if (k.phases == 2) p.narrow_hh[1] = take_narrow(formats.hh, n.P, n.H, k.gates - k.first_gates, k.lanes, arena);
+}
+
+inline void pack_narrow_panels(const Stack& n, const Direction<float>& d) {
+  const Kernel<float>& k = kernel_of<float>(n);
+  auto pack = [&](const NarrowPanel& p, const float* rows, int64_t K, int64_t units, int gates) {
+    pack_narrow(p.format, rows, K, units, gates, k.lanes, const_cast<char*>(p.data), const_cast<float*>(p.scale),
+                const_cast<int32_t*>(p.offset));
+  };
+  pack(d.panels.narrow_ih, d.weight[weight_ih], d.I, n.H, k.gates);
+  pack(d.panels.narrow_hh[0], d.weight[weight_hh], n.P, n.H, k.first_gates);
+  if (k.projected) pack(d.panels.narrow_hh[1], d.weight[weight_hr], n.H, n.P, 1);
+  else if (k.phases == 2) pack(d.panels.narrow_hh[1], d.weight[weight_hh] + k.first_gates * n.H * n.P, n.P, n.H, k.gates - k.first_gates);
+}
 
 template <class Real> Panels<Real> take_panels(const Stack& n, int64_t I, bool input, bool recurrent, Arena& arena) {
   const Kernel<Real>& k = kernel_of<Real>(n);
@@ -78,6 +110,10 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
   }
   d.row_pointer_count = plus(times(4 + 2 * k.states, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
+  if (d.panels.narrow) {
+    d.narrow_room_size = plus(sizeof(NarrowRoom), times(narrow_rows, narrow_pitch(std::max({d.I, n.H, n.P}))));
+    d.narrow_room = arena.take<char>(times(d.narrow_room_size, plan.size));
+  }
   if (!d.training && k.phases == 2) {
     d.inner = arena.take<Real>(times(B, n.H));
     if (k.tape && !k.projected) d.gates = arena.take<Real>(times(times(B, h), k.tape));

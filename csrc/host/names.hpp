@@ -34,6 +34,11 @@ inline Cell cell_named(const std::string& name, bool projected, bool general) {
 using General =
     std::tuple<double, bool, bool, std::vector<std::vector<std::tuple<std::string, double, double>>>>;  // clip, coupled, peephole
 
+inline Format format_named(const std::string& name) {
+  if (name != "bfloat16" && name != "int8") throw std::invalid_argument("weights '" + name + "' are neither bfloat16 nor int8");
+  return name == "int8" ? Format::int8 : Format::bfloat16;
+}
+
 inline ActivationKind activation_named(const std::string& name) {
   constexpr const char* names[] = {"sigmoid",     "tanh",         "relu", "affine",   "leaky_relu", "thresholded_relu",
                                    "scaled_tanh", "hard_sigmoid", "elu",  "softsign", "softplus"};

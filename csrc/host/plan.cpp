@@ -25,7 +25,8 @@ double step_of(const Load& load, int size, bool by_rows) {
   for (int64_t l = 0; l < load.L && load.T == 1; l++) resident += weights(inputs(l) + (l ? load.P : 0));
   const double bytes_per_us = resident * load.item_size < second_level_cache ? bytes_from_it : bytes_from_beyond;
   auto product = [&](double elements, double reads) {
-    const double compute = 2 * elements * rows / (flops_of_a_lane * load.lanes), read = elements * load.item_size * reads / bytes_per_us;
+    const double compute = 2 * elements * rows / (flops_of_a_lane * load.lanes * load.speed),
+                 read = elements * load.item_size * reads / bytes_per_us;
     return std::max(compute, read) + unoverlapped_fraction * std::min(compute, read);
   };
   double step = 0;

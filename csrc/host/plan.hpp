@@ -7,9 +7,10 @@ namespace fastrnn {
 // Operations that a vector lane does in a microsecond, about.
 constexpr double flops_of_a_lane = 9e3;
 
-// What a call has to do. rows: how many run at a step, on average.
+// What a call has to do. item_size: bytes of a weight; speed: products with narrow weights in the time of one of full ones; rows: how many
+// run at a step, on average.
 struct Load {
-  int lanes, gates, phases, item_size;
+  int lanes, gates, phases, item_size, speed;
   int64_t I, H, P, L, T;
   int D;
   double rows;

@@ -107,7 +107,9 @@ Problem make(const Case& c, unsigned seed) {
 }
 
 // The case on one instruction set. Outputs and gradients start as NaN: whatever is not written shows.
-template <class Real> void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out, Values* gradients) {
+template <class Real>
+void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out, Values* gradients,
+         const NarrowFormats* formats = nullptr) {
   const Case& c = p.c;
   const Stack n = c.network(isa);
   auto narrow = [](const Array& a) { return std::vector<Real>(a.begin(), a.end()); };
@@ -136,7 +138,7 @@ template <class Real> void run(const Problem& p, const Isa& isa, int threads, bo
   call.before = {{h0.data(), c0.data()}}, call.after = {{hn.data(), cn.data()}};
   call.weights = weights.data();
   std::unique_ptr<FrozenWeights<Real>> packed;
-  if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data())), call.frozen = packed->panels(), call.weights = nullptr;
+  if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data(), formats)), call.frozen = packed->panels(), call.weights = nullptr;
   Saved<Real> saved;
   Memory memory;
   if (gradients) memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch, false, arena); }, false), call.saved = &saved;
@@ -264,6 +266,28 @@ void check_gradient(const Problem& p, const Isa& scalar, Values& gradient) {
         p.c.text() + ": gradient " + std::to_string(expected) + " difference " + std::to_string(found));
 }
 
+// Fewer bits: near the exact result, with the same bits for any number of threads and from every version of int8's products.
+void check_narrow(const Problem& p, const Isa& isa, Output& wide) {
+  Output first[format_count];
+  for (const NarrowCandidate* candidate = isa.products; candidate->products; candidate++) {
+    if (!candidate->supported()) continue;
+    for (int f = 0; f < format_count; f++) {
+      const NarrowFormats formats{Format(f), Format(f), candidate->products};
+      const std::string text = p.c.text() + ": " + candidate->products->name + (f ? " int8" : " bfloat16");
+      Output one, other;
+      run<float>(p, isa, 1, true, one, nullptr, &formats);
+      const double off = distance(p.c, one, wide);
+      check(off < (f ? 0.05 : 0.01), text + " is off by " + std::to_string(off));
+      for (int threads : {2, 3}) {
+        run<float>(p, isa, threads, true, other, nullptr, &formats);
+        check(distance(p.c, other, one) == 0, text + " threads");
+      }
+      if (candidate == isa.products || first[f].y.empty()) first[f] = one;
+      check(distance(p.c, first[f], one) == 0, text + " like other versions");
+    }
+  }
+}
+
 void check_case(const Case& c, const Isa& scalar) {
   const Problem p = make(c, 11);
   Output wide;
@@ -288,6 +312,7 @@ void check_case(const Case& c, const Isa& scalar) {
     }
     run<double>(p, *isa, 2, true, other, nullptr);
     check(distance(c, other, wide) < 1e-12, c.text() + ": " + isa->name + " frozen");
+    check_narrow(p, *isa, wide);
   }
 }
 

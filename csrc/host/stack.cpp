@@ -76,6 +76,13 @@ template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batc
 
 namespace {
 
+// The kernel that runs a call; a frozen layer's weights do not change their format.
+template <class Real> auto forward_of(const Stack& n, const ForwardCall<Real>& call) {
+  if constexpr (sizeof(Real) == sizeof(float))
+    if (call.frozen && call.frozen->narrow) return n.isa->narrow->forward[int(n.cell)];
+  return kernel_of<Real>(n).forward;
+}
+
 // The directions of a call, and what each needs of its scratch.
 template <class Real> struct ForwardWork {
   Stack n;
@@ -112,6 +119,7 @@ template <class Real> struct ForwardWork {
 template <class Real> struct ForwardRun<Real>::Job {
   ForwardWork<Real> work;
   const Kernel<Real>& kernel = kernel_of<Real>(work.n);
+  void (*const forward)(const Direction<Real>&, const Seat&) = forward_of(work.n, work.call);
   Team team;
   Memory memory;
 
@@ -150,7 +158,7 @@ template <class Real> struct ForwardRun<Real>::Job {
           kernel.pack(d, seat);
           if (wait(seat)) break;
         }
-        kernel.forward(d, seat);
+        forward(d, seat);
       }
       if (wait(team.all, team.control, rank == 0)) return;
       if (!call.masks.base || l + 1 == n.L) continue;
@@ -289,10 +297,15 @@ template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return 
 
 // ---- frozen weights, sizes -----------------------------------------------------------------------------------------
 
-template <class Real> FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights) {
+template <class Real>
+FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow) {
   auto lay_out = [&](Arena& arena) {
     panels_.clear();
-    for (int64_t i = 0; i < n.L * n.D; i++) panels_.push_back(take_panels<Real>(n, n.input_size(i / n.D), true, true, arena));
+    for (int64_t i = 0; i < n.L * n.D; i++) {
+      const int64_t I = n.input_size(i / n.D);
+      panels_.push_back(take_panels<Real>(n, I, !narrow, !narrow, arena));
+      if (narrow) take_narrow_panels(n, I, *narrow, arena, panels_.back());
+    }
   };
   memory_ = laid_out(lay_out, false);
   Control control{};
@@ -305,6 +318,8 @@ template <class Real> FrozenWeights<Real>::FrozenWeights(const Stack& n, const P
     d.weight = weights[i];
     d.panels = panels_[i];
     kernel_of<Real>(n).pack(d, seat);
+    if constexpr (sizeof(Real) == sizeof(float))
+      if (narrow) pack_narrow_panels(n, d);
   }
 }
 

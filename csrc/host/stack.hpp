@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "host/batch.hpp"
+#include "host/narrow.hpp"
 #include "host/threads.hpp"
 
 namespace fastrnn {
@@ -85,10 +86,10 @@ template <class Real> class BackwardRun {
   std::unique_ptr<Job> job_;
 };
 
-// All weights packed for forward calls.
+// All weights packed for forward calls. narrow: in these formats, of float32 weights; or null.
 template <class Real> class FrozenWeights {
  public:
-  FrozenWeights(const Stack& n, const Parameters<const Real>* weights);
+  FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow = nullptr);
   const Panels<Real>* panels() const { return panels_.data(); }
   int64_t bytes() const { return memory_.bytes(); }
 

@@ -29,6 +29,7 @@ void backward(const BackwardDirection<Real>& q, const Seat& seat) {
 }  // namespace
 
 extern const Kernel<Real> FASTRNN_KERNEL;
-const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n, C::gates, C::tape, C::phases, C::states, C::slots, C::projected, pack, forward, backward};
+const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n,  C::gates, C::phase[0].gates, C::tape, C::phases, C::states, C::slots,
+                                     C::projected, pack,     forward,           backward};
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/cells.hpp"
 #include "kernels/gemm.hpp"
+#include "kernels/narrow.hpp"
 #include "kernels/timeline.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -108,7 +109,8 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
   if constexpr (Cell::phases == 2) pack_share(recurrent_matrix<Cell, V, 1>(d), Cell::phase[1].gates);
 }
 
-template <class Cell, class V, class Real> struct Forward {
+// narrow: with the narrow panels in place of the full ones.
+template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   static constexpr int N = Lanes<V>::n, G = Cell::gates;
   const Direction<Real>& d;
   const Seat& seat;
@@ -153,12 +155,17 @@ template <class Cell, class V, class Real> struct Forward {
   }
 
   template <int gate_count, class Start, class Finish>
-  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const Real* const* a, int64_t n, Range share, bool back, const Start& start,
-                              const Finish& finish) {
-    if (w.panel) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
-    if (d.pack_buffer)
-      return product_once<V, gate_count>(w, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, share, start, finish, poll);
-    return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+  FASTRNN_FN bool multiply_by(const Matrix<Real>& w, const NarrowPanel& panel, const Real* const* a, int64_t n, Range share, bool back,
+                              const Start& start, const Finish& finish) {
+    if constexpr (narrow) {
+      NarrowRoom& room = *(NarrowRoom*)(d.narrow_room + seat.rank * d.narrow_room_size);
+      return narrow_product<V, gate_count>(*d.panels.narrow, panel, w.K, w.units, a, n, share, back, room, start, finish, poll);
+    } else {
+      if (w.panel) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
+      if (d.pack_buffer)
+        return product_once<V, gate_count>(w, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, share, start, finish, poll);
+      return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+    }
   }
 
   // The projection of n rows of x.
@@ -175,7 +182,7 @@ template <class Cell, class V, class Real> struct Forward {
         for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
       }
     };
-    return multiply_by<G>(input_matrix<Cell, V>(d), x, n, share, false, start, finish);
+    return multiply_by<G>(input_matrix<Cell, V>(d), d.panels.narrow_ih, x, n, share, false, start, finish);
   }
   FASTRNN_FN bool project_steps(int64_t first, int64_t last) {
     int64_t tokens = 0;
@@ -192,11 +199,18 @@ template <class Cell, class V, class Real> struct Forward {
     const Range share = share_of(blocks_of<V>(d.H), seat.rank, seat.size);
     if (!d.x.base) {
       for (int64_t block = share.first; block < share.last; block++) {
-        for (int64_t u = 0; u < distinct; u++)
+        for (int64_t u = 0; u < distinct; u++) {
+          V column[G];
+          if constexpr (narrow) {
+            narrow_column<V, G>(d.panels.narrow_ih, d.I, block, d.tokens->id[u], column);
+          } else {
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++) column[g] = load<V>(d.panels.ih + ((block * d.I + d.tokens->id[u]) * G + g) * N);
+          }
 #pragma GCC unroll 4
           for (int g = 0; g < G; g++)
-            store(d.token_projection + ((block * distinct + u) * G + g) * N,
-                  load<V>(d.panels.bias + (block * G + g) * N) + load<V>(d.panels.ih + ((block * d.I + d.tokens->id[u]) * G + g) * N));
+            store(d.token_projection + ((block * distinct + u) * G + g) * N, load<V>(d.panels.bias + (block * G + g) * N) + column[g]);
+        }
         if (poll.stop(double(distinct) * G * N * packing_work)) break;
       }
       return !wait(seat);
@@ -257,8 +271,8 @@ template <class Cell, class V, class Real> struct Forward {
         for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), p == 0 ? prev[0] : inner_in, n, share, back, start,
-                                            epilogue<Cell::general>(finish));
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), d.panels.narrow_hh[p], p == 0 ? prev[0] : inner_in, n, share,
+                                            back, start, epilogue<Cell::general>(finish));
     return seat.by_rows ? done : !wait(seat);
   }
 

@@ -338,16 +338,20 @@ template <class Real> constexpr Functions<Real> functions() {
 
 }  // namespace
 
-#define FASTRNN_DECLARE(name, type)      \
-  extern const Kernel<float> name##_f32; \
-  extern const Kernel<double> name##_f64;
+#define FASTRNN_DECLARE(name, type)       \
+  extern const Kernel<float> name##_f32;  \
+  extern const Kernel<double> name##_f64; \
+  void name##_narrow(const Direction<float>&, const Seat&);
 #define FASTRNN_F32(name, type) &name##_f32,
 #define FASTRNN_F64(name, type) &name##_f64,
+#define FASTRNN_NARROW(name, type) name##_narrow,
 FASTRNN_CELLS(FASTRNN_DECLARE)
 
 extern const KernelTable<float> table_f32;
 extern const KernelTable<double> table_f64;
+extern const NarrowTable narrow_table;
 const KernelTable<float> table_f32 = {{FASTRNN_CELLS(FASTRNN_F32)}, functions<float>()};
 const KernelTable<double> table_f64 = {{FASTRNN_CELLS(FASTRNN_F64)}, functions<double>()};
+const NarrowTable narrow_table = {{FASTRNN_CELLS(FASTRNN_NARROW)}};
 
 }  // namespace fastrnn::FASTRNN_ISA

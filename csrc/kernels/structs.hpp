@@ -81,6 +81,21 @@ struct DistinctIds {
   const int64_t* row;  // (T,B) u of each token that runs
 };
 
+// How a frozen layer may keep its matrices in fewer bits than those of float32.
+enum class Format { bfloat16, int8 };
+constexpr int format_count = 2;
+constexpr int depth_of(Format f) { return f == Format::int8 ? 4 : 2; }  // columns that lie side by side in a panel
+
+// A matrix in fewer bits, packed. Rows have zeros at their end up to a multiple of the depth.
+struct NarrowPanel {
+  Format format;
+  const char* data;       // [block][ceil(K / depth)][gates][N][depth]
+  const float* scale;     // int8: [block][gates][N] what a row's integers count
+  const int32_t* offset;  // int8: [block][gates][N] -128 times the sum of a row's integers
+};
+
+struct NarrowProducts;
+
 // The forward weights, packed for the panel product; kept by a frozen layer, scratch otherwise.
 template <class Real> struct Panels {
   Real* ih;           // [blocks(H)][I][G][N]
@@ -89,6 +104,10 @@ template <class Real> struct Panels {
   Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
   Real* vectors;      // [blocks(H)][vectors][N], of cells with parameters of one element per unit; zeros where the layer has none
+
+  const NarrowProducts* narrow;  // null, or what multiplies these in place of ih, hh and hr; float32 only
+  NarrowPanel narrow_ih;
+  NarrowPanel narrow_hh[2];      // for each phase; weight_hr in a projected cell's second
 };
 
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
@@ -144,6 +163,8 @@ template <class Real> struct Direction {
   int64_t chunk_steps;     // time steps that are projected at once
   Real* pack_buffer;              // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
   int64_t pack_buffer_size;       // elements of one worker's share
+  char* narrow_room;              // per worker, with narrow weights: a NarrowRoom
+  int64_t narrow_room_size;       // bytes of one worker's share
 };
 
 // One direction of one layer, backward. dX is the gradient of the loss with respect to X, of the same shape.
@@ -191,7 +212,7 @@ struct Seat {
 
 // What one cell in one dtype for one instruction set offers.
 template <class Real> struct Kernel {
-  int lanes, gates, tape, phases, states;
+  int lanes, gates, first_gates, tape, phases, states;  // first_gates: of the first phase
   Slots slots;
   bool projected;
   void (*pack)(const Direction<Real>&, const Seat&);
@@ -250,11 +271,51 @@ template <class Real> struct KernelTable {
   Functions<Real> functions;
 };
 
+// Rows of float32 that a narrow matrix multiplies.
+struct NarrowOperand {
+  const float* const* rows;
+  int64_t n, K;
+  uint8_t* integers;  // int8: [n][narrow_pitch(K)] what 'quantise' makes of the rows
+  float* scale;       // int8: (n) what a row's integers count
+};
+FASTRNN_INLINE int64_t narrow_pitch(int64_t K) { return (K + 63) / 64 * 64; }
+
+// What a worker needs for products with narrow matrices, of so many rows at once.
+constexpr int64_t narrow_rows = 64, narrow_products = 64 * narrow_rows;
+struct NarrowRoom {
+  float products[narrow_products];  // of some blocks: [block][row][gates][N]
+  float scale[narrow_rows];
+  uint8_t integers[64];  // narrow_rows * narrow_pitch(K) of them, for the longest row
+};
+
+// Products with narrow matrices, which the forward pass of every cell calls. An instruction set may have several of them, for
+// processors with and without an extension; those of int8 have the same results.
+struct NarrowProducts {
+  const char* name;
+  int speed[format_count];  // multiplications and additions in the time of one of float32, about
+  // Fills in integers and scale. The scale of a row with an infinity or a NaN is NaN.
+  void (*quantise)(const NarrowOperand&);
+  // z[block - first][row][gates][N] = rows times these blocks of a matrix
+  void (*multiply)(const NarrowPanel&, int gates, int64_t first, int64_t last, const NarrowOperand&, float* z);
+};
+
+struct NarrowCandidate {
+  bool (*supported)();
+  const NarrowProducts* products;
+};
+
+// The forward pass with narrow weights, of every cell.
+struct NarrowTable {
+  void (*forward[cell_count])(const Direction<float>&, const Seat&);
+};
+
 struct Isa {
   const char* name;
   bool (*supported)();
   const KernelTable<float>* f32;
   const KernelTable<double>* f64;
+  const NarrowTable* narrow;
+  const NarrowCandidate* products;  // the best first; ends with null
 };
 
 // Every instruction set of this build, best first; ends with a null name.

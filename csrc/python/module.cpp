@@ -286,14 +286,22 @@ PYBIND11_MODULE(_core, m) {
           py::arg("parameters"), py::arg("tape"), py::arg("dy"), py::arg("dstates"), py::arg("hidden"), py::arg("threads"))
       .def(
           "freeze",
-          [](const CoreNetwork& self, const py::sequence& parameters) {
+          [](const CoreNetwork& self, const py::sequence& parameters, std::optional<std::pair<std::string, std::string>> formats,
+             std::optional<std::string> products) {
+            std::optional<NarrowFormats> narrow;
+            if (formats) {
+              if (self.f64) throw py::value_error("float64 weights are not kept in fewer bits");
+              narrow = NarrowFormats{format_named(formats->first), format_named(formats->second),
+                                     &choose_products(*self.n.isa, products ? products->c_str() : nullptr)};
+            }
             return self.by_dtype([&](auto real) {
               using Real = decltype(real);
               std::vector<py::array> keep;
-              return Frozen{CoreFrozen<Real>{self, FrozenWeights<Real>(self.n, self.read<Real>(parameters, keep).data())}};
+              return Frozen{CoreFrozen<Real>{
+                  self, FrozenWeights<Real>(self.n, self.read<Real>(parameters, keep).data(), narrow ? &*narrow : nullptr)}};
             });
           },
-          py::arg("parameters"))
+          py::arg("parameters"), py::arg("formats") = py::none(), py::arg("products") = py::none())
       .def(
           "memory",
           [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::object lengths) {
@@ -319,6 +327,8 @@ PYBIND11_MODULE(_core, m) {
       if (isa->supported()) names.push_back(isa->name);
     return names;
   });
+  // The versions of products with weights in fewer bits that an instruction set has on this CPU, the best first.
+  m.def("products", [](const std::string& isa) { return names_of_products(choose_isa(isa.c_str())); }, py::arg("isa"));
   m.def("cells", [] { return std::vector<std::string>(cell_names, cell_names + cell_count); });
   // (gates, states, parameters): states as (name, axis), parameters as (name, axes, whether it is a bias).
   m.def(

@@ -125,7 +125,9 @@ class Network:
         dx is laid out like y of the forward call: (B, T, I) with batch_first, and hidden (B, T, D*P). With token ids it
         is dL/dembedding, or None where they are one-hot.
         """
-    def freeze(self, parameters: Sequence[Array]) -> Frozen: ...
+    def freeze(
+        self, parameters: Sequence[Array], formats: tuple[str, str] | None = None, products: str | None = None
+    ) -> Frozen: ...
     def memory(
         self,
         T: int,
@@ -190,6 +192,7 @@ def softmax(
 def isas() -> list[str]:
     """The instruction sets that this wheel holds and this CPU runs, best first; "scalar" is the last."""
 
+def products(isa: str) -> list[str]: ...
 def cells() -> list[str]:
     """The list of cells in csrc/kernels/structs.hpp."""
 

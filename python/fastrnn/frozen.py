@@ -1,9 +1,10 @@
 """Frozen layers: weights packed once, for serving whole sequences or one time step at a time."""
 
 import operator
-from collections.abc import Callable
-from typing import Any, Generic
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeAlias
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, arguments, checks
@@ -14,6 +15,45 @@ from .threads import get_num_threads
 
 Array = NDArray[Any]
 
+# what freeze keeps the matrices as: None as they are, or a word for all of them, or one each for "ih" and "hh"
+Weights: TypeAlias = str | Mapping[str, str] | None
+_WORDS = ("bfloat16", "int8")
+_MOST_COLUMNS = 131072  # sums of so many products of int8 fit in 32 bits
+_BFLOAT16_OVERFLOW = 3.3961776e38  # what lies above rounds to infinity
+
+
+def read_weights(layer: Spec[Any], given: Weights) -> tuple[str, str] | None:
+    """Return the words for weight_ih and weight_hh; None: the matrices stay as they are.
+
+    Raises
+    ------
+    ValueError
+        For other words, and for layers whose weights cannot be kept so.
+    """
+    if given is None:
+        return None
+    problems = checks.Problems(lambda: f"{layer._brief()}.freeze")
+    got = f"weights={given!r}"
+    pair = (given.get("ih"), given.get("hh")) if isinstance(given, Mapping) else (given, given)
+    if (isinstance(given, Mapping) and len(given) != 2) or any(word not in _WORDS for word in pair):
+        problems.value(got, 'It must be None, "bfloat16", "int8" or one of these words each for "ih" and "hh".')
+        problems.refuse()
+    if layer.dtype != np.float32:
+        why = f'Only float32 weights are kept in fewer bits, not {layer.dtype}: use to("cpu", "float32").freeze.'
+        problems.value(got, why)
+    for name, values in layer.parameters().items():
+        if values.ndim != 2 or name.startswith("weight_peephole"):
+            continue
+        word = pair[0 if name.startswith("weight_ih") else 1]
+        most = _BFLOAT16_OVERFLOW if word == "bfloat16" else np.finfo(np.float32).max
+        if not (np.abs(values) <= most).all():
+            problems.value(f"{name} with numbers that are not finite in {word}", "Freeze it without weights=.")
+        if word == "int8" and values.shape[1] > _MOST_COLUMNS:
+            why = f'int8 takes at most {_MOST_COLUMNS} columns: use "bfloat16".'
+            problems.value(f"{name} with {values.shape[1]} columns", why)
+    problems.refuse()
+    return str(pair[0]), str(pair[1])
+
 
 class Frozen(Generic[S]):
     """An immutable copy of a layer with packed weights, made by ``layer.freeze()``.
@@ -22,10 +62,11 @@ class Frozen(Generic[S]):
     as a call with one time step.
     """
 
-    __slots__ = ("_core", "_layer", "_step")
+    __slots__ = ("_core", "_layer", "_step", "_weights")
 
-    def __init__(self, layer: Spec[S], core: _core.Frozen) -> None:
+    def __init__(self, layer: Spec[S], core: _core.Frozen, weights: tuple[str, str] | None = None) -> None:
         self._layer = layer
+        self._weights = weights
         self._core = core
         self._step = core.step  # bound once: a step takes about as long as some attribute look-ups
 
@@ -128,10 +169,18 @@ class Frozen(Generic[S]):
         return self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Spec[S]]]:
-        return operator.methodcaller("freeze"), (self._layer,)
+        return operator.methodcaller("freeze", self._given()), (self._layer,)
+
+    def _given(self) -> Weights:
+        """What `freeze` was told to keep the weights as."""
+        if self._weights is None:
+            return None
+        ih, hh = self._weights
+        return ih if ih == hh else {"ih": ih, "hh": hh}
 
     def __repr__(self) -> str:
-        return f"{self._layer._brief()}.freeze()"
+        given = self._given()
+        return f"{self._layer._brief()}.freeze({'' if given is None else f'weights={given!r}'})"
 
 
 class FrozenLSTM(Frozen[LSTMState]):

@@ -16,7 +16,7 @@ from . import arguments, checks, storage
 from ._core import Network
 from ._core import Tape as CoreTape
 from .arguments import Inputs, OneHot, StateLike
-from .frozen import Frozen, FrozenLSTM
+from .frozen import Frozen, FrozenLSTM, Weights, read_weights
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .memory import NumpyMemory, read_lengths
 from .options import DEFAULTS, General, general, read_options
@@ -208,24 +208,26 @@ class Recurrent(Spec[S]):
         dstate0 = self._finish_state(begins, tape.unbatched)
         return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh, dembedding)
 
-    def freeze(self, weights: None = None) -> Frozen[S]:
+    def freeze(self, weights: Weights = None) -> Frozen[S]:
         """Return an immutable copy with packed weights, for inference, which several threads may call at once.
 
         Parameters
         ----------
-        weights : None
-            The type to keep the weights in; None, the only one so far, is the layer's own dtype.
+        weights : None, "bfloat16", "int8" or mapping
+            What to keep the matrices as; None is the layer's own dtype. States, biases and sums stay float32.
+            "bfloat16" rounds weights to 8 bits of precision. "int8" rounds each row of a matrix to integers in +-127,
+            by a scale of its own, and at each step each row that it multiplies. ``{"ih": "int8", "hh": "bfloat16"}``
+            has one for the weights of the input and one for those of the hidden state, with a projection's.
 
         Raises
         ------
         ValueError
-            For other weights.
+            For other words, layers of float64, and weights that are not finite.
         """
-        if weights is not None:
-            raise ValueError(f"freeze got weights={weights!r}; only None is known, which keeps {self.dtype}")
-        packed = self._network.freeze(self._arrays())
+        formats = read_weights(self, weights)
+        packed = self._network.freeze(self._arrays(), formats)
         kind: type[Frozen[Any]] = FrozenLSTM if self._has_cell_state else Frozen
-        return cast(Frozen[S], kind(copy.deepcopy(self), packed))
+        return cast(Frozen[S], kind(copy.deepcopy(self), packed, formats))
 
     def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:
         """Return this layer on another device, with copies of its parameters.

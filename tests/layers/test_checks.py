@@ -369,11 +369,6 @@ def test_estimate_memory_refuses_negative_sizes(gru: fastrnn.GRU) -> None:
         gru.estimate_memory(-1, 3)
 
 
-def test_freeze_knows_no_other_weights_yet(gru: fastrnn.GRU) -> None:
-    with pytest.raises(ValueError, match="freeze got weights='int8'; only None is known, which keeps float32"):
-        gru.freeze("int8")  # type: ignore[arg-type]
-
-
 def test_initialise_refuses_what_it_does_not_know(gru: fastrnn.GRU) -> None:
     with pytest.raises(
         ValueError, match=r"got recurrent='eye'(.|\n)*It also got forget_bias=1.0(.|\n)*Only an LSTM with bias"

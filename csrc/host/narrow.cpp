@@ -1,0 +1,78 @@
+#include "host/narrow.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "host/memory.hpp"
+
+namespace fastrnn {
+namespace {
+
+uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Writes a row to its lane, 'step' bytes from one group of columns to the next; returns what one of its integers counts.
+float quantise_row(const float* row, int64_t K, int64_t step, char* lane, int32_t& sum) {
+  float largest = 0;
+  for (int64_t k = 0; k < K; k++) largest = std::max(largest, std::fabs(row[k]));
+  const float scale = largest / 127;
+  sum = 0;
+  for (int64_t k = 0; k < K; k++) {
+    const auto integer = std::fpclassify(scale) == FP_NORMAL ? int8_t(std::lrint(double(row[k]) / double(largest) * 127)) : int8_t(0);
+    std::memcpy(lane + k / 4 * step + k % 4, &integer, 1);
+    sum += integer;
+  }
+  return scale;
+}
+
+}  // namespace
+
+const NarrowProducts& choose_products(const Isa& isa, const char* name) {
+  for (const NarrowCandidate* c = isa.products; c->products; c++)
+    if (c->supported() && (!name || !std::strcmp(name, c->products->name))) return *c->products;
+  throw std::invalid_argument(std::string("products '") + (name ? name : "") + "' are not among those of " + isa.name);
+}
+
+std::vector<std::string> names_of_products(const Isa& isa) {
+  std::vector<std::string> names;
+  for (const NarrowCandidate* c = isa.products; c->products; c++)
+    if (c->supported()) names.push_back(c->products->name);
+  return names;
+}
+
+NarrowSizes narrow_sizes(Format format, int64_t K, int64_t units, int gates, int lanes) {
+  const int64_t depth = depth_of(format), rows = times(plus(units, lanes - 1) / lanes * lanes, gates);
+  return {times(times(rows, plus(K, depth - 1) / depth), 4), format == Format::int8 ? rows : 0};
+}
+
+void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int gates, int lanes, char* data, float* scale,
+                 int32_t* offset) {
+  const NarrowSizes sizes = narrow_sizes(format, K, units, gates, lanes);
+  std::memset(data, 0, size_t(sizes.data));
+  if (sizes.numbers)
+    std::memset(scale, 0, size_t(sizes.numbers) * sizeof *scale), std::memset(offset, 0, size_t(sizes.numbers) * sizeof *offset);
+  const int64_t groups = (K + depth_of(format) - 1) / depth_of(format), step = int64_t(gates) * lanes * 4;
+  for (int64_t unit = 0; unit < units; unit++)
+    for (int g = 0; g < gates; g++) {
+      const float* const row = rows + (g * units + unit) * K;
+      const int64_t block = unit / lanes, at = (block * gates + g) * lanes + unit % lanes;
+      char* const lane = data + block * groups * step + (g * lanes + unit % lanes) * 4;
+      if (format == Format::int8) {
+        int32_t sum;
+        scale[at] = quantise_row(row, K, step, lane, sum);
+        offset[at] = -128 * sum;
+        continue;
+      }
+      for (int64_t k = 0; k < K; k++) {
+        const uint16_t bits = to_bfloat16(row[k]);
+        std::memcpy(lane + k / 2 * step + k % 2 * 2, &bits, sizeof bits);
+      }
+    }
+}
+
+}  // namespace fastrnn
