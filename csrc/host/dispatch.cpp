@@ -3,7 +3,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -26,6 +29,7 @@
 #ifdef FASTRNN_HAS_AVX512
 DECLARE(avx512)
 DECLARE_PRODUCTS(avx512vnni)
+DECLARE_PRODUCTS(avx512amx)
 #endif
 #ifdef FASTRNN_HAS_AVX2
 DECLARE(avx2)
@@ -53,13 +57,22 @@ namespace {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 [[maybe_unused]] bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+// The system grants the matrix unit's registers to a process that asks for them.
+[[maybe_unused]] bool has_avx512amx() {
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return has_avx512vnni() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-int8") &&
+         __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
 [[maybe_unused]] bool has_avx2vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #elif defined(__aarch64__)
 [[maybe_unused]] bool has_neondot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 #endif
 
 #ifdef FASTRNN_HAS_AVX512
-const NarrowCandidate avx512_products[] = {{has_avx512vnni, &avx512vnni::narrow_products}, {has_avx512, &avx512::narrow_products}, {}};
+const NarrowCandidate avx512_products[] = {{has_avx512amx, &avx512amx::narrow_products},
+                                           {has_avx512vnni, &avx512vnni::narrow_products},
+                                           {has_avx512, &avx512::narrow_products},
+                                           {}};
 #endif
 #ifdef FASTRNN_HAS_AVX2
 const NarrowCandidate avx2_products[] = {{has_avx2vnni, &avx2vnni::narrow_products}, {has_avx2, &avx2::narrow_products}, {}};

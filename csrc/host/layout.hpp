@@ -111,7 +111,8 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
   d.row_pointer_count = plus(times(4 + 2 * k.states, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
   if (d.panels.narrow) {
-    d.narrow_room_size = plus(sizeof(NarrowRoom), times(narrow_rows, narrow_pitch(std::max({d.I, n.H, n.P}))));
+    const int64_t row = std::max(narrow_row(d.panels.narrow_ih.format, d.I), narrow_row(d.panels.narrow_hh[0].format, std::max(n.H, n.P)));
+    d.narrow_room_size = plus(sizeof(NarrowRoom), times(narrow_rows, row));
     d.narrow_room = arena.take<char>(times(d.narrow_room_size, plan.size));
   }
   if (!d.training && k.phases == 2) {

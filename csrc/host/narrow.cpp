@@ -47,7 +47,8 @@ std::vector<std::string> names_of_products(const Isa& isa) {
 
 NarrowSizes narrow_sizes(Format format, int64_t K, int64_t units, int gates, int lanes) {
   const int64_t depth = depth_of(format), rows = times(plus(units, lanes - 1) / lanes * lanes, gates);
-  return {times(times(rows, plus(K, depth - 1) / depth), 4), format == Format::int8 ? rows : 0};
+  const int64_t read_beyond = 16 * 4 * int64_t(gates) * lanes;  // by tiles of 16 groups of columns
+  return {plus(times(times(rows, plus(K, depth - 1) / depth), 4), read_beyond), format == Format::int8 ? rows : 0};
 }
 
 void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int gates, int lanes, char* data, float* scale,

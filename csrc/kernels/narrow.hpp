@@ -32,8 +32,8 @@ __attribute__((noinline)) bool narrow_product(const NarrowProducts& by, const Na
   const int64_t whole_blocks = units / N;
   for (int64_t first = 0; first < n; first += narrow_rows) {
     const int64_t count = n - first < narrow_rows ? n - first : narrow_rows;
-    const NarrowOperand operand{a + first, count, K, room.integers, room.scale};
-    if (w.format == Format::int8) by.quantise(operand);
+    const NarrowOperand operand{a + first, count, K, room.prepared, room.scale};
+    by.prepare(w.format, operand);
     const int64_t at_once = count == 1 ? 16 : narrow_products / (count * width),
                   groups = (blocks.last - blocks.first + at_once - 1) / at_once;
     for (int64_t i = 0; i < groups; i++) {

@@ -275,17 +275,18 @@ template <class Real> struct KernelTable {
 struct NarrowOperand {
   const float* const* rows;
   int64_t n, K;
-  uint8_t* integers;  // int8: [n][narrow_pitch(K)] what 'quantise' makes of the rows
+  uint8_t* prepared;  // (n * narrow_row(format, K)) what 'prepare' makes of the rows
   float* scale;       // int8: (n) what a row's integers count
 };
-FASTRNN_INLINE int64_t narrow_pitch(int64_t K) { return (K + 63) / 64 * 64; }
+FASTRNN_INLINE int64_t narrow_pitch(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+FASTRNN_INLINE int64_t narrow_row(Format format, int64_t K) { return format == Format::int8 ? narrow_pitch(K) : 2 * narrow_pitch(2 * K); }
 
 // What a worker needs for products with narrow matrices, of so many rows at once.
 constexpr int64_t narrow_rows = 64, narrow_products = 64 * narrow_rows;
 struct NarrowRoom {
   float products[narrow_products];  // of some blocks: [block][row][gates][N]
   float scale[narrow_rows];
-  uint8_t integers[64];  // narrow_rows * narrow_pitch(K) of them, for the longest row
+  uint8_t prepared[64];  // narrow_rows * narrow_row(format, K) of them, of the longest row
 };
 
 // Products with narrow matrices, which the forward pass of every cell calls. An instruction set may have several of them, for
@@ -293,8 +294,8 @@ struct NarrowRoom {
 struct NarrowProducts {
   const char* name;
   int speed[format_count];  // multiplications and additions in the time of one of float32, about
-  // Fills in integers and scale. The scale of a row with an infinity or a NaN is NaN.
-  void (*quantise)(const NarrowOperand&);
+  // Fills in 'prepared' and 'scale', where the format wants them. In int8 the scale of a row with an infinity or a NaN is NaN.
+  void (*prepare)(Format, const NarrowOperand&);
   // z[block - first][row][gates][N] = rows times these blocks of a matrix
   void (*multiply)(const NarrowPanel&, int gates, int64_t first, int64_t last, const NarrowOperand&, float* z);
 };

@@ -1,0 +1,117 @@
+// Part of narrow.cpp: products with the matrix unit of AMX. Its tiles have 16 rows of 64 bytes: one holds up to 16 rows of the
+// batch and 64 or 32 columns of these, another the same columns of one vector of units as a narrow panel has them.
+//
+// bfloat16: a row of float32 becomes a sum of two bfloat16, each of which is multiplied, so that the weights alone are rounded.
+#pragma once
+#include "kernels/narrow_int8.hpp"
+
+namespace fastrnn::FASTRNN_ISA {
+namespace {
+
+constexpr int tile_rows = 16, tile_bytes = 64, vectors_of_a_tile_row = 4;
+
+// Where the two parts of a row begin, in bytes.
+FASTRNN_FN int64_t second_part(int64_t K) { return narrow_pitch(2 * K); }
+
+// Tiles 0 to 3 are sums, 4 and 5 the batch's, 6 and 7 the weights'.
+FASTRNN_FN void configure_tiles(int64_t rows) {
+  struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } config = {};
+  config.palette = 1;
+  for (int i = 0; i < 8; i++) config.bytes[i] = tile_bytes, config.rows[i] = uint8_t(i < 6 ? rows : tile_rows);
+  _tile_loadconfig(&config);
+}
+
+// sums[v] = up to 16 rows times 4 vectors of units, whose panels are given.
+template <Format format>
+FASTRNN_FN void multiply_tiles(const uint8_t* a, int64_t a_pitch, int64_t K, const char* const* panels, int64_t pitch, V* sums) {
+  constexpr int64_t columns = format == Format::int8 ? 64 : 32;
+  asm volatile("" ::: "memory");  // what the tiles read has been written
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < K; k += columns) {
+    const int64_t at = k / columns * tile_rows * pitch;
+    const uint8_t* const here = a + k / columns * tile_bytes;
+    _tile_loadd(4, here, a_pitch);
+    if constexpr (format == Format::bfloat16) _tile_loadd(5, here + second_part(K), a_pitch);
+#define FASTRNN_MULTIPLY(v, w)            \
+  _tile_loadd(6, panels[v] + at, pitch);  \
+  _tile_loadd(7, panels[w] + at, pitch);  \
+  if constexpr (format == Format::int8) { \
+    _tile_dpbssd(v, 4, 6);                \
+    _tile_dpbssd(w, 4, 7);                \
+  } else {                                \
+    _tile_dpbf16ps(v, 4, 6);              \
+    _tile_dpbf16ps(w, 4, 7);              \
+    _tile_dpbf16ps(v, 5, 6);              \
+    _tile_dpbf16ps(w, 5, 7);              \
+  }
+    FASTRNN_MULTIPLY(0, 1)
+    FASTRNN_MULTIPLY(2, 3)
+#undef FASTRNN_MULTIPLY
+  }
+  _tile_stored(0, sums, tile_bytes);
+  _tile_stored(1, sums + tile_rows, tile_bytes);
+  _tile_stored(2, sums + 2 * tile_rows, tile_bytes);
+  _tile_stored(3, sums + 3 * tile_rows, tile_bytes);
+}
+
+// As NarrowProducts::multiply.
+template <Format format>
+FASTRNN_FN void multiply_by_tiles(const NarrowPanel& w, int gates, int64_t first, int64_t last, const NarrowOperand& a, float* z) {
+  constexpr int N = Lanes<V>::n;
+  constexpr int64_t depth = depth_of(format);
+  const int64_t groups = (a.K + depth - 1) / depth, w_pitch = gates * tile_bytes;
+  const int64_t a_pitch = format == Format::int8 ? narrow_pitch(a.K) : 2 * second_part(a.K);
+  // Tiles of equal heights: the last one repeats some rows.
+  const int64_t count = (a.n + tile_rows - 1) / tile_rows, height = (a.n + count - 1) / count;
+  configure_tiles(height);
+  V sums[vectors_of_a_tile_row * tile_rows];
+  for (int64_t vector = first * gates; vector < last * gates; vector += vectors_of_a_tile_row) {
+    const char* panels[vectors_of_a_tile_row];
+    const int64_t left = last * gates - vector, vectors = left < vectors_of_a_tile_row ? left : vectors_of_a_tile_row;
+    for (int64_t v = 0; v < vectors_of_a_tile_row; v++) {
+      const int64_t which = vector + (v < vectors ? v : 0);
+      panels[v] = w.data + which / gates * groups * w_pitch + which % gates * tile_bytes;
+    }
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t row = i * height + height <= a.n ? i * height : a.n - height;
+      multiply_tiles<format>(a.prepared + row * a_pitch, a_pitch, a.K, panels, w_pitch, sums);
+      for (int64_t v = 0; v < vectors; v++) {
+        const int64_t block = (vector + v) / gates, gate = (vector + v) % gates;
+        float* to = z + (((block - first) * a.n + row) * gates + gate) * N;
+        const V* const sum = sums + v * tile_rows;
+        if constexpr (format == Format::int8) {
+          const V scale = load<V>(w.scale + (vector + v) * N);
+          for (int64_t r = 0; r < height; r++) store(to + r * gates * N, scaled((I32)sum[r], a.scale[row + r] * scale));
+        } else {
+          for (int64_t r = 0; r < height; r++) store(to + r * gates * N, sum[r]);
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+// Rows as sums of two bfloat16, followed by zeros up to a whole tile.
+FASTRNN_FN void split(const NarrowOperand& a) {
+  for (int64_t i = 0; i < a.n; i++) {
+    uint8_t* const to = a.prepared + i * 2 * second_part(a.K);
+    for (int64_t k = 0; 2 * k < second_part(a.K); k += N) {
+      const V x = k < a.K ? load<V>(a.rows[i] + k, a.K - k) : V{};
+      const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+      const V above = (V)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, high), 16);
+      const V rest = x == above ? V{} : x - above;  // of an infinity as well
+      _mm256_storeu_si256((__m256i*)(to + 2 * k), high);
+      _mm256_storeu_si256((__m256i*)(to + second_part(a.K) + 2 * k), (__m256i)_mm512_cvtneps_pbh((__m512)rest));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::FASTRNN_ISA
