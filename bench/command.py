@@ -11,7 +11,7 @@ from .claims.claims import CLAIMS
 from .grid import shapes
 from .grid.shapes import Point
 from .insitu import catalogue
-from .peers import PEERS
+from .peers import BITS, PEERS, USUAL
 from .report import markdown, summary
 from .report.compare import regressions
 from .report.results import BadInput, Report
@@ -42,6 +42,8 @@ class Options:
         Whether to check what fastrnn promises about itself.
     in_situ : bool
         Whether to measure whole programs.
+    bits : bool
+        Whether the peers are, by default, those with fewer bits, at the points where weights may have them.
     """
 
     grid: str | None = "quick"
@@ -53,6 +55,7 @@ class Options:
     output: Path = Path("fastrnn-bench")
     claims: bool = False
     in_situ: bool = False
+    bits: bool = False
 
     def points(self) -> list[Point]:
         """The points asked for; BadInput if there are none."""
@@ -61,6 +64,8 @@ class Options:
         threads = self._threads([1, 2])
         grid = shapes.full(threads) if self.grid == "full" else shapes.quick(threads)
         found = shapes.select(grid, self.filters)
+        if self.bits:
+            found = [p for p in found if BITS["fastrnn-int8"].unsupported(p) is None]
         if not found:
             raise BadInput(
                 f"no point of the {self.grid} grid on {' or '.join(map(str, threads))} threads matches "
@@ -90,7 +95,7 @@ class Options:
     def known_peers(self) -> list[str]:
         """The peers asked for; BadInput for one that is none."""
         if self.peers is None:
-            return list(PEERS)
+            return list(BITS) if self.bits else list(USUAL)
         wrong = [key for key in self.peers if key not in PEERS]
         if wrong:
             raise BadInput(f"unknown peer {', '.join(map(repr, wrong))}; there are {', '.join(PEERS)}, or none")

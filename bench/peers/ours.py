@@ -21,14 +21,24 @@ class FastRNN:
 
     def job(self, problem: Problem) -> Job:
         """Prepare what a user would prepare once."""
-        point, layer, x = problem.point, problem.layer, problem.x
+        point = problem.point
         if point.mode == "training":
             return Job(_training(problem), _read_training)
-        if point.mode == "step":
-            return Job(_step(problem), lambda done: {"y": done[0][None], **_states(done[1])})
-        lengths, reset = point.lengths, problem.reset
-        compute: Any = layer.freeze() if point.mode == "inference" else layer
-        return Job(lambda: compute(x, lengths=lengths, reset=reset), lambda done: {"y": done[0], **_states(done[1])})
+        if point.mode != "call":
+            return self.frozen(problem)
+        return _calls(problem, problem.layer)
+
+    def frozen(self, problem: Problem, weights: str | None = None) -> Job:
+        """Prepare a sequence or a step of a frozen layer."""
+        frozen = problem.layer.freeze(weights)
+        if problem.point.mode == "step":
+            return Job(_step(problem, frozen), lambda done: {"y": done[0][None], **_states(done[1])})
+        return _calls(problem, frozen)
+
+
+def _calls(problem: Problem, compute: Any) -> Job:
+    x, lengths, reset = problem.x, problem.point.lengths, problem.reset
+    return Job(lambda: compute(x, lengths=lengths, reset=reset), lambda done: {"y": done[0], **_states(done[1])})
 
 
 def _states(state: Any) -> dict[str, Array]:
@@ -52,8 +62,8 @@ def _read_training(done: Any) -> dict[str, Array]:
     return {"y": y, **_states(state), "dx": gradients.x, **named}
 
 
-def _step(problem: Problem) -> Callable[[], Any]:
-    frozen, x = problem.layer.freeze(), problem.x[0]
+def _step(problem: Problem, frozen: Any) -> Callable[[], Any]:
+    x = problem.x[0]
     lstm = problem.point.cell == "LSTM"
     state = fastrnn.LSTMState(problem.h0, problem.c0) if lstm else problem.h0
     state_out = fastrnn.LSTMState(np.empty_like(problem.h0), np.empty_like(problem.c0)) if lstm else problem.h0.copy()

@@ -134,4 +134,6 @@ def _against(result: Result, key: str) -> str:
         return "-"
     if against.ratio is None:
         return "**wrong result**" if against.mismatch else "error"
+    if not against.exact:
+        return f"{against.ratio:.2f} (off by {against.error:.0e})"
     return f"**{against.ratio:.2f}**" if key == result.best else f"{against.ratio:.2f}"

@@ -26,6 +26,9 @@ STYLES = {
     "jax": ("#CC79A7", "v"),
     "numpy": ("#56B4E9", "P"),
     "onnxruntime-int8": ("#999999", "X"),
+    "fastrnn-int8": ("#000000", "X"),
+    "fastrnn-bfloat16": ("#000000", "d"),
+    "torch-bfloat16": ("#D55E00", "d"),
 }
 WIDEST = 3.0  # the ratio at which the colours end
 DPI = 110

@@ -143,7 +143,7 @@ class Screen:
     def _columns(self, point: Point) -> list[Column]:
         columns = [*FIXED]
         columns += [
-            Column(PEERS[key].short, max(6, len(PEERS[key].short)), PEER_RANK)
+            Column(PEERS[key].short, max(6 if PEERS[key].tolerance is None else 10, len(PEERS[key].short)), PEER_RANK)
             for key in self.peers
             if _ever(key, point)
         ]
@@ -207,8 +207,9 @@ def _ratio(against: Against | None) -> Text:
         return Text("-", "dim")
     if against.failed:
         return Text("wrong" if against.mismatch else "error", "bold red")
-    ratio = against.ratio
-    return Text("" if ratio is None else f"{ratio:.2f}", "" if against.exact else "dim")
+    if against.ratio is None:
+        return Text("")
+    return Text(f"{against.ratio:.2f}") if against.exact else Text(f"{against.ratio:.2f} {against.error:.0e}", "dim")
 
 
 def _complaints(result: Result) -> list[str]:

@@ -203,6 +203,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     device += "--filter, --list, --seconds and --output count"
     what.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=device)
     what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
+    bits = "compare with weights of int8 and bfloat16: fastrnn's, ONNX Runtime's and PyTorch's, with their errors"
+    what.add_argument("--bits", action="store_true", help=bits)
     what.add_argument(
         "--in-situ", action="store_true", help="measure whole programs, with fastrnn and without, on one to all threads"
     )
@@ -214,7 +216,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="only points, or of --claims or --in-situ alone only those, whose names hold this or match it as in a "
         "shell; the whole name of a point need not be in the grid; may be repeated",
     )
-    peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; or none (all)"
+    peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; of --bits fastrnn-int8, "
+    peers += "onnxruntime-int8, fastrnn-bfloat16, torch-bfloat16; or none (all)"
     what.add_argument("--peers", metavar="A,B", type=_comma_separated(str), help=peers)
     how_many = "(1,2; --in-situ: and all)"
     what.add_argument("--threads", metavar="N,M", type=_comma_separated(_whole(1, MOST)), help=how_many)
@@ -247,6 +250,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
         output=Path(arguments.output),
         claims=arguments.claims,
         in_situ=arguments.in_situ,
+        bits=arguments.bits,
     )
     try:
         code: int

@@ -20,7 +20,7 @@ from fastrnn.bench.grid.timing import MismatchError, Times, compare, verify
 from fastrnn.bench.grid.worker import Worker
 from fastrnn.bench.machine import roofline
 from fastrnn.bench.machine.ceilings import Ceilings
-from fastrnn.bench.peers import PEERS, Job
+from fastrnn.bench.peers import BITS, PEERS, Job
 from fastrnn.bench.report import markdown, summary
 from fastrnn.bench.report.compare import regressions
 from fastrnn.bench.report.results import Against, BadInput, Report, Result
@@ -173,11 +173,19 @@ class TestPeers:
             (cell, mode) for cell in CELLS for mode in MODES if PEERS[key].unsupported(points_of(cell, mode)[0]) is None
         }
         cells = ["LSTM"] if key == "onnxruntime-int8" else CELLS
-        modes = {"torch": MODES, "jax": MODES, "torch-cell": ["step"]}.get(key, ["inference", "call", "step"])
+        frozen = ["inference", "step"]
+        some = {
+            "torch": MODES,
+            "jax": MODES,
+            "torch-cell": ["step"],
+            "fastrnn-int8": frozen,
+            "fastrnn-bfloat16": frozen,
+        }
+        modes = some.get(key, ["inference", "call", "step"])
         assert takes == {(cell, mode) for cell in cells for mode in modes}
 
     def test_only_inexact_ones_have_a_tolerance_and_are_never_the_best(self) -> None:
-        assert [key for key, kind in PEERS.items() if kind.tolerance is not None] == ["onnxruntime-int8"]
+        assert [key for key, kind in PEERS.items() if kind.tolerance is not None] == list(BITS)
         assert result(SMALL, torch=2.0, numpy=3.0, **{"onnxruntime-int8": 0.5}).best == "torch"
 
 

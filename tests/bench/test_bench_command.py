@@ -83,6 +83,18 @@ class TestRuns:
         assert "NumPy is left out (ImportError: No module named numpy): pip install numpy" in capsys.readouterr().out
         assert Report.read(Path("fastrnn-bench/results.json")).missing == {"numpy": "numpy"}
 
+    def test_fewer_bits(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        keys = ["fastrnn-int8", "fastrnn-bfloat16"]
+        training = TINY.replace("inference", "training")
+        given = ["--bits", "--filter", TINY, "--filter", training, "--filter", OTHER, "--peers", ",".join(keys)]
+        assert main(["bench", *given, "--seconds", "0.001"]) == 0
+        results = Report.read(Path("fastrnn-bench/results.json")).results
+        assert [result.point.name for result in results] == [TINY, OTHER]
+        for result in results:
+            assert result.best is None
+            assert [0 < result.peers[key].error < 0.1 for key in keys] == [True, True]
+        assert "(off by " in Path("fastrnn-bench/results.md").read_text()
+
     def test_a_mismatch(self, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         use_worker(
             monkeypatch,
