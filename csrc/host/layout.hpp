@@ -34,7 +34,7 @@ int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
 // Depends on T and B only: the order of the sums in a weight gradient must not hang on the threads.
 int64_t gradient_steps(int64_t T, int64_t B) { return std::max<int64_t>(1, std::min(T, 384 / std::max<int64_t>(B, 1))); }
 
-NarrowPanel take_narrow(Format format, int64_t K, int64_t units, int gates, int lanes, Arena& arena) {
+inline NarrowPanel take_narrow(Format format, int64_t K, int64_t units, int gates, int lanes, Arena& arena) {
   const NarrowSizes sizes = narrow_sizes(format, K, units, gates, lanes);
   NarrowPanel p{format, arena.take<char>(sizes.data), nullptr, nullptr};
   if (sizes.numbers) p.scale = arena.take<float>(sizes.numbers), p.offset = arena.take<int32_t>(sizes.numbers);

@@ -396,7 +396,9 @@ int main(int argc, char** argv) {
         {cell, 9, 3, 8, 33, 1, 2, true, true, true},    {cell, 0, 2, 3, 4, 1, 1, false, false, true},
         {cell, 9, 5, 4, 19, 2, 2, true, true, true, 6}, {cell, 2, 9, 4, 19, 1, 1, false, true, true, 18},
     };
-    if (!quick && !cases[0].general()) {  // those share all but their equations with the cells before
+    if (cases[0].general()) {  // which share all but their equations with the cells before
+      cases = {cases[1], cases[3], cases[6]};
+    } else if (!quick) {
       cases.push_back({cell, 30, 40, 20, 48, 1, 1, true, true, true});
       cases.push_back({cell, 30, 40, 20, 48, 1, 1, true, true, true, 70});
       cases.push_back({cell, 500, 1, 16, 100, 1, 1, false, false, true});
