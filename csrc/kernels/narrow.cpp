@@ -17,33 +17,25 @@ struct BFloat16 {
   static constexpr int64_t depth = depth_of(Format::bfloat16);
   template <int R, int U, int G>
   static FASTRNN_FN void multiply(const NarrowPanel& w, int64_t block, const NarrowOperand& a, int64_t row, V (&z)[R][U][G]) {
-    const int64_t groups = (a.K + depth - 1) / depth, pairs = a.K / depth;
+    const int64_t groups = (a.K + depth - 1) / depth;
     const char* panel = w.data + block * groups * G * N * 4;
-    auto pair = [&](int64_t k, int u, int g)
-                    __attribute__((always_inline)) { return read<Bits>(panel + ((u * groups + k) * G + g) * N * 4); };
-    auto add = [&](int64_t column, const V(&factors)[U][G]) __attribute__((always_inline)) {
+    // Column k of the rows times that of the weights, each made of its pair when it is multiplied: so few registers hold factors.
+    auto add = [&](int64_t k, auto factor) __attribute__((always_inline)) {
+      V values[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const V value = splat<V>(a.rows[row + r][column]);
+      for (int r = 0; r < R; r++) values[r] = splat<V>(a.rows[row + r][k]);
 #pragma GCC unroll 8
-        for (int u = 0; u < U; u++)
+      for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
-          for (int g = 0; g < G; g++) z[r][u][g] = fma(value, factors[u][g], z[r][u][g]);
-      }
+        for (int g = 0; g < G; g++) {
+          const V weight = bits_as<V>(factor(read<Bits>(panel + ((u * groups + k / depth) * G + g) * N * 4)));
+#pragma GCC unroll 8
+          for (int r = 0; r < R; r++) z[r][u][g] = fma(values[r], weight, z[r][u][g]);
+        }
     };
-    for (int64_t k = 0; k < groups; k++) {
-      V factors[U][G];
-#pragma GCC unroll 8
-      for (int u = 0; u < U; u++)
-#pragma GCC unroll 8
-        for (int g = 0; g < G; g++) factors[u][g] = bits_as<V>(pair(k, u, g) << 16);
-      add(k * depth, factors);
-      if (k == pairs) break;  // an odd column's neighbour is not there
-#pragma GCC unroll 8
-      for (int u = 0; u < U; u++)
-#pragma GCC unroll 8
-        for (int g = 0; g < G; g++) factors[u][g] = bits_as<V>(pair(k, u, g) & 0xffff0000u);
-      add(k * depth + 1, factors);
+    for (int64_t k = 0; k < a.K; k += depth) {
+      add(k, [](Bits pair) { return pair << 16; });
+      if (k + 1 < a.K) add(k + 1, [](Bits pair) { return pair & 0xffff0000u; });
     }
   }
 };
@@ -53,7 +45,7 @@ struct BFloat16 {
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int bfloat16_rows = 5, single_vectors = 8;
 #else
-constexpr int bfloat16_rows = 2, single_vectors = 4;
+constexpr int bfloat16_rows = 3, single_vectors = 4;
 #endif
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 

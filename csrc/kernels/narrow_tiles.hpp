@@ -8,7 +8,7 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-constexpr int tile_rows = 16, tile_bytes = 64, vectors_of_a_tile_row = 4;
+constexpr int tile_rows = 16, tile_bytes = 64, max_gates = 4;
 
 // Where the two parts of a row begin, in bytes.
 FASTRNN_FN int64_t second_part(int64_t K) { return narrow_pitch(2 * K); }
@@ -25,9 +25,10 @@ FASTRNN_FN void configure_tiles(int64_t rows) {
   _tile_loadconfig(&config);
 }
 
-// sums[v] = up to 16 rows times 4 vectors of units, whose panels are given.
+// Up to 16 rows times 4 vectors of units, whose panels are given; sums[v] has its rows so many bytes apart.
 template <Format format>
-FASTRNN_FN void multiply_tiles(const uint8_t* a, int64_t a_pitch, int64_t K, const char* const* panels, int64_t pitch, V* sums) {
+FASTRNN_FN void multiply_tiles(const uint8_t* a, int64_t a_pitch, int64_t K, const char* const* panels, int64_t pitch, float* const* sums,
+                               int64_t sum_pitch) {
   constexpr int64_t columns = format == Format::int8 ? 64 : 32;
   asm volatile("" ::: "memory");  // what the tiles read has been written
   _tile_zero(0);
@@ -55,10 +56,10 @@ FASTRNN_FN void multiply_tiles(const uint8_t* a, int64_t a_pitch, int64_t K, con
     FASTRNN_MULTIPLY(2, 3)
 #undef FASTRNN_MULTIPLY
   }
-  _tile_stored(0, sums, tile_bytes);
-  _tile_stored(1, sums + tile_rows, tile_bytes);
-  _tile_stored(2, sums + 2 * tile_rows, tile_bytes);
-  _tile_stored(3, sums + 3 * tile_rows, tile_bytes);
+  _tile_stored(0, sums[0], sum_pitch);
+  _tile_stored(1, sums[1], sum_pitch);
+  _tile_stored(2, sums[2], sum_pitch);
+  _tile_stored(3, sums[3], sum_pitch);
 }
 
 // As NarrowProducts::multiply.
@@ -71,28 +72,29 @@ FASTRNN_FN void multiply_by_tiles(const NarrowPanel& w, int gates, int64_t first
   // Tiles of equal heights: the last one repeats some rows.
   const int64_t count = (a.n + tile_rows - 1) / tile_rows, height = (a.n + count - 1) / count;
   configure_tiles(height);
-  V sums[vectors_of_a_tile_row * tile_rows];
-  for (int64_t vector = first * gates; vector < last * gates; vector += vectors_of_a_tile_row) {
-    const char* panels[vectors_of_a_tile_row];
-    const int64_t left = last * gates - vector, vectors = left < vectors_of_a_tile_row ? left : vectors_of_a_tile_row;
-    for (int64_t v = 0; v < vectors_of_a_tile_row; v++) {
-      const int64_t which = vector + (v < vectors ? v : 0);
-      panels[v] = w.data + which / gates * groups * w_pitch + which % gates * tile_bytes;
+  float unused[max_gates * tile_rows * N];  // where there are fewer than 4 vectors left
+  for (int64_t vector = first * gates; vector < last * gates; vector += 4) {
+    const char* panels[4];
+    float* sums[4];
+    const int64_t left = last * gates - vector;
+    for (int64_t v = 0; v < 4; v++) {
+      const int64_t which = vector + (v < left ? v : 0), block = which / gates, gate = which % gates;
+      panels[v] = w.data + block * groups * w_pitch + gate * tile_bytes;
+      sums[v] = v < left ? z + ((block - first) * a.n * gates + gate) * N : unused;
     }
     for (int64_t i = 0; i < count; i++) {
       const int64_t row = i * height + height <= a.n ? i * height : a.n - height;
-      multiply_tiles<format>(a.prepared + row * a_pitch, a_pitch, a.K, panels, w_pitch, sums);
-      for (int64_t v = 0; v < vectors; v++) {
-        const int64_t block = (vector + v) / gates, gate = (vector + v) % gates;
-        float* to = z + (((block - first) * a.n + row) * gates + gate) * N;
-        const V* const sum = sums + v * tile_rows;
-        if constexpr (format == Format::int8) {
+      float* to[4];
+      for (int64_t v = 0; v < 4; v++) to[v] = sums[v] + (v < left ? row * gates * N : 0);
+      multiply_tiles<format>(a.prepared + row * a_pitch, a_pitch, a.K, panels, w_pitch, to, gates * tile_bytes);
+      if constexpr (format == Format::int8)
+        for (int64_t v = 0; v < 4 && v < left; v++) {
           const V scale = load<V>(w.scale + (vector + v) * N);
-          for (int64_t r = 0; r < height; r++) store(to + r * gates * N, scaled((I32)sum[r], a.scale[row + r] * scale));
-        } else {
-          for (int64_t r = 0; r < height; r++) store(to + r * gates * N, sum[r]);
+          for (int64_t r = 0; r < height; r++) {
+            float* const sum = to[v] + r * gates * N;
+            store(sum, scaled(read<I32>(sum), a.scale[row + r] * scale));
+          }
         }
-      }
     }
   }
   _tile_release();

@@ -84,7 +84,7 @@ struct DistinctIds {
 // How a frozen layer may keep its matrices in fewer bits than those of float32.
 enum class Format { bfloat16, int8 };
 constexpr int format_count = 2;
-constexpr int depth_of(Format f) { return f == Format::int8 ? 4 : 2; }  // columns that lie side by side in a panel
+FASTRNN_INLINE constexpr int depth_of(Format f) { return f == Format::int8 ? 4 : 2; }  // columns that lie side by side in a panel
 
 // A matrix in fewer bits, packed. Rows have zeros at their end up to a multiple of the depth.
 struct NarrowPanel {

@@ -16,16 +16,19 @@ def info() -> dict[str, Any]:
     -------
     dict
         ``version``; ``isa``, the instruction set that is used, and ``isas``, those this CPU can run, best first;
+        ``fewer_bits``, what multiplies weights of int8 and bfloat16, and where that is not faster than float32;
         ``threads``, how many a call may use, and ``available_threads``, the processors this process may use;
         ``cuda``, the GPUs as `fastrnn.cuda.device_info` describes them, or why there are none; ``numpy``, ``python``
         and ``platform``. All values can be written as JSON.
     """
     from . import cuda
 
+    isa = _core.Network("lstm", "float32", 1, 1, 0, 1, False, True).isa
     return {
         "version": _core.__version__,
-        "isa": _core.Network("lstm", "float32", 1, 1, 0, 1, False, True).isa,
+        "isa": isa,
         "isas": _core.isas(),
+        "fewer_bits": _fewer_bits(isa),
         "threads": get_num_threads(),
         "available_threads": _core.available_threads(),
         "cuda": cuda.device_info() or cuda.why_not(),
@@ -33,3 +36,13 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def _fewer_bits(isa: str) -> str:
+    best = _core.products(isa)[0]
+    if best == "scalar":
+        return f"{best}: int8 saves memory, not time"
+    if best.endswith("amx"):
+        return best
+    both = "int8 and bfloat16 are" if best == "avx512" else "bfloat16 is"
+    return f"{best}: {both} faster than float32 with few rows only"

@@ -34,6 +34,7 @@ class TestInfo:
         info = fastrnn.info()
         assert info["version"] == fastrnn.__version__
         assert info["isa"] in info["isas"]
+        assert info["fewer_bits"].startswith(info["isa"])
         assert info["threads"] == fastrnn.get_num_threads()
         assert info["numpy"] == np.__version__
         assert info["python"] == ".".join(map(str, sys.version_info[:3]))
