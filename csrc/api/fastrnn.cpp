@@ -1,6 +1,8 @@
 // The C functions: arguments checked, exceptions kept inside.
 #include "api/fastrnn.h"
 
+#include <sys/stat.h>
+
 #include <cstdio>
 #include <memory>
 #include <new>
@@ -45,10 +47,9 @@ const Stream* inside(const fastrnn_stream* stream) { return reinterpret_cast<con
 
 std::string contents_of(const char* path) {
   const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path, "rb"), fclose);
-  if (!file || fseek(file.get(), 0, SEEK_END) != 0) return {};
-  const long size = ftell(file.get());
-  if (size <= 0 || fseek(file.get(), 0, SEEK_SET) != 0) return {};
-  std::string bytes(size_t(size), '\0');
+  struct stat facts;
+  if (!file || fstat(fileno(file.get()), &facts) != 0 || !S_ISREG(facts.st_mode)) return {};
+  std::string bytes(size_t(facts.st_size), '\0');
   return fread(&bytes[0], 1, bytes.size(), file.get()) == bytes.size() ? bytes : std::string();
 }
 
@@ -97,7 +98,8 @@ int fastrnn_is_causal(const fastrnn_model* model) { return model->causal; }
 const char* fastrnn_model_isa(const fastrnn_model* model) { return model->isa->name; }
 
 size_t fastrnn_stream_bytes(const fastrnn_model* model, int64_t batch, int64_t steps) {
-  if (!model || batch < 1 || steps < 1 || batch > most / steps) return 0;
+  if (!model || batch < 1 || steps < 1 || batch > most / steps)
+    return failed(FASTRNN_BAD_ARGUMENT, "model must not be null, batch and steps must be positive, and there are limits"), size_t(0);
   int64_t bytes = 0;
   return guarded([&] { bytes = fastrnn::stream_bytes(*model, batch, steps); }) ? 0 : size_t(bytes + alignment);
 }

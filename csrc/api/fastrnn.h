@@ -5,8 +5,8 @@
  * changes and may be used by any number of threads. A stream is one state of it, with the memory that its calls work in:
  * one thread at a time.
  *
- * fastrnn_step, fastrnn_run and fastrnn_reset are for threads that must not wait: they run in the calling thread alone,
- * ask for no memory, take no lock, make no system call and leave the floating-point mode as they found it.
+ * fastrnn_step, fastrnn_run and fastrnn_reset are for threads that must not wait: where they succeed, they run in the calling thread
+ * alone, ask for no memory, take no lock, make no system call and leave the floating-point mode as they found it.
  *
  * Letters: B sequences side by side, T time steps, I = fastrnn_input_size, O = fastrnn_output_size. Arrays are contiguous, C
  * order, of the model's dtype.
@@ -84,8 +84,8 @@ FASTRNN_API fastrnn_status fastrnn_prepare(const fastrnn_model* model, int64_t b
 /* One time step: x (B,I) or ids (B), y (B,O), which must not overlap. The stream's state moves on. */
 FASTRNN_API fastrnn_status fastrnn_step(fastrnn_stream* stream, const void* x, void* y);
 
-/* T time steps: x (T,B,I) or ids (T,B), y (T,B,O). The stream's state moves on; the results are those of as many calls of
- * fastrnn_step, and of a model that is not causal those of the whole sequence, whose T must be at most `steps`. */
+/* T time steps: x (T,B,I) or ids (T,B), y (T,B,O), which must not overlap. The stream's state moves on; the results are those of as many
+ * calls of fastrnn_step, and of a model that is not causal those of the whole sequence, whose T must be at most `steps`. */
 FASTRNN_API fastrnn_status fastrnn_run(fastrnn_stream* stream, const void* x, int64_t T, void* y);
 
 /* Makes the state zero. */

@@ -1,6 +1,8 @@
 // The JSON that describes a model: read whole, nothing written.
 #pragma once
 #include <charconv>
+#include <cstdint>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -61,6 +63,7 @@ class JsonReader {
 
   Json value(int depth) {
     if (depth > 64) refuse("too many levels");
+    if (++values_ > most_values) refuse("too many values");
     skip();
     if (at_ == end_) refuse("an early end");
     Json j;
@@ -75,11 +78,12 @@ class JsonReader {
   Json members(Json& j, int depth) {
     j.kind = Json::object;
     if (take('}')) return std::move(j);
+    std::set<std::string> names;
     do {
       skip();
       if (at_ == end_ || *at_ != '"') refuse("a name that is no text");
       std::string name = string();
-      if (j.find(name)) refuse("a name twice");
+      if (!names.insert(name).second) refuse("a name twice");
       expect(':');
       j.members.emplace_back(std::move(name), value(depth + 1));
     } while (take(','));
@@ -148,7 +152,10 @@ class JsonReader {
     s += char(0x80 | (code >> 6 & 63)), s += char(0x80 | (code & 63));
   }
 
+  // A value takes some hundred bytes here, and may take two in the text.
+  static constexpr int64_t most_values = 2'000'000;
   const char *begin_, *at_, *end_;
+  int64_t values_ = 0;
 };
 
 }  // namespace fastrnn

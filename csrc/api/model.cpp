@@ -118,7 +118,7 @@ std::optional<General> general_of(const Options& options, const std::string& cel
   const Json* const given = options.find(rnn ? "nonlinearity" : "activations");
   const std::string usual_rnn = cell == "rnn_relu" ? "relu" : "tanh";
   std::vector<std::vector<Chosen>> sides;
-  if (!given || (rnn && given->kind == Json::text && given->word == usual_rnn)) {
+  if (!given || (rnn && given->kind == Json::text && given->word == usual_rnn)) {  // the usual ones
   } else if (given->kind == Json::object) {
     for (const char* const name : {"forward", "reverse"}) {
       const Json* const side = given->find(name);
@@ -131,7 +131,7 @@ std::optional<General> general_of(const Options& options, const std::string& cel
   const Json* const clip = options.find("clip");
   if (clip && (clip->kind != Json::number || !(clip->value > 0))) options.refuse("clip");
   const bool coupled = options.flag("coupled", false), peephole = options.flag("peephole", false);
-  if (sides.empty() && !clip && !coupled && !peephole) return std::nullopt;
+  if (sides.empty() && !clip && !coupled && !peephole && cell != "rnn_general") return std::nullopt;
   if (sides.empty() && rnn) sides.push_back({{usual_rnn, 0, 0}});
   if (sides.empty()) sides.push_back({{"sigmoid", 0, 0}, {"tanh", 0, 0}});
   if (lstm && !given) sides[0].push_back({"tanh", 0, 0});
@@ -143,10 +143,11 @@ std::optional<General> general_of(const Options& options, const std::string& cel
 // ---- parts ---------------------------------------------------------------------------------------------------------
 
 // The numbers of an array, which in the file need not be aligned.
-template <class Real> std::vector<Real> numbers(const Tensors& tensors, const std::string& name, const Shape& shape) {
+// Each array is used once: a file must not take more memory than it has bytes.
+template <class Real> std::vector<Real> numbers(Tensors& tensors, const std::string& name, const Shape& shape) {
   const auto found = tensors.find(name);
-  if (found == tensors.end()) throw BadModel("the file does not fit together: " + name + " is missing");
-  const Tensor& t = found->second;
+  if (found == tensors.end()) throw BadModel("the file does not fit together: " + name + " is missing, or used twice");
+  const Tensor t = found->second;
   const char* const wanted = sizeof(Real) == 4 ? "F32" : "F64";
   if (t.shape != shape || t.dtype != wanted)
     throw BadModel("the file does not fit together: " + name + " is " + t.dtype + " of shape " + text_of(t.shape) + " but must be " +
@@ -155,11 +156,15 @@ template <class Real> std::vector<Real> numbers(const Tensors& tensors, const st
   for (const int64_t extent : shape) count = times(count, extent);
   std::vector<Real> values(static_cast<size_t>(count));
   std::memcpy(values.data(), t.data, values.size() * sizeof(Real));
+  tensors.erase(found);
   return values;
 }
 
-template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::string& cell, const Options& o, const Tensors& tensors,
+template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::string& cell, const Options& o, Tensors& tensors,
                                                 const std::string& prefix) {
+  bool known = false;  // among the names that files have: the core has more
+  for (const char* const name : {"rnn_tanh", "rnn_relu", "rnn_general", "gru", "gru_original", "lstm"}) known |= cell == name;
+  if (!known) throw UnsupportedModel(o.layer + " has the cell '" + cell + "', which this version does not know");
   const auto general = general_of(o, cell);
   const int64_t P = o.size("proj_size", 0), H = o.size("hidden_size"), I = o.size("input_size"), L = o.size("num_layers", 1);
   const Has has{o.flag("bias", true), P > 0, general && std::get<2>(*general)};
@@ -181,7 +186,7 @@ template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::strin
   return part;
 }
 
-template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, const Tensors& tensors) {
+template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, Tensors& tensors) {
   const Json *name = entry.find("name"), *type = entry.find("type"), *options = entry.find("options"), *cell = entry.find("cell");
   if (!name || !type || !options || options->kind != Json::object)
     throw BadModel("the file is damaged: a layer has no name, type or options");
@@ -202,7 +207,7 @@ template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, cons
   throw UnsupportedModel(who + " is a layer that this version does not know");
 }
 
-template <class Real> void read_parts(Model& model, const Json& layers, const Tensors& tensors, std::vector<Part<Real>>& parts) {
+template <class Real> void read_parts(Model& model, const Json& layers, Tensors& tensors, std::vector<Part<Real>>& parts) {
   for (const Json& entry : layers.items) {
     parts.push_back(part_of<Real>(*model.isa, entry, tensors));
     const Part<Real>& part = parts.back();
@@ -215,25 +220,27 @@ template <class Real> void read_parts(Model& model, const Json& layers, const Te
   }
 }
 
-std::unique_ptr<Model> build(const char* bytes, size_t size) {
+std::unique_ptr<Model> build(const Isa& isa, const char* bytes, size_t size) {
   Tensors tensors;
   const Json description = header_of(bytes, size, tensors);
   const Json *format = description.find("format"), *layers = description.find("layers");
   if (!format || !layers || layers->items.empty()) throw BadModel("the file is damaged: its description names no format and no layers");
   if (whole_number(*format, "its format") > 1) throw UnsupportedModel("the file was written by a newer fastrnn");
   auto model = std::make_unique<Model>();
-  model->isa = &choose_isa(nullptr);
+  model->isa = &isa;
   for (const auto& [name, t] : tensors) model->f64 = t.dtype == "F64";
   if (model->f64) read_parts<double>(*model, *layers, tensors, model->wide);
   else read_parts<float>(*model, *layers, tensors, model->narrow);
+  if (!tensors.empty()) throw BadModel("the file does not fit together: its description knows no " + tensors.begin()->first);
   return model;
 }
 
 }  // namespace
 
 std::unique_ptr<Model> read_model(const char* bytes, size_t size) {
+  const Isa& isa = choose_isa(nullptr);  // whose error is about the environment
   try {
-    return build(bytes, size);
+    return build(isa, bytes, size);
   } catch (const std::invalid_argument& error) {
     throw BadModel(std::string("the file is damaged: ") + error.what());
   } catch (const std::overflow_error& error) { throw BadModel(std::string("the file is damaged: ") + error.what()); }

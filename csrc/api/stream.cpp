@@ -31,7 +31,7 @@ template <class Real> class StreamOf final : public Stream {
       Direction<Real>* const directions = part.stacked() ? arena.take<Direction<Real>>(times(part.stack.L, part.stack.D)) : nullptr;
       if (places_) places_[i] = {&part, directions, {}};
       widest = std::max(widest, part.outputs);
-      row = std::max({row, part.inputs, part.outputs, part.stack.H});
+      row = std::max({row, part.outputs, part.stack.H});
       state_size_ = plus(state_size_, part.state_size(B_));
     }
     state_ = arena.take<Real>(state_size_);

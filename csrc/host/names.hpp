@@ -49,7 +49,7 @@ inline ActivationKind activation_named(const std::string& name) {
 inline CellOptions options_of(const General& general, int direction) {
   const auto& [clip, coupled, peephole, activations] = general;
   if (activations.empty()) throw std::invalid_argument("a general cell needs its activations");
-  CellOptions options{clip, coupled, {}};
+  CellOptions options{clip, coupled, peephole, {}};
   const auto& mine = activations[size_t(direction) < activations.size() ? size_t(direction) : 0];
   if (mine.empty() || mine.size() > size_t(max_activations)) throw std::invalid_argument("a cell has one to three activations");
   for (size_t i = 0; i < mine.size(); i++)

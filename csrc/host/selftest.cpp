@@ -51,7 +51,7 @@ struct Case {
   Stack network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D, host, {options, options}}; }
   // One of each, and two that are not of the usual: what sigma and tanh of other cells become. Smooth, and no clipping, which has a kink.
   static constexpr CellOptions options{
-      1e9, false, {{ActivationKind::softplus, 0, 0}, {ActivationKind::scaled_tanh, 1.2, 0.8}, {ActivationKind::sigmoid, 0, 0}}};
+      1e9, false, true, {{ActivationKind::softplus, 0, 0}, {ActivationKind::scaled_tanh, 1.2, 0.8}, {ActivationKind::sigmoid, 0, 0}}};
   double gate(double z) const { return general() ? std::log1p(std::exp(z)) : 1 / (1 + std::exp(-z)); }
   double candidate(double z) const { return general() ? 1.2 * std::tanh(0.8 * z) : std::tanh(z); }
   double of_c(double z) const { return general() ? 1 / (1 + std::exp(-z)) : std::tanh(z); }

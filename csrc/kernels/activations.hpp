@@ -60,8 +60,8 @@ template <class V> FASTRNN_RARE Activated<V> rare_activation(ActivationKind kind
       return {x < 0 ? alpha * em1 : x, x <= 0 ? alpha * (em1 + 1) : one};
     }
     case ActivationKind::softsign: {
-      const V scale = 1 / (1 + magnitude(x));
-      return {x * scale, scale * scale};
+      const V below = 1 + magnitude(x);  // its reciprocal may be subnormal, which is zero here
+      return {x / below, (1 / below) * (1 / below)};
     }
     case ActivationKind::softplus: return {at_least(x, 0) + log_of_one_plus(exp_of_negative(-magnitude(x))), sigmoid(x)};
     default: return {x, one};  // sigmoid and tanh never come here

@@ -251,11 +251,11 @@ struct LstmGeneral : Lstm {
 
   template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
-    const V into_i = fma(u.vector[0], u.prev[c], u.z[0]), into_f = fma(u.vector[1], u.prev[c], u.z[1]);
+    const V into_i = seen(o, u.vector[0], u.prev[c], u.z[0]), into_f = seen(o, u.vector[1], u.prev[c], u.z[1]);
     const V i = activate(o.activation[0], o.clip, into_i), g = activate(o.activation[1], o.clip, u.z[2]);
     const V f = o.coupled ? 1 - i : activate(o.activation[0], o.clip, into_f);
     u.next[c] = fma(f, u.prev[c], i * g);
-    const V into_o = fma(u.vector[2], u.next[c], u.z[3]);
+    const V into_o = seen(o, u.vector[2], u.next[c], u.z[3]);
     u.out = activate(o.activation[0], o.clip, into_o) * activate(o.activation[2], o.clip, u.next[c]);
     u.tape[0] = into_i, u.tape[1] = into_f, u.tape[2] = u.z[2], u.tape[3] = into_o;
   }
@@ -266,7 +266,7 @@ struct LstmGeneral : Lstm {
                        out = activate_with_slope(o.activation[0], o.clip, u.tape[3]),
                        h = activate_with_slope(o.activation[2], o.clip, u.next[c]);
     u.dz[3] = u.dout * h.y * out.slope;
-    const V dc = fma(u.dz[3], u.vector[2], fma(u.dout * out.y, h.slope, u.dstate[c]));
+    const V dc = seen(o, u.dz[3], u.vector[2], fma(u.dout * out.y, h.slope, u.dstate[c]));
     u.dz[2] = dc * i.y * g.slope;
     V f, di = dc * g.y;
     if (o.coupled) {
@@ -280,7 +280,12 @@ struct LstmGeneral : Lstm {
     }
     u.dz[0] = di * i.slope;
     u.dz[4] = u.dz[0] * u.prev[c], u.dz[5] = u.dz[1] * u.prev[c], u.dz[6] = u.dz[3] * u.next[c];
-    u.dstate[c] = fma(u.dz[1], u.vector[1], fma(u.dz[0], u.vector[0], dc * f));
+    u.dstate[c] = seen(o, u.dz[1], u.vector[1], seen(o, u.dz[0], u.vector[0], dc * f));
+  }
+
+  // sum + a b, of a peephole.
+  template <class V> static FASTRNN_FN V seen(const CellOptions& o, const V& a, const V& b, const V& sum) {
+    return o.peephole ? fma(a, b, sum) : sum;
   }
 };
 

@@ -25,7 +25,7 @@ FASTRNN_FN void store_low_bytes(uint8_t* to, Bits x) {
 #elif FASTRNN_VECTOR_BYTES == 32
   const __m256i fours = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));
   _mm_storel_epi64((__m128i*)to, _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
-#elif defined(__ARM_NEON)
+#elif FASTRNN_VECTOR_BYTES == 16
   const uint16x4_t halves = vmovn_u32((uint32x4_t)x);
   vst1_lane_u32((uint32_t*)to, vreinterpret_u32_u8(vmovn_u16(vcombine_u16(halves, halves))), 0);
 #else
@@ -87,7 +87,7 @@ FASTRNN_FN I32 dot(I32 sum, Four a, I32 w) {  // vpmaddubsw as above
   return sum + (I32)_mm256_madd_epi16(_mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8((__m256i)w, a.value)), _mm256_set1_epi16(1));
 }
 
-#elif defined(__ARM_NEON)
+#elif FASTRNN_VECTOR_BYTES == 16
 constexpr int int8_rows = 4;
 using Four = int8x16_t;
 FASTRNN_FN Four four(const uint8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(read<int32_t>(p))); }

@@ -1,7 +1,7 @@
 // Part of narrow.cpp: products with the matrix unit of AMX. Its tiles have 16 rows of 64 bytes: one holds up to 16 rows of the
 // batch and 64 or 32 columns of these, another the same columns of one vector of units as a narrow panel has them.
 //
-// bfloat16: a row of float32 becomes a sum of two bfloat16, each of which is multiplied, so that the weights alone are rounded.
+// bfloat16: a row of float32 becomes a sum of two bfloat16, each of which is multiplied, and is within 2^-16 of itself.
 #pragma once
 #include "kernels/narrow_int8.hpp"
 

@@ -45,8 +45,9 @@ constexpr int max_activations = 3;
 
 // What a general cell lets the user choose, of one direction.
 struct CellOptions {
-  double clip;   // what enters an activation is kept within +-clip
-  bool coupled;  // f = 1 - i
+  double clip;    // what enters an activation is kept within +-clip
+  bool coupled;   // f = 1 - i
+  bool peephole;  // the gates see c; else no product with it is formed, which of an infinite c would be NaN
   Activation activation[max_activations];  // of the gates, of the candidate, of c; an RNN has the first alone
 };
 

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 Weights: TypeAlias = str | Mapping[str, str] | None
 _WORDS = ("bfloat16", "int8")
 _MOST_COLUMNS = 131072  # sums of so many products of int8 fit in 32 bits
-_BFLOAT16_OVERFLOW = 3.3961776e38  # what lies above rounds to infinity
+_BFLOAT16_OVERFLOW = np.float32(3.3961776e38)  # rounds to infinity, as what lies above
 
 
 def read_weights(layer: Spec[Any], given: Weights) -> tuple[str, str] | None:
@@ -45,8 +45,8 @@ def read_weights(layer: Spec[Any], given: Weights) -> tuple[str, str] | None:
         if values.ndim != 2 or name.startswith("weight_peephole"):
             continue
         word = pair[0 if name.startswith("weight_ih") else 1]
-        most = _BFLOAT16_OVERFLOW if word == "bfloat16" else np.finfo(np.float32).max
-        if not (np.abs(values) <= most).all():
+        below = _BFLOAT16_OVERFLOW if word == "bfloat16" else np.float32(np.inf)
+        if not (np.abs(values) < below).all():
             problems.value(f"{name} with numbers that are not finite in {word}", "Freeze it without weights=.")
         if word == "int8" and values.shape[1] > _MOST_COLUMNS:
             why = f'int8 takes at most {_MOST_COLUMNS} columns: use "bfloat16".'

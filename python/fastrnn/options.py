@@ -184,5 +184,9 @@ def _full(activation: Activation) -> tuple[str, float, float]:
 
 
 def _is_number(value: object) -> bool:
-    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
-    return is_real and math.isfinite(value)  # type: ignore[arg-type]
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, (bool, np.bool_)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -1,6 +1,7 @@
 """The C functions of libfastrnn, called as a program in C would: against Python's layers, to the bit."""
 
 import ctypes
+import os
 import shutil
 import struct
 import subprocess
@@ -188,7 +189,9 @@ class TestRefused:
         assert c.open(None, 3, ctypes.byref(out)) == BAD_ARGUMENT
         assert c.open_file(b"/nowhere/at/all", ctypes.byref(out)) == NO_FILE
         assert b"/nowhere/at/all" in c.message()
+        assert c.open_file(b"/tmp", ctypes.byref(out)) == NO_FILE
         assert [c.stream_bytes(handle, *sizes) for sizes in ((0, 1), (1, 0), (-1, 1), (1 << 40, 1 << 40))] == [0] * 4
+        assert b"batch and steps must be positive" in c.message()
         block = np.empty(c.stream_bytes(handle, 1, 1), np.uint8)
         assert c.prepare(handle, 1, 1, at(block), len(block) - 1, ctypes.byref(out)) == BAD_ARGUMENT
         assert c.prepare(handle, 1, 1, None, len(block), ctypes.byref(out)) == BAD_ARGUMENT
@@ -217,15 +220,51 @@ class TestRefused:
             (b'\\"elu\\"', b'\\"elx\\"', BAD_MODEL, "activation 'elx' is not known"),
             (b'\\"format\\":1', b'\\"format\\":2', UNSUPPORTED, "a newer fastrnn"),
             (b'\\"LSTM\\"', b'\\"LSTX\\"', OK, ""),  # the cell decides
+            (b'\\"cell\\":\\"lstm\\"', b'\\"cell\\":\\"lstm_projected\\"', UNSUPPORTED, "the cell 'lstm_projected'"),
+            (b'\\"cell\\":\\"lstm\\"', b'\\"cell\\":\\"lstm_general\\"', UNSUPPORTED, "the cell 'lstm_general'"),
             (b'"data_offsets":[0,', b'"data_offsets":[8,', BAD_MODEL, "does not lie in it"),
             (b"F32", b"I64", BAD_MODEL, "does not lie in it"),
             (b'"fastrnn"', b'"fastrno"', UNSUPPORTED, "does not say what layers it holds"),
         ):
             assert old in content, old
             changed = content.replace(old, new, 1)
+            changed = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + len(new) - len(old)) + changed[8:]
             assert c.open(changed, len(changed), ctypes.byref(out)) == status, (old, c.message())
             assert status == OK or words in c.message().decode()
             c.close(out if status == OK else None)
+
+    def test_layers_that_share_an_array_and_arrays_of_no_layer(self, c: Any, tmp_path: Path) -> None:
+        path, out = tmp_path / "a.safetensors", ctypes.c_void_p()
+        fastrnn.save(path, [fastrnn.Linear(3, 3), fastrnn.Linear(3, 3)])
+        content = path.read_bytes()
+        twice = content.replace(b'\\"name\\":\\"1\\"', b'\\"name\\":\\"0\\"', 1)
+        assert c.open(twice, len(twice), ctypes.byref(out)) == BAD_MODEL
+        assert b"0.weight is missing, or used twice" in c.message()
+        more = content.replace(b'"1.bias"', b'"1.bias_"', 1)
+        more = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + more[8:]
+        assert c.open(more, len(more), ctypes.byref(out)) == BAD_MODEL
+
+    def test_headers_of_many_names_take_no_quadratic_time(self, c: Any) -> None:
+        header = b"{" + b",".join(b'"%d":[]' % k for k in range(200_000)) + b"}"
+        content, out = struct.pack("<Q", len(header)) + header, ctypes.c_void_p()
+        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        header = b'{"a":[' + b"0," * 3_000_000 + b"0]}"
+        content = struct.pack("<Q", len(header)) + header
+        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert b"too many values" in c.message()
+
+    def test_the_environment_is_not_the_file(self, tmp_path: Path) -> None:
+        fastrnn.save(tmp_path / "a.safetensors", fastrnn.GRU(I, H))
+        program = (
+            f"import ctypes; c = ctypes.CDLL({fastrnn.get_library()!r}); out = ctypes.c_void_p();"
+            "c.fastrnn_message.restype = ctypes.c_char_p;"
+            "print(c.fastrnn_open_file(b'a.safetensors', ctypes.byref(out)), c.fastrnn_message())"
+        )
+        environment = {**os.environ, "FASTRNN_ISA": "nope"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True, capture_output=True
+        )
+        assert done.stdout.startswith(f"{BAD_ARGUMENT} b\"the environment sets FASTRNN_ISA to 'nope'"), done
 
     def test_bytes_changed_at_random(self, c: Any, tmp_path: Path) -> None:
         """Opened or refused, and what is opened runs."""

@@ -269,8 +269,13 @@ def test_weights_that_cannot_be_kept_are_refused(word: str) -> None:
     if word == "int8":
         assert np.isfinite(big.freeze(word)(np.ones((2, 1, 3), np.float32))[0]).all()
     else:
-        with pytest.raises(ValueError, match="weight_hh_l0 with numbers that are not finite in bfloat16"):
-            big.freeze(word)
+        smallest = np.float32(3.3961776e38)  # of those that round to infinity
+        for value in (np.finfo(np.float32).max, smallest):
+            big.parameters()["weight_hh_l0"][1, 2] = value
+            with pytest.raises(ValueError, match="weight_hh_l0 with numbers that are not finite in bfloat16"):
+                big.freeze(word)
+        big.parameters()["weight_hh_l0"][1, 2] = np.nextafter(smallest, np.float32(0))
+        big.freeze(word)
 
 
 def test_int8_refuses_sums_past_32_bits() -> None:

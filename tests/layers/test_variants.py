@@ -133,6 +133,26 @@ def test_extreme_values_come_out_as_in_the_textbook(extreme: float) -> None:
             assert np.isnan(y[0][runs]).all()
 
 
+def test_an_infinite_cell_state_without_peepholes() -> None:
+    """No product with a peephole that is not there."""
+    x, state = np.zeros((1, 1, I)), fastrnn.LSTMState(np.zeros((1, 1, H)), np.full((1, 1, H), np.inf))
+    plain = fastrnn.LSTM(I, H, dtype="float64", rng=0)
+    for options in ({"clip": 50.0}, {"coupled": True}):
+        y, end = fastrnn.LSTM(I, H, dtype="float64", rng=0, **options)(x, state)
+        assert np.isfinite(y).all()
+        assert np.isinf(end.c).all()
+        if "clip" in options:
+            np.testing.assert_allclose(y, plain(x, state)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 3e38), ("float64", 1e308)])
+def test_softsign_of_large_numbers(dtype: Any, large: float) -> None:
+    layer = fastrnn.RNN(1, 1, nonlinearity="softsign", bias=False, dtype=dtype)
+    layer.load_state_dict({"weight_ih_l0": [[1.0]], "weight_hh_l0": [[0.0]]})
+    y, _ = layer(np.array([[[large]], [[-large]]], dtype))
+    np.testing.assert_array_equal(y.ravel(), [1, -1])
+
+
 def test_files_copies_and_state_dicts(tmp_path: Path) -> None:
     layer = fastrnn.LSTM(
         I, H, peephole=True, coupled=True, clip=3, activations=["hard_sigmoid", "tanh", "softsign"], rng=0
@@ -155,6 +175,7 @@ def test_files_copies_and_state_dicts(tmp_path: Path) -> None:
     [
         ({"clip": 0}, "LSTM got clip=0.\n  clip must be a positive number, or None for none."),
         ({"clip": math.nan}, "LSTM got clip=nan.\n  clip must be a positive number"),
+        ({"clip": 10**400}, "clip must be a positive number"),
         ({"clip": True}, "LSTM got clip=True.\n  clip must be a positive number"),
         ({"peephole": 1}, "LSTM got peephole=1.\n  peephole must be True or False."),
         ({"activations": "tanh"}, "It must be a sequence of 3: those of the gates, the candidate and c."),
