@@ -316,6 +316,11 @@ def readable(nbytes: int) -> str:
     return f"{nbytes / 1024**power:.3g} {('KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[power - 1]}"
 
 
+def printable(text: str) -> str:
+    """Return a line with escapes for what is no character to print: names of a file could command a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @cache
 def machine_memory() -> int:
     """Return the bytes of physical memory of this machine."""

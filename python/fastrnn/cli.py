@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from . import FileError, SizeError, __version__, run_model
-from .checks import MAX_LAYERS
+from .checks import MAX_LAYERS, printable
 from .lm.text import TextError
 from .threads import MOST, get_num_threads
 
@@ -442,7 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))  # of the environment
 
     def complain(what: object) -> None:
-        print(f"{arguments.prog}: error: {' '.join(str(what).split())}", file=sys.stderr)
+        print(f"{arguments.prog}: error: {printable(' '.join(str(what).split()))}", file=sys.stderr)
 
     try:
         code: int = arguments.run(arguments)

@@ -1,9 +1,11 @@
 """``fastrnn run``: a model in an ONNX file on arrays in NumPy's files."""
 
 import argparse
+import lzma
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import printable
 from .storage import FileError, replacing, try_folder
 from .threads import threads
 
@@ -66,7 +69,7 @@ def _run(arguments: argparse.Namespace, accelerate: Callable[[str], Any]) -> int
     named = _named([one.name for one in session.get_outputs()], found)
     print(session.report)
     for name, array in named.items():
-        print(f"{name}  {array.dtype} {array.shape}")
+        print(f"{printable(name)}  {array.dtype} {array.shape}")
     print(f"{seconds:.3f} s")
     if arguments.output is not None:
         with replacing(arguments.output) as file, zipfile.ZipFile(file, "w") as archive:
@@ -109,7 +112,9 @@ def _load(path: str) -> Array | dict[str, Array]:
         try:
             loaded = np.load(file, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except MemoryError as error:
+            raise FileError(f"{path} says that it holds more than there is memory for: {error}") from error
+        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise FileError(f"{path} holds no array: {error}") from error
 
 
@@ -129,7 +134,7 @@ class _Bar:
             self.close()
             from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-            self._bar, self._name = tqdm(total=steps, desc=name, unit=" steps", ncols=78, leave=False), name
+            self._bar, self._name = tqdm(total=steps, desc=printable(name), unit=" steps", ncols=78, leave=False), name
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

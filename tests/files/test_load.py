@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -145,15 +143,26 @@ def test_paths(tmp_path: Path) -> None:
     refused(tmp_path / "old.pt", "is a tar file")
 
 
-def test_onnx_files_go_to_their_own_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room: Any = types.ModuleType("fastrnn.onnx")
-    monkeypatch.setitem(sys.modules, "fastrnn.onnx", room)
-    with pytest.raises(
-        fastrnn.FileError, match=r"a.onnx is an ONNX file, for which this version of fastrnn has no load"
-    ):
-        fastrnn.load("a.onnx")
-    room.load = lambda path, **given: (path, given)
-    assert fastrnn.load("a.onnx", "x") == ("a.onnx", {"prefix": "x", "options": None})
+def test_onnx_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    import fastrnn.onnx
+
+    monkeypatch.chdir(tmp_path)
+    layers = {"word": fastrnn.GRU(I, H, rng=0), "tag": fastrnn.RNN(I, H, rng=1)}
+    fastrnn.onnx.save(layers, "a.onnx")
+    assert list(fastrnn.load("a.onnx")) == ["word", "tag"]
+    for name, layer in layers.items():
+        loaded = fastrnn.load(Path("a.onnx"), name).state_dict()
+        for own, array in layer.state_dict().items():
+            np.testing.assert_array_equal(loaded[own], array)
+    with pytest.raises(KeyError, match=r"a\.onnx has no layer 'x'.* are word, tag"):
+        fastrnn.load("a.onnx", "x")
+    with pytest.raises(ValueError, match=r"a\.onnx: load got options dropout; an ONNX file says everything"):
+        fastrnn.load("a.onnx", options={"dropout": 0.1})
+    assert "a.onnx is an ONNX file: fastrnn.onnx.load" in complaint(capsys, "inspect", "a.onnx")
+    Path("b.onnx").write_bytes(b"\x08")
+    with pytest.raises(fastrnn.FileError, match=r"b\.onnx is no ONNX model"):
+        fastrnn.load("b.onnx", "x")
 
 
 # fastrnn inspect

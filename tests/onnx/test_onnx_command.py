@@ -28,6 +28,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save("h.npy", np.zeros((1, B, H), np.float32))
     np.savez("all.npz", x=np.load("x.npy"), h0=np.load("h.npy"), c0=np.load("h.npy"))
     (tmp_path / "text.npy").write_text("no array")
+    np.savez_compressed("damaged.npz", x=np.arange(1000))
+    packed = bytearray((tmp_path / "damaged.npz").read_bytes())
+    packed[100:120] = b"\xff" * 20
+    (tmp_path / "damaged.npz").write_bytes(packed)
+    with open("huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (3 * 10**12,)})
     return tmp_path
 
 
@@ -83,6 +89,8 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["one.onnx"], "run got no input word.x; the model's are word.x."),
         (["one.onnx", "--input", "no.npy"], "no.npy: No such file or directory"),
         (["one.onnx", "--input", "text.npy"], "text.npy holds no array"),
+        (["one.onnx", "--input", "damaged.npz"], "damaged.npz holds no array"),
+        (["one.onnx", "--input", "huge.npy"], "huge.npy says that it holds more than there is memory for"),
         (["one.onnx", "--input", "wide.npy"], "'word.x' with dtype float64; the model's is float32"),
         (["one.onnx", "--input", "h.npy"], "'word.x' with shape (1, 2, 4)"),
         (["one.onnx", "--input", "z=x.npy"], "run got the input 'z'"),
@@ -96,6 +104,18 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 )
 def test_one_line_says_what_is_wrong(here: Path, arguments: list[str], words: str, capsys: Any) -> None:
     assert words in complaint(capsys, "run", *arguments)
+
+
+def test_names_command_no_terminal(here: Path, capsys: Any) -> None:
+    made = onnx.load("one.onnx")
+    made.graph.node[0].name = "\x1b[2Jword"
+    made.graph.node[-1].output[0] = made.graph.output[0].name = "\x1b[2Jh"
+    onnx.save(made, "clear.onnx")
+    assert main(["run", "clear.onnx", "--input", "x.npy"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "  \\x1b[2Jword  GRU(" in out
+    assert "\n\\x1b[2Jh  float32 (" in out
 
 
 def test_what_onnxruntime_refuses(here: Path, capsys: Any) -> None:

@@ -305,12 +305,38 @@ class TestFilesThatLie:
             ({"offset": -8}, "need 240 bytes"),
             ({"offset": "x"}, "cannot be read"),
             ({"length": 2**62}, "need 240 bytes"),
+            ({"location": "a\0b"}, "no name of a file"),
+            ({"location": "model.onnx", "offset": 0}, "the model itself"),
         ],
         ids=str,
     )
     def test_data_where_they_must_not_be(self, reader: Any, entries: Any, words: str, tmp_path: Path) -> None:
         with pytest.raises(FileError, match=rf"model\.onnx: the data of 'W'.*{words}"):
             reader(self.outside(tmp_path, **entries))
+
+    def test_data_that_many_tensors_share(self, tmp_path: Path) -> None:
+        path = self.outside(tmp_path)
+        proto = onnx.load(path, load_external_data=False)
+        for k in range(5):
+            if k == 4:
+                with pytest.raises(FileError, match="'W3': with them the model's tensors take 1,200 bytes of 'data'"):
+                    load(path)
+                break
+            load(path)
+            proto.graph.initializer.append(proto.graph.initializer[0])
+            proto.graph.initializer[-1].name = f"W{k}"
+            path.write_bytes(proto.SerializeToString())
+
+    @pytest.mark.parametrize("reader", READERS[:2])
+    @pytest.mark.parametrize("inside", ["tensor", "sequence"])
+    def test_sizes_by_no_name(self, reader: Any, inside: str) -> None:
+        proto = plain()
+        kind = helper.make_tensor_type_proto(1, ["bad", 2, 3])
+        if inside == "sequence":
+            kind = helper.make_sequence_type_proto(kind)
+        proto.graph.output.append(helper.make_value_info("Y", kind))
+        with pytest.raises(FileError, match=r"a name that is not UTF-8, b'b\\xffd'"):
+            reader(proto.SerializeToString().replace(b"bad", b"b\xffd"))
 
     @pytest.mark.parametrize("reader", READERS[:2])
     def test_deep_nesting(self, reader: Any) -> None:
@@ -354,6 +380,18 @@ class TestFilesThatLie:
         proto.functions.extend(function(f"f{k}", [f"f{k + 1}"] * 2) for k in range(40))
         proto.functions.append(function("f40", []))
         with pytest.raises(FileError, match="more than 1,000,000 nodes"):
+            reader(proto)
+        del proto.functions[:]
+        proto.functions.extend(function(f"f{k}", [f"f{k + 1}"]) for k in range(3000))
+        with pytest.raises(FileError, match="stand inside each other more than 200 deep"):
+            reader(proto)
+        del proto.functions[1:]
+        proto.functions[0].CopyFrom(function("f0", []))
+        reader(proto)
+        large = helper.make_node("Constant", [], ["c"], value=stored(c=np.zeros(2**18, np.float32))[0])
+        proto.functions[0].node.insert(0, large)
+        proto.graph.node.extend(helper.make_node("f0", ["Y"], [f"z{k}"], domain="mine") for k in range(300))
+        with pytest.raises(FileError, match="larger by more than 256 MiB"):
             reader(proto)
 
     def test_a_constant_that_cannot_be_computed(self) -> None:

@@ -301,6 +301,17 @@ class TestOtherTools:
         for a, b in zip(evaluator.run(None, feeds), textbook(drawn), strict=True):
             assert_close(a, b, "float32", "forward", "GRU")
 
+    def test_what_nobody_wants_is_not_what_is_left_out(self) -> None:
+        drawn = draw("LSTM", np.random.default_rng(6))
+        nodes = [node(drawn, ["", "h1", "c1"]), node(drawn, ["y", "h", "c"])]
+        nodes[1].input.extend(["", "h1", "c1"])
+        given = dict(zip(("X", "W", "R", "B"), drawn.inputs, strict=False))
+        inputs = [value(name, shape=[None] * 3) for name in "XWR"] + [value("B")]
+        found = fastrnn.onnx.Backend.run_model(model(nodes, inputs, [value("y")]), given)
+        first = run_node("LSTM", drawn.attributes, drawn.inputs)
+        again = run_node("LSTM", drawn.attributes, [*drawn.inputs[:5], *first[1:]])
+        close(found, again[:1], 0)
+
     def test_outputs_that_nobody_wants(self) -> None:
         drawn = draw("LSTM", np.random.default_rng(6))
         wanted = run_node("LSTM", drawn.attributes, drawn.inputs)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import EncodeError
 from onnx_support import (
     TensorProto,
     by_onnxruntime,
@@ -23,6 +24,7 @@ from onnx_support import (
 
 import fastrnn
 from fastrnn.onnx import accelerate
+from fastrnn.onnx.reading import serialised
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -370,6 +372,16 @@ class TestGraphsInside:
         feeds = {"h0": x_of(1, 1, B, H), "c0": x_of(2, 1, B, H), "x": x_of(3, B, T, I)}
         both(proto, feeds, 1)
 
+    def test_constants_that_decide(self) -> None:
+        drawn = draw("LSTM", np.random.default_rng(8), (T, B, I, H))
+        then = inner([*between(drawn, "h", "a")], [], [value("a")])
+        otherwise = inner([helper.make_node("Identity", ["h"], ["b"])], [], [value("b")])
+        nodes = [RELU, helper.make_node("Less", ["few", "many"], ["yes"])]
+        nodes.append(helper.make_node("If", ["yes"], ["out"], then_branch=then, else_branch=otherwise))
+        numbers = [numpy_helper.from_array(np.array(k), name) for k, name in enumerate(("few", "many"))]
+        given = [*weights(drawn), *AXIS, *numbers]
+        both(model(nodes, [value("x", shape=[T, B, I])], [value("out")], given), {"x": x_of()}, 1)
+
     def test_a_loop_in_a_branch(self) -> None:
         drawn = draw("RNN", np.random.default_rng(11), (T, B, I, I))
         body = inner(
@@ -386,6 +398,13 @@ class TestGraphsInside:
         for yes in (True, False):
             session = both(proto, {"x": x_of(), "yes": np.array(yes)}, 1)
         assert list(session.report.taken) == ["if/loop/my RNN"]
+
+
+class TooLarge:
+    """A model of more than 2 GB."""
+
+    def SerializeToString(self) -> bytes:
+        raise EncodeError("Failed to serialize proto")
 
 
 class TestCalls:
@@ -423,6 +442,91 @@ class TestCalls:
     def test_what_does_not_fit(self, session: Any, outputs: Any, feeds: Any, kind: Any, words: str) -> None:
         with pytest.raises(kind, match=words):
             session.run(outputs, feeds)
+
+    def test_no_names_are_all(self, session: Any) -> None:
+        assert len(session.run([], {"x": x_of()})) == 1
+
+    def test_negative_sizes_are_unknown_ones(self) -> None:
+        proto, feeds = single(draw("GRU", np.random.default_rng(12), (T, B, I, H)))
+        proto.graph.input[0].CopyFrom(value("X", shape=[-1, -1, I]))
+        session = both(proto, feeds, 1)
+        assert session.get_inputs()[0].shape == [None, None, I]
+
+    def test_weights_that_look_as_if_they_could_not_change(self) -> None:
+        drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))
+        proto, feeds = single(drawn, constant=False)
+        W = feeds["W"]
+        session = accelerate(proto)
+        for one in feeds.values():
+            one.setflags(write=False)
+        session.run(None, feeds)
+        W.setflags(write=True)
+        W += 1
+        W.setflags(write=False)
+        close(session.run(None, feeds), by_onnxruntime(proto, feeds))
+
+    def test_defaults_are_packed_once(self) -> None:
+        """They are the session's own, so they cannot change; those of the call replace them for the call."""
+        drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))
+        proto, feeds = single(drawn, constant=False)
+        proto.graph.initializer.extend(weights(drawn))
+        session = accelerate(proto)
+        alone = {"X": feeds["X"]}
+        wanted = by_onnxruntime(proto, alone)
+        close(session.run(None, alone), wanted)
+        step = session._plan.steps[0]
+        kept = step._kept
+        assert kept is not None
+        other = {**alone, "W": feeds["W"] + 1}
+        close(session.run(None, other), by_onnxruntime(proto, other))
+        close(session.run(None, alone), wanted)
+        assert step._kept is kept
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_bfloat16_is_not_handed_over(self, before: bool) -> None:
+        """ONNX Runtime takes and gives none from Python; neither has it an LSTM of that type."""
+        small = draw("LSTM", np.random.default_rng(12), (T, B, I, H), dtype=pytest.importorskip("ml_dtypes").bfloat16)
+        cast = helper.make_node("Cast", ["x"], ["X"], to=TensorProto.BFLOAT16)
+        back = helper.make_node("Cast", ["Y"], ["y"], to=TensorProto.FLOAT)
+        x = value("x", shape=[T, B, I]) if before else value("X", small.inputs[0].dtype, [T, B, I])
+        y = value("Y", small.inputs[0].dtype) if before else value("y")
+        proto = model([cast, node(small)] if before else [node(small), back], [x], [y], weights(small))
+        with pytest.raises(fastrnn.FileError, match="neither takes nor gives values of type bfloat16") as caught:
+            accelerate(proto)
+        assert type(caught.value.__cause__).__module__.startswith("onnxruntime")
+
+    def test_models_with_bfloat16_inside_stay_whole(self) -> None:
+        """An If with a layer in it reads a value of that type."""
+        drawn = draw("GRU", np.random.default_rng(8), (T, B, I, H))
+        then = inner([*between(drawn, "x", "a")], [], [value("a")])
+        otherwise = inner([helper.make_node("Cast", ["small"], ["b"], to=TensorProto.FLOAT)], [], [value("b")])
+        nodes = [helper.make_node("Cast", ["x"], ["small"], to=TensorProto.BFLOAT16)]
+        nodes.append(helper.make_node("If", ["yes"], ["out"], then_branch=then, else_branch=otherwise))
+        inputs = [value("x", shape=[T, B, I]), value("yes", bool, [])]
+        proto = model(nodes, inputs, [value("out")], [*weights(drawn), *AXIS])
+        for yes in (True, False):
+            session = both(proto, {"x": x_of(), "yes": np.array(yes)}, 0, 1)
+        (why,) = session.report.left.values()
+        assert "values of type bfloat16 from Python, as 'small' would be" in why
+
+    def test_what_is_too_large_for_protobuf(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn = draw("GRU", np.random.default_rng(12), (T, B, I, H))
+        given = [value("x", shape=[T, B, I])], [value("s")], [*weights(drawn), *AXIS]
+        proto = model([RELU, *between(drawn)], *given)
+        with monkeypatch.context() as patched:
+            patched.setattr("onnx.helper.make_model", lambda *_, **__: TooLarge())
+            session = accelerate(proto)
+        (why,) = session.report.left.values()
+        assert "a piece of the cut graph is too large for protobuf, which writes no more than 2 GB" in why
+        close(session.run(None, {"x": x_of()}), by_onnxruntime(proto, {"x": x_of()}))
+        with pytest.raises(fastrnn.FileError, match="big is too large for protobuf"):
+            serialised(TooLarge(), "big")
+
+    def test_what_onnxruntime_refuses(self) -> None:
+        proto = model([helper.make_node("Nonsense", ["x"], ["y"])], [value("x", shape=[1])], [value("y")])
+        with pytest.raises(fastrnn.FileError, match=r"the model: ONNX Runtime refuses it: .*Nonsense") as caught:
+            accelerate(proto)
+        assert type(caught.value.__cause__).__module__.startswith("onnxruntime")
 
     def test_several_threads_at_once(self, session: Any) -> None:
         wanted = [session.run(None, {"x": x_of(k)})[0] for k in range(4)]

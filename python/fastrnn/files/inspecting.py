@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import readable
+from ..checks import printable, readable
 from ..layers import CELLS
 from ..options import DEFAULTS
 from .building import complete_options, recurrent, shapes
@@ -150,8 +150,7 @@ def text(facts: Mapping[str, Any]) -> str:
         lines.append(f"  {layer['name']:<{width}}  {_line(layer)}".rstrip())
         for name, choices in layer.get("open", {}).items():
             lines.append(f"  {'':<{width}}  to be given in options=: {name}, {' or '.join(map(repr, choices))}")
-    # names are the file's: what is no character to print could command a terminal
-    return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 def _line(layer: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """`fastrnn.load`: layers of files of any kind."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,8 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
     path
         A file that `fastrnn.save` or ``layer.save`` wrote, or safetensors, ``.npz``, PyTorch's ``.pt`` (``.pth``,
         ``.bin``) of a ``state_dict``, TorchScript, Keras' ``.keras``, ``.weights.h5`` and ``.h5``, Flax's msgpack. What
-        it is, is seen from its first bytes. Files ending in ``.onnx`` go to ``fastrnn.onnx``.
+        it is, is seen from its first bytes. Files ending in ``.onnx`` go to ``fastrnn.onnx.load``:
+        the layers are then called as the nodes are, and have no options.
     prefix : str, optional
         The name of one layer, which is then returned alone; ``""`` is a layer whose parameters have no prefix.
     options : dict, optional
@@ -49,13 +49,15 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         If no layer has the name `prefix`.
     OSError
         If it cannot be read.
+    ImportError
+        For an ONNX file, without the extra ``onnx``.
     """
     from . import building  # here, as all readers together cost more than the rest of fastrnn
     from .opening import opened
 
     name, given = os.fspath(path), dict(options or {})
     if str(name).endswith(".onnx"):
-        return _onnx("load", name)(path, prefix=prefix, options=options)
+        return _load_onnx(path, str(name), prefix, given)
     with opened(path) as contents:
         layers = contents.layers
         if prefix is not None:
@@ -77,14 +79,17 @@ def _who(name: str, layer: str) -> str:
     return f"{name}: its layer {layer!r}" if layer else name
 
 
-def _onnx(function: str, name: str) -> Any:
-    """Return a function of fastrnn.onnx, where this installation has it."""
+def _load_onnx(path: Path, name: str, prefix: str | None, options: Mapping[str, Any]) -> Any:
+    """The layers of an ONNX file, or the one of the node that is called `prefix`."""
+    from ..onnx import load  # here, as it needs an extra
+
+    if options:
+        raise ValueError(f"{name}: load got options {', '.join(options)}; an ONNX file says everything: leave them out")
+    if prefix is None:
+        return load(path)
     try:
-        module = importlib.import_module("fastrnn.onnx")
-    except ModuleNotFoundError as error:
-        if error.name != "fastrnn.onnx":
-            raise
-        module = None
-    if not hasattr(module, function):
-        raise FileError(f"{name} is an ONNX file, for which this version of fastrnn has no {function}")
-    return getattr(module, function)
+        return load(path, nodes=[prefix])[prefix]
+    except FileError:
+        raise
+    except ValueError as error:  # no node is called so
+        raise KeyError(f"{name} has no layer {prefix!r}: {error}") from error

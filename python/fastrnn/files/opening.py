@@ -12,7 +12,7 @@ from .errors import FileError
 from .found import Found
 from .tensors import Bytes, Path, Tensor, map_file
 
-READ = "safetensors, npz, PyTorch's .pt (zip and older) and TorchScript, Keras' .keras and .h5, Flax's msgpack, ONNX"
+READ = "safetensors, npz, PyTorch's .pt (zip and older) and TorchScript, Keras' .keras and .h5, Flax's msgpack"
 _TAR = b"ustar"
 
 
@@ -49,6 +49,8 @@ def opened(path: Path) -> Iterator[Contents]:
         If it cannot be opened.
     """
     name, data = os.fspath(path), map_file(path)
+    if str(name).endswith(".onnx"):
+        raise FileError(f"{name} is an ONNX file: fastrnn.onnx.load, or fastrnn.load, makes layers of its nodes")
     if bytes(data[:4]) in (b"PK\3\4", b"PK\5\6"):
         with Archive(path) as archive:
             yield _archive(archive, data)

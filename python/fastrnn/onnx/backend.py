@@ -18,7 +18,9 @@ class _Recurrent(OpRun):  # type: ignore[misc,unused-ignore]
     op_domain = ""
 
     def _run(self, *inputs: Any, **given: Any) -> tuple[Any, ...]:
-        found = run_node(type(self).__name__, attributes(self.onnx_node), inputs)
+        # the evaluator keeps outputs that nobody wants under the name "", and hands them out for what is left out
+        given_by_name = [a if name else None for name, a in zip(self.onnx_node.input, inputs, strict=True)]
+        found = run_node(type(self).__name__, attributes(self.onnx_node), given_by_name)
         return tuple(found[: max(len(self.onnx_node.output), 1)])
 
 

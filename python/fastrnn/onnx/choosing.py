@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checks import printable
 from ..storage import FileError
 from .constants import Constants, constants_of
 from .nodes import INPUTS, OPERATORS, Node, departure, parse
@@ -39,7 +40,7 @@ class Report:
         width = max(map(len, (*self.taken, *self.left)), default=0)
         lines += [f"  {name:{width}}  {what}" for name, what in self.taken.items()]
         lines += [f"  {name:{width}}  left to ONNX Runtime: {why}" for name, why in self.left.items()]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @dataclass

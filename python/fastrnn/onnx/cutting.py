@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..storage import FileError
 from . import types
 from .choosing import Scope
-from .reading import attributes, free_names, label
+from .reading import attributes, free_names, label, serialised
 from .steps import Axis, Branch, Loop, Plan, Recurrence, Scan, Segment, Step
 from .steps import View as ViewStep
 from .types import CutError
@@ -81,7 +81,12 @@ class Cut:
         """The nodes that NumPy does, behind a recurrent node or between it and what comes before."""
         nodes, found = self.scope.nodes, {}
         ours = {k for k in self._alive if self._is_ours(k)}
-        moving = {k: change for k in self._alive - ours if (change := view(nodes[k], self.scope.constants))}
+        moving = {}
+        for k in self._alive - ours:  # of a constant, which no step writes, ONNX Runtime makes what it makes
+            if not self._is_constant(next(iter(nodes[k].input), "")) and (
+                change := view(nodes[k], self.scope.constants)
+            ):
+                moving[k] = change
         here = {name for k in ours for name in nodes[k].output}
         for k in sorted(moving):
             if nodes[k].input[0] in here:
@@ -167,16 +172,24 @@ class Cut:
         )
         for one in stored:
             (graph.sparse_initializer if isinstance(one, onnx.SparseTensorProto) else graph.initializer).append(one)
-        data = _serialised(graph, self._model)
+        data = self._serialised(graph)
         try:
             session = self._make_session(data)
         except Exception as error:
-            if type(error).__module__.partition(".")[0] != "onnxruntime":
+            if not types.is_onnxruntimes(error):
                 raise
             raise CutError(f"ONNX Runtime refuses a piece of the cut graph: {error}") from error
         for output in session.get_outputs():
             self.types[output.name] = types.from_words(output.type, output.shape)
+            types.refuse_foreign(output.name, self.types[output.name])
         return [Segment(session, reads, writes)]
+
+    def _serialised(self, graph: Any) -> bytes:
+        versions = {"opset_imports": self._model.opset_import, "ir_version": max(self._model.ir_version, 4)}
+        try:
+            return serialised(onnx.helper.make_model(graph, **versions), "a piece of the cut graph")
+        except FileError as error:
+            raise CutError(f"{error}") from error
 
     def _gather(self, names: Iterable[str]) -> tuple[list[Any], list[Any], list[str]]:
         """Of names: the initializers, the nodes that make constants, in order, and what has to be passed in."""
@@ -206,6 +219,7 @@ class Cut:
         kind = self.types.get(name)
         if not types.is_complete(kind):
             raise CutError(f"the type of {name!r} is not known where the graph would be cut")
+        types.refuse_foreign(name, kind)
         value = onnx.ValueInfoProto(name=name)
         value.type.CopyFrom(kind)
         return value
@@ -340,12 +354,3 @@ def _axes(given: dict[str, Any], which: str, count: int) -> list[Axis]:
 def _unsized(kind: Any) -> Any:
     element = types.element_of(kind)
     return kind if element is None else types.tensor_type(element)
-
-
-def _serialised(graph: Any, model: Any) -> bytes:
-    made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
-    try:
-        data: bytes = made.SerializeToString()
-    except ValueError as error:  # protobuf's own limit of 2 GB
-        raise CutError(f"a piece of the cut graph cannot be handed to ONNX Runtime: {error}") from error
-    return data

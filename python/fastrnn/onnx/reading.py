@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError, EncodeError
 
+from ..checks import readable as in_words
 from ..storage import FileError
 
 OLDEST = 7  # the opset that defined the three operators as they are
 _PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # bits where several share a byte
 MOST_NODES = 1_000_000  # of a model whose functions were written out
+MOST_BYTES = 2**28  # that writing them out may add
+DEEPEST = 200  # functions and graphs inside each other
+MOST_SHARED = 4  # how often all tensors together may read what one file holds: tied weights name the same bytes
 
 
 def read_model(model: Any, who: str) -> tuple[Any, str]:
@@ -50,8 +55,9 @@ def read_model(model: Any, who: str) -> tuple[Any, str]:
         raise FileError(f"{name} is no ONNX model: it has no graph with nodes")
     _refuse_no_text(found, name)
     with readable(name):
+        beside = _Beside(folder, name)
         for tensor in tensors(found):
-            _load_external(tensor, folder, name)
+            beside.load(tensor)
         if found.functions:
             found = _without_functions(found, name)
     return found, name
@@ -59,11 +65,32 @@ def read_model(model: Any, who: str) -> tuple[Any, str]:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Let text that is no text, in a damaged model, name the model."""
+    """Let text that is no text, in a damaged model, and what protobuf cannot write name the model."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise FileError(f"{name} is damaged: it holds text that is not UTF-8: {error}") from error
+    except EncodeError as error:
+        raise _too_large(name, error) from error
+
+
+def serialised(model: Any, who: str) -> bytes:
+    """The bytes of a model.
+
+    Raises
+    ------
+    FileError
+        If they are more than protobuf writes.
+    """
+    try:
+        data: bytes = model.SerializeToString()
+    except (ValueError, EncodeError) as error:
+        raise _too_large(who, error) from error
+    return data
+
+
+def _too_large(who: str, error: Exception) -> FileError:
+    return FileError(f"{who} is too large for protobuf, which writes no more than 2 GB: {error}")
 
 
 def _refuse_no_text(model: Any, name: str) -> None:
@@ -74,12 +101,22 @@ def _refuse_no_text(model: Any, name: str) -> None:
         nodes += graph.node
         for value in (*graph.input, *graph.output, *graph.initializer, *(s.values for s in graph.sparse_initializer)):
             _refuse_bytes(name, value.name)
+        for value in (*graph.input, *graph.output):
+            _refuse_bytes(name, *_sizes_by_name(value.type))
     for function in model.functions:
         _refuse_bytes(name, function.name, function.domain, *function.input, *function.output)
     for node in nodes:
         words = [one.name for one in node.attribute]
         _refuse_bytes(name, node.name, node.op_type, node.domain, *node.input, *node.output, *words)
     _refuse_bytes(name, *(one.domain for one in model.opset_import))
+
+
+def _sizes_by_name(kind: Any) -> Iterator[Any]:
+    """The names of sizes in a TypeProto."""
+    for word in ("sequence_type", "optional_type"):
+        if kind.HasField(word):
+            yield from _sizes_by_name(getattr(kind, word).elem_type)
+    yield from (size.dim_param for size in kind.tensor_type.shape.dim)
 
 
 def _refuse_bytes(name: str, *words: Any) -> None:
@@ -89,8 +126,6 @@ def _refuse_bytes(name: str, *words: Any) -> None:
 
 
 def _parsed(data: bytes, name: str) -> Any:
-    from google.protobuf.message import DecodeError
-
     try:
         return onnx.ModelProto.FromString(data)
     except (DecodeError, RecursionError) as error:
@@ -214,33 +249,64 @@ def ordered(graph: Any, name: str) -> list[Any]:
 # Data in other files
 
 
-def _load_external(tensor: Any, folder: str | None, name: str) -> None:
-    """Read a tensor's data from the file that it names into the tensor itself."""
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    location, who = where.get("location", ""), f"{name}: the data of {tensor.name!r}"
-    if folder is None:
-        raise FileError(f"{who} are in another file, {location!r}: give the path of the model instead")
-    path = os.path.realpath(os.path.join(folder, location))
-    if os.path.isabs(location) or os.path.commonpath([path, os.path.realpath(folder)]) != os.path.realpath(folder):
-        raise FileError(f"{who} are in {location!r}, outside the model's folder; files there are not read")
-    if not os.path.isfile(path):
-        raise FileError(f"{who} are in {location!r}, and there is no such file beside the model")
-    try:
-        offset = int(where.get("offset", 0))
-        wanted = _nbytes(tensor)
-        length = int(where.get("length", wanted))
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{who} cannot be read: {error}") from error
-    if length != wanted or offset < 0 or offset + length > os.path.getsize(path):
+class _Beside:
+    """The files beside a model that hold data of its tensors.
+
+    Parameters
+    ----------
+    folder
+        The model's; None if it came without a file.
+    name
+        What errors call the model.
+    """
+
+    def __init__(self, folder: str | None, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._taken: dict[str, int] = {}  # bytes by file
+
+    def load(self, tensor: Any) -> None:
+        """Read a tensor's data from the file that it names into the tensor itself."""
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        _refuse_bytes(self._name, *where, *where.values())
+        location, who = where.get("location", ""), f"{self._name}: the data of {tensor.name!r}"
+        path = self._path(location, who)
         size = os.path.getsize(path)
-        raise FileError(f"{who} need {wanted} bytes; they are said to be {length} from byte {offset} on of {size}")
-    with open(path, "rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(length)
-    tensor.data_location = onnx.TensorProto.DEFAULT
-    del tensor.external_data[:]
+        try:
+            offset = int(where.get("offset", 0))
+            wanted = _nbytes(tensor)
+            length = int(where.get("length", wanted))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{who} cannot be read: {error}") from error
+        if length != wanted or offset < 0 or offset + length > size:
+            raise FileError(f"{who} need {wanted} bytes; they are said to be {length} from byte {offset} on of {size}")
+        self._taken[path] = self._taken.get(path, 0) + length
+        if self._taken[path] > MOST_SHARED * size:
+            many = f"{self._taken[path]:,} bytes of {location!r}, which holds {size:,}"
+            raise FileError(f"{who}: with them the model's tensors take {many}")
+        with open(path, "rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+    def _path(self, location: str, who: str) -> str:
+        """Where the file lies that is called so; never outside the folder."""
+        if self._folder is None:
+            raise FileError(f"{who} are in another file, {location!r}: give the path of the model instead")
+        folder = os.path.realpath(self._folder)
+        try:
+            path = os.path.realpath(os.path.join(folder, location))
+        except ValueError as error:  # a null byte
+            raise FileError(f"{who} are in {location!r}, which is no name of a file: {error}") from error
+        if os.path.isabs(location) or os.path.commonpath([path, folder]) != folder:
+            raise FileError(f"{who} are in {location!r}, outside the model's folder; files there are not read")
+        if not os.path.isfile(path):
+            raise FileError(f"{who} are in {location!r}, and there is no such file beside the model")
+        if path == os.path.realpath(self._name):
+            raise FileError(f"{who} are in {location!r}, which is the model itself")
+        return path
 
 
 def _nbytes(tensor: Any) -> int:
@@ -259,21 +325,35 @@ def _nbytes(tensor: Any) -> int:
 def _without_functions(model: Any, name: str) -> Any:
     """Write the model's own functions out at the places that call them."""
     bodies = {(f.domain, f.name): f for f in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str], tuple[int, int]] = {}  # nodes and bytes of what a call becomes
 
-    def size(nodes: Iterable[Any], inside: Sequence[tuple[str, str]]) -> int:
-        total = 0
+    def size(nodes: Iterable[Any], inside: Sequence[tuple[str, str]], depth: int) -> tuple[int, int]:
+        """How many nodes these become, and at most how many bytes are added for the functions that they call."""
+        if depth > DEEPEST:
+            raise FileError(f"{name}: its functions and graphs stand inside each other more than {DEEPEST} deep")
+        count = added = 0
         for node in nodes:
             key = (node.domain, node.op_type)
             if key in inside:
                 raise FileError(f"{name}: the function {node.op_type} calls itself")
             if key in bodies and key not in sizes:
-                sizes[key] = size(bodies[key].node, (*inside, key))
-            total += sizes.get(key, 1) + sum(size(graph.node, inside) for graph in subgraphs(node))
-        return total
+                body = bodies[key].node
+                inner, more = size(body, (*inside, key), depth + 1)
+                sizes[key] = inner, more + sum(one.ByteSize() for one in body)
+            n, nbytes = sizes.get(key, (1, 0))
+            # any of the nodes may get the attributes and names of the call
+            added += nbytes + n * node.ByteSize() if key in sizes else 0
+            count += n
+            for graph in subgraphs(node):
+                inner, more = size(graph.node, inside, depth + 1)
+                count, added = count + inner, added + more
+        return count, added
 
-    if size(model.graph.node, ()) > MOST_NODES:
+    count, added = size(model.graph.node, (), 0)
+    if count > MOST_NODES:
         raise FileError(f"{name}: with its functions written out it has more than {MOST_NODES:,} nodes")
+    if added > MOST_BYTES:
+        raise FileError(f"{name}: with its functions written out it is larger by more than {in_words(MOST_BYTES)}")
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model)

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..storage import FileError
 from ..threads import get_num_threads
 from . import types
 from .choosing import Report, Scope, choose
 from .constants import value_of
 from .cutting import Cut
-from .reading import read_model, readable
+from .reading import read_model, readable, serialised
 from .steps import Plan, Run, Segment
 from .types import CutError
 
@@ -51,7 +52,8 @@ def accelerate(
     Raises
     ------
     FileError
-        If it is no ONNX model, or one that contradicts itself.
+        If it is no ONNX model, one that contradicts itself, or one that ONNX Runtime refuses, to which it goes whole
+        where fastrnn runs none of its nodes; ONNX Runtime's own error is then the cause.
     TypeError
         If model is something else.
     OSError
@@ -102,19 +104,20 @@ class Session:
             self._pieces.append(make_session(data))
             return self._pieces[-1]
 
-        self._plan = self._cut(model, scope, make) if scope.any_taken() else self._whole(model, make)
+        self._plan = self._cut(model, name, scope, make) if scope.any_taken() else self._whole(model, name, make)
         report.sessions = len(self._pieces)
         graph, stored = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
         self._defaults = {i.name: value_of(stored[i.name], name) for i in graph.input if i.name in stored}
         if model.ir_version < 4:  # where initializers are constants, although inputs of their names are declared
             self._defaults = {}
+        self._owned = frozenset(map(id, self._defaults.values()))
         self._inputs = [_argument(i.name, i.type) for i in graph.input if i.name not in stored]
         given = [i for i in graph.input if i.name not in stored or i.name in self._defaults]
         self._expected = {i.name: _Expected(i.type) for i in given}
         self._outputs = [_argument(o.name, self._types.get(o.name)) for o in graph.output]
         self._names = [o.name for o in graph.output]
 
-    def _cut(self, model: Any, scope: Scope, make: Callable[[bytes], Any]) -> Plan:
+    def _cut(self, model: Any, name: str, scope: Scope, make: Callable[[bytes], Any]) -> Plan:
         try:
             cut = Cut(scope, model, make, {})
             plan = cut.plan()
@@ -122,14 +125,20 @@ class Session:
             self._pieces.clear()
             self.report.left |= dict.fromkeys(self.report.taken, str(error))
             self.report.taken.clear()
-            return self._whole(model, make)
-        self._types = {name: cut.types.get(name) for name in plan.outputs}
+            return self._whole(model, name, make, f"; the graph was not cut, as {error}")
+        self._types = {one: cut.types.get(one) for one in plan.outputs}
         self._types |= {o.name: o.type for o in model.graph.output if types.is_complete(o.type)}
         return plan
 
-    def _whole(self, model: Any, make: Callable[[bytes], Any]) -> Plan:
-        """Everything in one session of ONNX Runtime."""
-        session = make(model.SerializeToString())
+    def _whole(self, model: Any, name: str, make: Callable[[bytes], Any], why: str = "") -> Plan:
+        """Everything in one session of ONNX Runtime; `why` ends the sentence of its refusal."""
+        data = serialised(model, name)
+        try:
+            session = make(data)
+        except Exception as error:
+            if not types.is_onnxruntimes(error):
+                raise
+            raise FileError(f"{name}: ONNX Runtime refuses it: {error}{why}") from error
         self._types = {o.name: types.from_words(o.type, o.shape) for o in session.get_outputs()}
         names = [value.name for value in model.graph.input]
         outputs = [value.name for value in model.graph.output]
@@ -158,7 +167,7 @@ class Session:
         Parameters
         ----------
         output_names : sequence of str or None
-            Which, in which order; None: all.
+            Which, in which order; None or none: all, as in ONNX Runtime.
         input_feed : mapping
             An array, or a list of arrays for a sequence, for each input by name.
         run_options : onnxruntime.RunOptions, optional
@@ -176,7 +185,7 @@ class Session:
         ValueError, TypeError
             For names that the model does not have, inputs that are missing, and arrays that do not fit.
         """
-        wanted = self._names if output_names is None else list(output_names)
+        wanted = list(output_names or self._names)
         if unknown := [name for name in wanted if name not in self._names]:
             raise ValueError(f"run got the output {unknown[0]!r}; the model's are {', '.join(self._names)}.")
         env = dict(self._defaults)
@@ -184,7 +193,7 @@ class Session:
             env[name] = self._read(name, value)
         if missing := [one.name for one in self._inputs if one.name not in env]:
             raise ValueError(f"run got no input {', '.join(missing)}; the model's are {', '.join(self._expected)}.")
-        self._plan(env, Run(run_options, progress))
+        self._plan(env, Run(run_options, progress, self._owned))
         taken = {id(_root(value)) for value in input_feed.values()}
         return [_own(env[name], taken) for name in wanted]
 

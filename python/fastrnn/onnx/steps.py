@@ -19,6 +19,7 @@ class Run(NamedTuple):
 
     options: Any = None  # onnxruntime.RunOptions
     progress: Callable[[str, int, int], None] | None = None
+    owned: frozenset[int] = frozenset()  # ids of the arrays that the session holds and that nobody else can reach
 
 
 class Step(ABC):
@@ -115,25 +116,26 @@ class Recurrence(Step):
         self._last = 7 if node.op_type == "LSTM" else 6
         weights = _weights(self._inputs)
         self._fixed = None if any(isinstance(w, str) for w in weights) else self._prepare(weights, True)
-        self._kept: tuple[Sequence[Any], Prepared] | None = None  # of weights in memory that nobody can write to
+        self._kept: tuple[Sequence[Any], Prepared] | None = None  # of weights that the session owns
 
     def _prepare(self, weights: Sequence[Any], packed: bool) -> Prepared:
         who = f"the node {self.name} ({self.node.op_type})"
         return Prepared(self.node, weights, who=who, packed=packed, zero_ends=self.zero_ends)
 
-    def _prepared(self, weights: Sequence[Any]) -> Prepared:
-        """Weights that come with the call; packed where they are the ones of the call before and cannot change."""
+    def _prepared(self, weights: Sequence[Any], owned: frozenset[int]) -> Prepared:
+        """Weights that come with the call; packed and kept where they are the session's own, which cannot change."""
         kept = self._kept
         if kept is not None and all(a is b for a, b in zip(weights, kept[0], strict=True)):
             return kept[1]
-        if all(w is None or (not w.flags.writeable and w.base is None) for w in weights):
-            self._kept = list(weights), self._prepare(weights, True)
-            return self._kept[1]
-        return self._prepare(weights, False)
+        if not all(w is None or id(w) in owned for w in weights):
+            return self._prepare(weights, False)
+        prepared = self._prepare(weights, True)
+        self._kept = list(weights), prepared
+        return prepared
 
     def __call__(self, env: Env, run: Run) -> None:
         values: list[Any] = [env[one] if type(one) is str else one for one in self._inputs]
-        prepared = self._fixed or self._prepared(_weights(values))
+        prepared = self._fixed or self._prepared(_weights(values), run.owned)
         states, progress = values[5 : self._last], run.progress
         if progress is None:
             found = prepared(values[0], values[4], states)

@@ -55,14 +55,38 @@ def sizes_of(kind: Any) -> Sizes:
     """Return the sizes in a TypeProto; None where it says nothing of them."""
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
-    return [
-        size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in kind.tensor_type.shape.dim
-    ]
+    return [_size_of(size) for size in kind.tensor_type.shape.dim]
+
+
+def _size_of(size: Any) -> int | str | None:
+    """One of them; a negative one says as little as none, as in ONNX Runtime."""
+    if size.HasField("dim_value"):
+        return int(size.dim_value) if size.dim_value >= 0 else None
+    return size.dim_param or None
 
 
 def element_of(kind: Any) -> int | None:
     """Return the element type of a tensor's TypeProto, None of another."""
     return kind.tensor_type.elem_type if kind is not None and kind.HasField("tensor_type") else None
+
+
+def refuse_foreign(name: str, kind: Any) -> None:
+    """Refuse a value that Python and ONNX Runtime cannot hand each other: its type is none of NumPy's own.
+
+    Raises
+    ------
+    CutError
+    """
+    while kind is not None and kind.HasField("sequence_type"):
+        kind = kind.sequence_type.elem_type
+    dtype = dtype_of(kind)
+    if dtype is not None and dtype.isbuiltin != 1:
+        raise CutError(f"ONNX Runtime neither takes nor gives values of type {dtype} from Python, as {name!r} would be")
+
+
+def is_onnxruntimes(error: Exception) -> bool:
+    """Whether it is one of ONNX Runtime's own errors, which are of no common class."""
+    return type(error).__module__.partition(".")[0] == "onnxruntime"
 
 
 def is_complete(kind: Any) -> bool:
