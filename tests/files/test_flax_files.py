@@ -198,11 +198,13 @@ def test_haiku_itself(tmp_path: Path) -> None:
 
 def array(shape: list[int], dtype: str, data: bytes) -> bytes:
     """An array by hand: a fixed array of shape, dtype and bytes in an extension."""
-    axes = bytes([0x90 + len(shape)]) + b"".join(b"\xcf" + struct.pack(">Q", n) for n in shape)
+    axes = b"\xdc" + struct.pack(">H", len(shape)) + b"".join(b"\xcf" + struct.pack(">Q", n) for n in shape)
     inner = b"\x93" + axes + bytes([0xA0 + len(dtype)]) + dtype.encode() + b"\xc4" + bytes([len(data)]) + data
     return b"\xc8" + struct.pack(">H", len(inner)) + b"\x01" + inner
 
 
+# one name of 4,000 characters before each of 3,000 arrays
+MANY = b"\x81\xda\x0f\xa0" + b"a" * 4000 + b"\xdc\x0b\xb8" + array([1], "float32", b"1234") * 3000
 LIES = [
     (b"\x81\xa1a", "is cut off or damaged"),
     (b"\x81\xa1a\xdb\xff\xff\xff\xff", "is cut off or damaged: it has no 4,294,967,295 bytes"),
@@ -217,6 +219,10 @@ LIES = [
     (b"\x81\xa1a" + array([2**63, 2], "float32", b""), "has no shape that an array can have"),
     (b"\x81\xa1a" + array([2**40, 2**40], "float32", b""), "says float32 of shape"),
     (b"\x81\xa1a\xc7\x02\x01\x91\x01", "its entry 'a' is no array of shape, dtype and bytes"),
+    (b"\x81\xda\x13\x88" + b"a" * 5000 + b"\x01", "the names on the way to 'aaaa"),
+    (b"\x81\xda\x0f\xff" + b"a" * 4095 + b"\x81\xa1b\x01", "are longer than 4096"),
+    (MANY, "are longer than 4096 characters, or too many such"),
+    (b"\x81\xa1a" + array([1] * 200, "float32", b""), "is no array of shape, dtype and bytes"),
     (b"\x81\xbd__msgpack_chunked_array__\xc3" + b"", "holds an array in several chunks"),
 ]
 

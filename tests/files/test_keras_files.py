@@ -82,6 +82,38 @@ def test_models(keras: Any, ending: str, tmp_path: Path) -> None:
         fastrnn.load(path, "gru", {"reset_after": False})
 
 
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_activations_and_backward_layers(keras: Any, ending: str, tmp_path: Path) -> None:
+    """A backward layer of its own, whose name in .h5 does not say that it is one, and other activations."""
+    L = keras.layers
+    every: dict[str, Any] = {"return_sequences": True}
+    model = model_of(
+        keras,
+        relu=L.LSTM(H, **every, activation="relu", name="relu"),
+        gates=L.GRU(H, **every, recurrent_activation="softsign", activation="linear", name="gates"),
+        linear=L.SimpleRNN(H, **every, activation=None, name="linear"),
+        lstm=L.Bidirectional(
+            L.LSTM(H, **every),
+            backward_layer=L.LSTM(H, **every, go_backwards=True, activation="relu", name="own"),
+            name="lstm",
+        ),
+        rnn=L.Bidirectional(
+            L.SimpleRNN(H, **every, activation="elu"),
+            backward_layer=L.SimpleRNN(H, **every, go_backwards=True, name="backward_other"),
+            name="rnn",
+        ),
+        same=L.Bidirectional(
+            L.GRU(H, **every), backward_layer=L.GRU(H, **every, go_backwards=True, name="gru_9"), name="same"
+        ),
+    )
+    model.save(tmp_path / f"m{ending}")
+    layers = fastrnn.load(tmp_path / f"m{ending}")
+    assert sorted(layers) == ["gates", "linear", "lstm", "relu", "rnn", "same"]
+    assert_as_keras(layers, model, layers)
+    with pytest.raises(ValueError, match=r"its layer 'same' has activations=None; options= says activations=\('sig"):
+        fastrnn.load(tmp_path / f"m{ending}", "same", {"activations": ("sigmoid", "relu")})
+
+
 def save_weights(model: Any, path: Path) -> None:
     """Write weights without a configuration; to .h5 as Keras 2 did, which wrote the same with other names."""
     if path.name.endswith(".weights.h5"):
@@ -109,6 +141,8 @@ def test_weights_alone(keras: Any, ending: str, tmp_path: Path) -> None:
         fastrnn.load(path)
     layers = fastrnn.load(path, options={"nonlinearity": "relu"})
     assert_as_keras(layers, model, layers)
+    told = fastrnn.load(path, "lstm", {"activations": ("sigmoid", "relu", "relu")})
+    assert told.activations == ("sigmoid", "relu", "relu")
     gru = model_of(keras, gru=keras.layers.GRU(H, use_bias=False, name="gru"))
     save_weights(gru, tmp_path / f"g{ending}")
     with pytest.raises(ValueError, match=r"give options={'reset_after': True} or options={'reset_after': False}"):
@@ -157,10 +191,19 @@ def test_weights_without_names(keras: Any, tmp_path: Path) -> None:
     }
 
 
+def backward(L: Any, activation: str) -> Any:
+    return L.GRU(H, go_backwards=True, activation=activation, name="own")
+
+
 UNFIT: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda L: L.LSTM(H, activation="relu", name="a"), "its activations are 'relu' and 'sigmoid'"),
-    (lambda L: L.GRU(H, recurrent_activation="hard_sigmoid", name="a"), "'tanh' and 'hard_sigmoid'"),
-    (lambda L: L.SimpleRNN(H, activation="linear", name="a"), "its activation is 'linear'; tanh and relu"),
+    (lambda L: L.LSTM(H, activation="selu", name="a"), "its activations are 'sigmoid' and 'selu'; those of Keras that"),
+    (lambda L: L.GRU(H, recurrent_activation="hard_sigmoid", name="a"), "'hard_sigmoid' and 'tanh'"),
+    (lambda L: L.SimpleRNN(H, activation="leaky_relu", name="a"), "its activations are 'leaky_relu'"),
+    (lambda L: L.Bidirectional(L.GRU(H), backward_layer=backward(L, "gelu"), name="a"), "are 'sigmoid' and 'gelu'"),
+    (
+        lambda L: L.RNN(L.StackedRNNCells([L.LSTMCell(H), L.LSTMCell(H, activation="relu")]), name="a"),
+        "its cells have different activations",
+    ),
     (lambda L: L.LSTM(H, go_backwards=True, name="a"), "go_backwards=True"),
     (lambda L: L.Bidirectional(L.LSTM(H), merge_mode="sum", name="a"), "its directions are merged by 'sum'"),
     (lambda L: L.RNN(L.StackedRNNCells([L.LSTMCell(H), L.GRUCell(H)]), name="a"), "of different cells: gru_cell, lst"),
@@ -200,6 +243,24 @@ def test_keras_archives_that_lie(tmp_path: Path) -> None:
             file.writestr("config.json", config)
             file.writestr("model.weights.h5", b"")
         refused(path, words)
+
+
+def test_configurations_that_lie(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "m.h5"
+    lstm: dict[str, Any] = {"class_name": "LSTM", "config": {"name": "x"}}
+    for change, words in (
+        ({}, "its configuration has two directions"),
+        ({"merge_mode": ["x"]}, "merged by ['x']"),
+        ({"class_name": "LSTM", "activation": ["x"]}, "are 'sigmoid' and ['x']"),
+    ):
+        own = {"name": "a", "merge_mode": "concat", "layer": lstm, **change}
+        layer = {"class_name": own.pop("class_name", "Bidirectional"), "config": own}
+        with h5py.File(path, "w") as file:
+            file.attrs["model_config"] = json.dumps({"config": {"layers": [layer]}})
+            for i, shape in enumerate([(I, 4 * H), (H, 4 * H), (4 * H,)]):
+                file[f"layers/a/cell/vars/{i}"] = np.zeros(shape, np.float32)
+        refused(path, "its layer 'a' (Keras) fits no layer here", words)
 
 
 def test_more_of_hdf5_than_keras_writes(tmp_path: Path) -> None:

@@ -67,6 +67,35 @@ def test_names_and_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layer", "options", "words"),
+    [
+        (fastrnn.LSTM(I, H, peephole=True), {"peephole": False}, "has peephole=True; options= says peephole=False"),
+        (fastrnn.LSTM(I, H), {"peephole": True}, "peephole=True"),
+        (fastrnn.LSTM(I, H), {"coupled": True}, "has coupled=False; options= says coupled=True"),
+        (fastrnn.LSTM(I, H), {"activations": ("sigmoid", "relu", "relu")}, "has activations=None; options= says"),
+        (fastrnn.GRU(I, H), {"clip": 0.1}, "has clip=None; options= says clip=0.1"),
+        (fastrnn.GRU(I, H, clip=0.1), {"clip": None}, "has clip=0.1; options= says clip=None"),
+        (fastrnn.RNN(I, H, nonlinearity="elu"), {"nonlinearity": ("elu", 2)}, r"has nonlinearity=\('elu', 1.0\)"),
+    ],
+)
+def test_options_that_contradict_our_files(layer: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    fastrnn.save(path, layer)
+    with pytest.raises(ValueError, match=words):
+        fastrnn.load(path, options=options)
+
+
+def test_options_that_say_the_same_as_our_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    fastrnn.save(path, fastrnn.LSTM(I, H, clip=2, activations=("sigmoid", ("elu", 1.0), "tanh")))
+    given = {"clip": np.float32(2), "peephole": np.False_, "activations": ["sigmoid", "elu", "tanh"]}
+    layer = fastrnn.load(path, options={**given, "dropout": 0.5, "batch_first": True, "dtype": np.float64})
+    assert (layer.clip, layer.dropout, layer.batch_first, layer.dtype) == (2, 0.5, True, np.float64)
+    fastrnn.save(path, fastrnn.GRU(I, H))
+    assert fastrnn.load(path, options={"activations": ("sigmoid", "tanh")}).activations in (None, ("sigmoid", "tanh"))
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"weight_hh_l0": np.zeros((4 * H, H + 1))}, "weight_ih_l0 (16, 3) and weight_hh_l0 (16, 5) are of no cell"),

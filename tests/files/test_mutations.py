@@ -14,7 +14,7 @@ import pytest
 
 import fastrnn
 from fastrnn.files import inspecting
-from fastrnn.files.archive import FREE
+from fastrnn.files.tensors import FREE
 from files_support import H, I
 from test_flax_files import flax_lstm, packed
 from test_pytorch_files import LSTM, archive, state_of

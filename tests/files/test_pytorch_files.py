@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import fastrnn
 from fastrnn.files import pickles
-from files_support import H, I, assert_as_torch, is_mapped, refused
+from files_support import H, I, assert_as_torch, at_most, is_mapped, refused
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -135,6 +136,9 @@ def test_torchscript(tmp_path: Path) -> None:
     assert_as_torch(fastrnn.load(tmp_path / "m.pt", "rnn"), net.rnn)
 
 
+ORDERED = b"ccollections\nOrderedDict\n"
+
+
 class Calls:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch called",)
@@ -160,6 +164,20 @@ PICKLES = [
     (b"N]a.", "appends to something that is no list"),
     (b"N(NNu.", "sets items of something that is no dict"),
     (b"K\x01K\x02K\x03\x93.", "is a damaged pickle: a name is no text"),
+    (b"}(" + whole(2**61 - 1) + b"Nu" + b"N.", "holds 0 arrays"),
+    (b"}" + text("k" * 5000) + b"Ns.", "has a key of 5,000 characters; 4096 are the most"),
+    (
+        b"}" + text("a" * 4000) + b"}" + text("b" * 4000) + tensor("a", 1, 0, (1,), (1,)) + b"ss.",
+        "the names on the way to 'aaaa",
+    ),
+    (
+        b"](NNe" + b"q\x00" + b"](" + b"h\x00" * 99 + b"eq\x01" + ORDERED + b"h\x01\x85R" + b".",
+        "holds 0 arrays",
+    ),
+    (
+        b"](NNeq\x00](" + b"h\x00" * 99 + b"eq\x01(" + (ORDERED + b"h\x01\x85R") * 9 + b"t.",
+        "it makes dicts of one list again and again",
+    ),
     (b"K\x01Q.", "refers to something beside it"),
     (b"(X\x06\x00\x00\x00moduletQ.", "refers to something beside it"),
     (b"K\x01)R.", "calls something that has no name"),
@@ -217,6 +235,8 @@ def test_rows_of_pickles_that_lie(tmp_path: Path) -> None:
         (b"", "storages is a damaged pickle"),
         (b"N.", "is no file of PyTorch's that is known here"),
         (b"]X\x01\x00\x00\x00ba.", "no tensor lies in its storage 'b'"),
+        (b"](" + text("x") + b"\x85q\x00" + b"0h\x00h\x00\x86q\x00" * 24 + b"e.", "of a key that is a tuple"),
+        (b"](" + b"N" + b"\x85" * 100_000 + b"e.", "no tensor lies in its storage of a key that is a tuple"),
         (keys, "is cut off or damaged: its storage 'a'"),
         (keys + b"\xff" * 8, "is cut off or damaged: its storage 'a'"),
     ):
@@ -243,6 +263,45 @@ def test_archives_that_lie(tmp_path: Path) -> None:
     broken[at : at + 1] = b"n"
     path.write_bytes(broken)
     refused(path, "is damaged: File name in directory", "weight_ih_l0")
+
+
+def test_keys_of_one_hash() -> None:
+    """Whole numbers that would make a dict quadratic."""
+    pickled = b"}(" + b"".join(b"\x8a\x0c" + ((2**61 - 1) * n).to_bytes(12, "little") + b"N" for n in range(1, 20_000))
+    begin = time.perf_counter()
+    assert len(pickles.read(io.BytesIO(pickled + b"u."), "it").value) == 19_999
+    assert time.perf_counter() - begin < 0.5
+
+
+def test_names_that_come_once_per_tensor(tmp_path: Path) -> None:
+    many = b"q\x000}(" + b"".join(whole(n) + b"h\x00" for n in range(4000)) + b"u"
+    pickled = b"}" + text("k" * 4000) + tensor("a", 1, 0, (1,), (1,)) + many + b"s."
+    refused(archive(tmp_path / "a.pt", pickled), "the names on the way to 'kkkk", "or too many such")
+
+
+@pytest.mark.parametrize("kind", ["HalfStorage", "FloatStorage"])
+def test_layers_that_share_one_storage(kind: str, tmp_path: Path) -> None:
+    """Views that have to be copied, many times the file: half precision, and transposed ones."""
+    H = 128
+    own = {"weight_ih_l0": (4 * H, H), "weight_hh_l0": (4 * H, H), "bias_ih_l0": (4 * H,), "bias_hh_l0": (4 * H,)}
+
+    def pickled(layers: int) -> bytes:
+        out = b"}("
+        for k in range(layers):
+            for name, shape in own.items():
+                strides = (1, 4 * H)[: len(shape)]
+                one = tensor("a", 4 * H * H, 0, shape, strides)
+                out += text(f"l{k}.{name}") + one.replace(b"FloatStorage", kind.encode())
+        return out + b"u."
+
+    content = (np.arange(4 * H * H) % 1000).astype(np.float16 if kind == "HalfStorage" else np.float32)
+    path = archive(tmp_path / "a.pt", pickled(3), a=content.tobytes())
+    np.testing.assert_array_equal(
+        fastrnn.load(path, "l2").parameters()["weight_hh_l0"], content.astype(np.float32).reshape(H, 4 * H).T
+    )
+    archive(path, pickled(400), a=content.tobytes())
+    with at_most(2**28), pytest.raises(fastrnn.FileError, match="and its layers far more: it is not read"):
+        fastrnn.load(path)
 
 
 def test_a_big_pickle_is_walked_once() -> None:

@@ -189,6 +189,12 @@ HEADERS: list[tuple[Any, bytes, str]] = [
     ({"__metadata__": {"fastrnn": "{}"}}, b"", "names no format and no layers"),
     ({"__metadata__": {"fastrnn": '{"format": 2, "layers": [1]}'}}, b"", "written by a newer fastrnn"),
     ({"__metadata__": {"fastrnn": '{"format": 1, "layers": [1]}'}}, b"", "a layer without a name or options"),
+    ({"__metadata__": {"fastrnn": "\ud800"}}, b"", "its description is no JSON"),
+    (
+        {"__metadata__": {"fastrnn": '{"format": 1, "layers": [{"name": "", "type": ["x"], "options": {}}]}'}},
+        b"",
+        "its cell is None",
+    ),
     ({"x": tensor([1], 0, 4)}, b"1234", "holds 1 arrays and no recurrent layer"),
 ]
 
@@ -224,6 +230,7 @@ def described(**changes: Any) -> dict[str, Any]:
         ({"nonlinearity": "relu"}, "its options say otherwise"),
         ({"dtype": "float64"}, "of shape (1, 1) and float64, not of (1, 1) and float32"),
         ({"size": 3}, "unexpected keyword argument 'size'"),
+        ({"clip": 10**400}, "does not fit together"),
         ({"bias": False}, "its description knows no 'bias_ih_l0'"),
     ],
 )

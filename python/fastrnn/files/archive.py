@@ -11,10 +11,8 @@ from typing import IO, Self
 import numpy as np
 
 from .errors import FileError
-from .tensors import Bytes, Path, open_file
+from .tensors import FACTOR, FREE, Bytes, Path, open_file
 
-# How far an archive may unpack: weights hardly shrink, and a small model may be all zeros.
-FACTOR, FREE = 20, 2**26
 _DEFLATES = 1040  # bytes from one, at most
 
 # What the standard library raises for damaged archives. RuntimeError: of encryption; NotImplementedError: of versions

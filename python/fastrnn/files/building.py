@@ -14,8 +14,10 @@ from ..parameters import Parameters
 from ..spec import describe
 from .errors import FileError
 from .found import SIZES, Found, fitting, options_of
-from .tensors import Array
+from .tensors import Array, Budget
 
+# Options that may be others than a file says: they change neither the weights nor what is computed of them.
+_FREE = {"dtype", "dropout", "batch_first"}
 Layer = RNN | GRU | LSTM | Embedding | Linear
 PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
 
@@ -59,7 +61,7 @@ def shapes(cell: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return describe(cell, sizes["proj_size"] > 0, options.get("peephole", False)).shapes(**sizes)
 
 
-def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Layer:
+def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed, budget: Budget) -> Layer:
     """Make the layer that was found, with the options that the caller gives.
 
     Parameters
@@ -72,15 +74,17 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Laye
         The subject of errors: the file and the layer.
     rng
         Of the layer.
+    budget
+        Of the file, for the arrays that do not lie in it as they are needed.
 
     Raises
     ------
     FileError
-        If arrays cannot be read.
+        If arrays cannot be read, or take more than the budget.
     ValueError
         If the file leaves several cells open, or says otherwise than the options.
     """
-    arrays = {name: tensor.load() for name, tensor in found.tensors.items()}
+    arrays = {name: budget.pay(tensor.load()) for name, tensor in found.tensors.items()}
     if found.part:
         dtype = options.get("dtype", found.said["dtype"])
         return PARTS[found.part]._of_parameters({n: a.astype(dtype, copy=False) for n, a in arrays.items()}, rng)
@@ -92,7 +96,7 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed) -> Laye
         name: value for name, value in found.sizes.items() if name in inspect.signature(CELLS[cell].layer).parameters
     }
     read = complete_options(cell, {**sizes, **chosen, **CELLS[cell].options})
-    same = {name: array.astype(read["dtype"], copy=False) for name, array in arrays.items()}
+    same = {n: a if a.dtype == read["dtype"] else budget.pay(a.astype(read["dtype"])) for n, a in arrays.items()}
     return recurrent(cell, read, same, rng)
 
 
@@ -104,9 +108,9 @@ def choose(found: Found, options: Mapping[str, Any], who: str) -> str:
     ValueError
         If there are several, which lists the choices, or none.
     """
-    deciding = {name for cell in found.cells for name in CELLS[cell].options}
-    for name in deciding & options.keys() & found.said.keys():
-        if options[name] != found.said[name]:
+    said, given = _as_read(found, found.said), _as_read(found, options)
+    for name in given.keys() & said.keys() - _FREE:
+        if given[name] != said[name]:
             raise ValueError(f"{who} has {name}={found.said[name]!r}; options= says {name}={options[name]!r}")
     known = {**found.assumed, **options, **found.said}
     cells = fitting(found, known)
@@ -118,6 +122,18 @@ def choose(found: Found, options: Mapping[str, Any], who: str) -> str:
     if cells:
         raise ValueError(f"{who} ({found.origin}) does not say what it computes: give {choices}")
     raise ValueError(f"{who} ({found.origin}) cannot be with options={dict(options)}: give {choices}")
+
+
+def _as_read(found: Found, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that a layer has as plain values, which can be compared."""
+    kind = CELLS[found.cells[0]].layer  # the cells that fit are of one class
+    names = {name for cell in found.cells for name in options_of(cell)}
+    needed = {name: found.sizes[name] for name in ("hidden_size", "bidirectional")}
+    given = {name: value for name, value in options.items() if name in names}
+    read = read_options(kind.__name__, {**needed, **given}, len(kind._usual))
+    if "activations" in read and read["activations"] is None:
+        read["activations"] = kind._usual
+    return {name: read[name] for name in given}
 
 
 def check_options(options: Mapping[str, Any], found: list[Found], name: str) -> None:

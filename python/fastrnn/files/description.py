@@ -76,8 +76,8 @@ def _found(entry: Any, tensors: Mapping[str, Tensor], file: str) -> Found:
     if not isinstance(name, str) or not isinstance(options, dict):
         raise FileError(f"{file} is damaged: it describes a layer without a name or options")
     cell = fields.get("cell")
-    if kind in PARTS:
-        return _part(name, str(kind), options, tensors, file)
+    if isinstance(kind, str) and kind in PARTS:
+        return _part(name, kind, options, tensors, file)
     if not isinstance(cell, str) or cell not in CELLS:
         raise FileError(f"{file} holds no layer that is known here: its cell is {cell!r}")
     return recurrent_layer(name, cell, options, tensors, file)
@@ -95,7 +95,7 @@ def recurrent_layer(
     """
     try:
         read = complete_options(cell, options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FileError(f"{file} does not fit together: {error}") from error
     kind = CELLS[cell].layer.__name__
     mine = _pick(name, f"{kind}({name!r})" if name else kind, shapes(cell, read), read["dtype"].name, tensors, file)
@@ -107,7 +107,7 @@ def recurrent_layer(
 def _part(name: str, kind: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor], file: str) -> Found:
     try:
         wanted = PARTS[kind]._shapes(**{key: value for key, value in options.items() if key != "dtype"})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FileError(f"{file} does not fit together: {kind}: {error}") from error
     mine = _pick(name, f"{kind}({name!r})", wanted, str(options.get("dtype")), tensors, file)
     return Found(name, "fastrnn", mine, said=dict(options), part=kind)

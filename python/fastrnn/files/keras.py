@@ -3,6 +3,7 @@
 Keras' kernels are the transposed matrices, its gates i f g o and z r n.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,12 @@ _ORDER = {4: (0, 1, 2, 3), 3: (1, 0, 2), 1: (0,)}  # Keras' gate at each place o
 _CELL = re.compile(r"(?:cell|cells|(?:\w+_)?cell(?:_\d+)?|stacked_rnn_cells(?:_\d+)?)")
 _PARTS = re.compile(r"(.*)/(?:(vars)/[01]|(?:kernel|recurrent_kernel)(:0)?)")
 _DEPTH = 64
+# Ours of Keras' activations that are the same in all of its versions, unlike hard_sigmoid and leaky_relu.
+_ACTIVATIONS = {
+    **{name: name for name in ("sigmoid", "tanh", "relu", "elu", "softsign", "softplus")},
+    "linear": "affine",
+}
+_USUAL = ("sigmoid", "tanh", "tanh")  # of an LSTM; of a GRU the first two
 
 
 class _Cell(NamedTuple):
@@ -66,10 +73,10 @@ def find_h5(name: str, data: Bytes) -> list[Found]:
 
 def find(content: hdf5.Content, config: Mapping[str, Any] | None) -> list[Found]:
     """Return the layers, with what the model's configuration says of them if there is one."""
-    groups: dict[str, list[_Cell]] = {}
-    for cell in _cells(content.tensors):
-        groups.setdefault(cell.layer, []).append(cell)
     by_name, by_path = ({}, {}) if config is None else _configurations(config)
+    groups: dict[str, list[_Cell]] = {}
+    for cell in _cells(_with_directions(content.tensors, by_name)):
+        groups.setdefault(cell.layer, []).append(cell)
     found: dict[str, Found] = {}
     for path, cells in groups.items():
         told = content.texts.get(f"{path}/vars", {}).get("name")
@@ -78,9 +85,27 @@ def find(content: hdf5.Content, config: Mapping[str, Any] | None) -> list[Found]
         # older weights files hold no names, but paths that follow from the order of the layers
         said = by_path.get(path) if told is None and path in by_path else by_name.get(name)
         if said is not None and not layer.unfit:
-            _configure(layer, said, len(cells))
+            _configure(layer, said)
         found[layer.name] = complete(layer)
     return list(found.values())
+
+
+def _with_directions(tensors: Mapping[str, Tensor], by_name: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Let the backward layer of each Bidirectional be called so in paths, which in .h5 have its own name."""
+    pairs = set()
+    for name, layer in by_name.items():
+        inner = (
+            _inner(layer["config"], "backward_layer") if layer and layer.get("class_name") == "Bidirectional" else None
+        )
+        if inner is not None and not str(inner.get("name")).startswith("backward_"):
+            pairs.add((name, str(inner.get("name"))))
+
+    def named(path: str) -> str:
+        parts = path.split("/")
+        after = itertools.pairwise(parts)
+        return "/".join([parts[0], *(f"backward_{own}" if (above, own) in pairs else own for above, own in after)])
+
+    return {named(path): tensor for path, tensor in tensors.items()} if pairs else dict(tensors)
 
 
 def _cells(tensors: Mapping[str, Tensor]) -> Iterator[_Cell]:
@@ -208,40 +233,74 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _configure(found: Found, layer: Mapping[str, Any], cells: int) -> None:
+def _inner(config: Mapping[str, Any], which: str) -> dict[str, Any] | None:
+    layer = config.get(which)
+    inner = layer.get("config") if isinstance(layer, dict) else None
+    return inner if isinstance(inner, dict) else None
+
+
+def _configure(found: Found, layer: Mapping[str, Any]) -> None:
     """Take over what a layer's configuration says, or why it cannot be followed."""
-    config = layer["config"]
+    config, sides = layer["config"], {"forward": layer["config"]}
     if layer.get("class_name") == "Bidirectional":
-        inner = config.get("layer")
+        forward = _inner(config, "layer")
+        if forward is None:
+            return
+        # without a backward layer of its own it is a copy of the other
+        copy = {**forward, "go_backwards": not forward.get("go_backwards")}
+        sides = {"forward": forward, "reverse": _inner(config, "backward_layer") or copy}
         if config.get("merge_mode") != "concat":
             found.unfit = f"its directions are merged by {config.get('merge_mode')!r}; here they are side by side"
-        config = inner.get("config") if isinstance(inner, dict) else None
-    if not isinstance(config, dict):
+        elif "weight_hh_l0" not in found.tensors or "weight_hh_l0_reverse" not in found.tensors:
+            found.unfit = "its configuration has two directions, and its weights have not"
+    activations = {}
+    for side, own in sides.items():
+        if not found.unfit:
+            activations[side], found.unfit = _configure_side(found, own, side == "reverse")
+    if found.unfit or not all(activations.values()):
         return
-    if config.get("go_backwards"):
-        found.unfit = "it reads from the end: go_backwards=True"
-    cell = config.get("cell")
-    own = cell.get("config") if isinstance(cell, dict) else config
-    several = own.get("cells") if isinstance(own, dict) else None
+    first = activations["forward"]
+    given = first if all(one == first for one in activations.values()) else activations
+    if isinstance(first, str):
+        found.said["nonlinearity"] = given
+    else:
+        found.said["activations"] = None if given == _USUAL[: len(first)] else given
+
+
+def _configure_side(found: Found, config: Mapping[str, Any], backwards: bool) -> tuple[Any, str]:
+    """Return the activations of a layer in one direction, of all of its cells alike, and why it cannot be followed."""
+    if bool(config.get("go_backwards")) != backwards:
+        return None, f"it reads from the {'start' if backwards else 'end'}: go_backwards={not backwards}"
+    own = _inner(config, "cell") or config
+    several = own.get("cells")
     configs = [c.get("config") for c in several if isinstance(c, dict)] if isinstance(several, list) else [own]
+    found_here = []
     for each in configs:
-        if isinstance(each, dict) and not found.unfit:
-            found.unfit = _configure_cell(found, each)
+        if isinstance(each, dict):
+            activations, problem = _configure_cell(found, each)
+            if problem:
+                return None, problem
+            found_here.append(activations)
+    if any(activations != found_here[0] for activations in found_here):
+        return None, f"its cells have different activations: {', '.join(map(repr, found_here))}"
+    return (found_here[0] if found_here else None), ""
 
 
-def _configure_cell(found: Found, config: Mapping[str, Any]) -> str:
-    activation = _function(config.get("activation", "tanh"))
-    gates = _function(config.get("recurrent_activation", "sigmoid"))
-    rows, hidden = found.tensors["weight_hh_l0"].shape
-    if rows == hidden:
-        if activation not in ("tanh", "relu") or found.said.setdefault("nonlinearity", activation) != activation:
-            return f"its activation is {activation!r}; tanh and relu are known here, one for all layers of a stack"
-    elif (activation, gates) != ("tanh", "sigmoid"):
-        return f"its activations are {activation!r} and {gates!r}; here they are 'tanh' and 'sigmoid'"
+def _configure_cell(found: Found, config: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the activations of one cell, and why it cannot be followed."""
+    given = [_function(config.get("recurrent_activation", "sigmoid")), _function(config.get("activation", "tanh"))]
+    known = [_ACTIVATIONS.get(name) if isinstance(name, str) else None for name in given]
+    shape = found.tensors["weight_hh_l0"].shape if "weight_hh_l0" in found.tensors else (1, 1)
+    gates = shape[0] // shape[1]
+    if gates == 1:
+        given, known = given[1:], known[1:]
+    if None in known:
+        shown, have = " and ".join(map(repr, given)), ", ".join(_ACTIVATIONS)
+        return None, f"its activations are {shown}; those of Keras that are known here are {have}"
     after = config.get("reset_after")
     if isinstance(after, bool) and found.said.setdefault("reset_after", after) != after:
-        return f"its configuration says reset_after={after}, and its bias has the shape of the other"
-    return ""
+        return None, f"its configuration says reset_after={after}, and its bias has the shape of the other"
+    return (known[0] if gates == 1 else tuple(known + known[1:] * (gates == 4))), ""
 
 
 def _function(value: Any) -> Any:

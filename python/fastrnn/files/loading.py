@@ -6,7 +6,7 @@ from typing import Any
 
 from ..initialise import Seed
 from .errors import FileError
-from .tensors import Path
+from .tensors import Budget, Path
 
 
 def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | None = None, *, rng: Seed = None) -> Any:
@@ -25,7 +25,9 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         What the file does not say, by the names of the layers' arguments: ``{"batch_first": True}``,
         ``{"nonlinearity": "relu"}``, ``{"reset_after": False}``, ``{"dropout": 0.1}``, ``{"dtype": np.float64}``. Each
         goes to all layers that have it. The defaults are those of the layers, with two exceptions: layers of Keras have
-        ``batch_first=True``, and what would change the results, such as tanh or relu, is asked for.
+        ``batch_first=True``, and what would change the results, such as tanh or relu, is asked for. Weights alone of an
+        LSTM or GRU, ``.weights.h5`` for one, do not say activations or ``go_backwards``: they are taken as those of a
+        usual layer that reads from the start.
     rng : seed, Generator or None
         Source of the dropout masks; files hold no generator.
 
@@ -44,7 +46,8 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         If the file is damaged or of no kind that is known, or holds a recurrent layer that fits none here; of the
         latter `prefix` chooses another one.
     ValueError
-        If options are open, with the choices; or if they contradict the file, or no layer has them.
+        If options are open, with the choices; or if they contradict the file in more than dtype, dropout and
+        batch_first, or no layer has them.
     KeyError
         If no layer has the name `prefix`.
     OSError
@@ -70,7 +73,8 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         for layer in layers:
             building.refuse_unfit(layer, _who(name, layer.name))
         building.check_options(given, layers, name)
-        made = {layer.name: building.build(layer, given, _who(name, layer.name), rng) for layer in layers}
+        budget = Budget(name, os.path.getsize(path))
+        made = {layer.name: building.build(layer, given, _who(name, layer.name), rng, budget) for layer in layers}
     alone = prefix is not None or (contents.own and list(made) == [""])
     return next(iter(made.values())) if alone else made
 

@@ -4,15 +4,17 @@ https://github.com/msgpack/msgpack/blob/master/spec.md describes the format. Not
 for.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 from .errors import FileError
-from .tensors import REAL, Array, Bytes, Tensor, as_array, count, not_real
+from .tensors import LONGEST, REAL, Array, Budget, Bytes, Tensor, as_array, count, not_real
 
 _DEPTH = 64
 _NDARRAY = 1
+_MEMBERS = 128  # of an array's header, more than any has
 _CHUNKED = "__msgpack_chunked_array__"
 _KINDS = ("bin", 0xC4, "BHI"), ("ext", 0xC7, "BHI"), ("str", 0xD9, "BHI"), ("array", 0xDC, "HI"), ("map", 0xDE, "HI")
 # by the first byte: the kind of what follows, and how its length or value is packed
@@ -38,15 +40,17 @@ def read(name: str, data: Bytes) -> dict[str, Tensor]:
     FileError
         If it is damaged, or an array is not as its header says.
     """
-    reader, found = _Reader(name, data), {}
+    reader, found, budget = _Reader(name, data), {}, Budget(name, data.size)
     for path, kind, value in reader.walk():
         if kind == "ext":
+            budget.pay_path(path)
             found[path] = _tensor(f"{name}: its entry {path!r}", name, data, value)
     return found
 
 
 def _tensor(who: str, name: str, data: Bytes, place: slice) -> Tensor:
-    parts = {path: value for path, _, value in _Reader(name, data[place]).walk()}
+    members = itertools.islice(_Reader(name, data[place]).walk(), _MEMBERS)
+    parts = {path: value for path, _, value in members}
     shape = tuple(parts[path] for path in parts if path.startswith("0/"))
     dtype, numbers = parts.get("1"), parts.get("2")
     if not isinstance(dtype, str) or not isinstance(numbers, slice):
@@ -104,6 +108,8 @@ class _Reader:
             open_[-1] = (above, kind, size, i + 1)
             key = self._key() if kind == "map" else str(i)
             path = f"{above}/{key}" if above else key
+            if len(path) > LONGEST:
+                raise FileError(f"{self._name}: the names on the way to {path[:40]!r}... are longer than {LONGEST}")
         if self._at != self._data.size:
             raise FileError(f"{self._name} is damaged: it goes on after its last value")
 

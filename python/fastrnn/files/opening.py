@@ -83,7 +83,8 @@ def _plain(name: str, data: Bytes) -> Contents:
         tensors, metadata = safetensors.read(name, data)
         if description.KEY not in metadata:
             return _named("safetensors", tensors)
-        told = safetensors.parse_json(metadata[description.KEY].encode(), f"{name}: its description")
+        text = metadata[description.KEY].encode("utf-8", "surrogatepass")
+        told = safetensors.parse_json(text, f"{name}: its description")
         return Contents("safetensors of fastrnn", description.read_layers(told, tensors, name), True, len(tensors))
     if bytes(data[257:262]) == _TAR:
         raise FileError(f"{name} is a tar file; PyTorch's of before version 0.2 are not read. Read are {READ}")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .errors import FileError
-from .tensors import MAX_AXES
+from .tensors import LONGEST, MAX_AXES
+
+_LARGEST_KEY = 2**60  # of a dict; from 2**61 - 1 on, numbers share their hashes with smaller ones
 
 _STORAGES = {
     f"{name}Storage": dtype
@@ -134,6 +136,7 @@ def read(stream: Stream, who: str, script: bool = False) -> Content:
             if code not in _OPCODES:
                 what = f"holds the opcode {code!r}, which files of weights do not use" if code else "has no end"
                 raise FileError(f"{who} is a damaged pickle: it {what}")
+            machine.steps += 1
             argument, act = _OPCODES[code]
             act(machine, argument(stream))
     except FileError:
@@ -193,6 +196,8 @@ class _Machine:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self.storages: dict[str, str] = {}
+        self.steps = 0  # opcodes so far, each of which makes one value at most
+        self._copied = 0  # items of dicts that were made of lists
 
     def pop(self) -> Any:
         value = self._stack.pop()
@@ -247,9 +252,14 @@ class _Machine:
             target.update(self.as_dict(pairs))
 
     def as_dict(self, flat: list[Any]) -> dict[Any, Any]:
-        """Return a dict of keys and values in turn; the hash of a deeply nested tuple would exhaust the C stack."""
-        keys = [key if isinstance(key, (str, int, float, bytes)) else object() for key in flat[::2]]
-        return dict(zip(keys, flat[1::2], strict=True))
+        """Return a dict of keys and values in turn, those of other keys than files of weights hold under no name.
+
+        The hash of a deeply nested tuple would exhaust the C stack, and whole numbers can be chosen to have one hash.
+        """
+        for key in flat[::2]:
+            if isinstance(key, (str, bytes)) and len(key) > LONGEST:
+                raise FileError(f"{self._who} has a key of {len(key):,} characters; {LONGEST} are the most")
+        return dict(zip(map(_as_key, flat[::2]), flat[1::2], strict=True))
 
     def find(self, module: str, name: str) -> None:
         known = name in _INERT.get(module, ())
@@ -294,6 +304,9 @@ class _Machine:
             return arguments[0]
         if name in ("OrderedDict", "defaultdict", "Counter"):
             pairs = arguments[0] if name == "OrderedDict" and arguments else []
+            self._copied += len(pairs)
+            if self._copied > self.steps:
+                raise FileError(f"{self._who} is a damaged pickle: it makes dicts of one list again and again")
             return self.as_dict([value for key, item in pairs for value in (key, item)])
         return Thing()
 
@@ -309,6 +322,12 @@ class _Machine:
         state, target = self.pop(), self._stack[-1]
         if isinstance(target, Thing):
             target.state = state
+
+
+def _as_key(key: Any) -> Any:
+    if isinstance(key, int):
+        return key if -_LARGEST_KEY < key < _LARGEST_KEY else object()
+    return key if isinstance(key, (str, float, bytes)) else object()
 
 
 def _push(machine: _Machine, value: Any) -> None:

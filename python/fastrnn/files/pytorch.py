@@ -1,5 +1,6 @@
 """What torch.save and TorchScript write: archives with a pickle, or, before PyTorch 1.6, pickles in a row."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from . import pickles
 from .archive import Archive
 from .errors import FileError
 from .pickles import StoredTensor, Thing
-from .tensors import REAL, Array, Bytes, Order, Tensor, as_array, native, not_real
+from .tensors import REAL, Array, Budget, Bytes, Order, Tensor, as_array, native, not_real
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DEPTH = 64  # of dicts in dicts
@@ -48,6 +49,8 @@ def read_archive(archive: Archive, data: Bytes) -> dict[str, Tensor]:
     root = _root(archive)
     big = f"{root}byteorder" in archive.entries and bytes(archive.read(f"{root}byteorder")) == b"big"
 
+    unpacked = functools.cache(archive.read)  # layers may share it
+
     def storage(key: str, size: int) -> Bytes:
         entry = f"{root}data/{key}"
         if entry not in archive.entries:
@@ -55,12 +58,12 @@ def read_archive(archive: Archive, data: Bytes) -> dict[str, Tensor]:
         if archive.entries[entry].file_size < size:
             raise FileError(f"{archive.name}: its entry {entry!r} is shorter than the pickle says")
         place = archive.region(entry)
-        return archive.read(entry) if place is None else data[place[0] :][: place[1]]
+        return unpacked(entry) if place is None else data[place[0] :][: place[1]]
 
     pickled = f"{root}data.pkl"
     stream = _Stream(archive.read(pickled), 0)
     content = pickles.read(stream, f"{archive.name}: its entry {pickled!r}", is_script(archive))
-    return _tensors(archive.name, content.value, storage, ">" if big else "<")
+    return _tensors(archive.name, archive.size, content.value, storage, ">" if big else "<")
 
 
 def read_legacy(name: str, data: Bytes) -> dict[str, Tensor]:
@@ -81,7 +84,8 @@ def read_legacy(name: str, data: Bytes) -> dict[str, Tensor]:
     places, at = {}, stream.at
     for key in keys.value:
         if not isinstance(key, str) or key not in content.storages:
-            raise FileError(f"{name} is damaged: no tensor lies in its storage {key!r}")
+            what = repr(key) if isinstance(key, str) else f"of a key that is a {type(key).__name__}"
+            raise FileError(f"{name} is damaged: no tensor lies in its storage {what}")
         size = int.from_bytes(bytes(data[at : at + 8]), "little") * _width(content.storages[key])
         if at + 8 + size > data.size:
             raise FileError(f"{name} is cut off or damaged: its storage {key!r} reaches beyond its end")
@@ -94,7 +98,7 @@ def read_legacy(name: str, data: Bytes) -> dict[str, Tensor]:
         return places[key]
 
     little = not isinstance(about.value, dict) or about.value.get("little_endian", True)
-    return _tensors(name, content.value, storage, "<" if little else ">")
+    return _tensors(name, data.size, content.value, storage, "<" if little else ">")
 
 
 def _width(dtype: str) -> int:
@@ -119,8 +123,8 @@ class _Stream:
         return line
 
 
-def _walk(name: str, content: Any) -> Iterator[tuple[str, StoredTensor]]:
-    """Go through dicts, lists and objects for tensors, whose names are joined by dots; each dict is entered once."""
+def _walk(name: str, content: Any) -> Iterator[tuple[tuple[str, ...], StoredTensor]]:
+    """Go through dicts, lists and objects for tensors, with the names on the way to each; each dict is entered once."""
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
     while waiting:
@@ -128,7 +132,7 @@ def _walk(name: str, content: Any) -> Iterator[tuple[str, StoredTensor]]:
         if isinstance(value, Thing):
             value = value.state
         if isinstance(value, StoredTensor):
-            yield ".".join(path), value
+            yield path, value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             if len(path) == _DEPTH:
@@ -137,9 +141,14 @@ def _walk(name: str, content: Any) -> Iterator[tuple[str, StoredTensor]]:
             waiting += [((*path, str(key)), item) for key, item in reversed(list(items)) if isinstance(key, (str, int))]
 
 
-def _tensors(name: str, content: Any, storage: Callable[[str, int], Bytes], order: Order) -> dict[str, Tensor]:
+def _tensors(
+    name: str, size: int, content: Any, storage: Callable[[str, int], Bytes], order: Order
+) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for key, tensor in _walk(name, content):
+    budget = Budget(name, size)
+    for path, tensor in _walk(name, content):
+        key = ".".join(path)
+        budget.pay_path(key)
         found[key] = _tensor(f"{name}: its tensor {key!r}", tensor, storage, order)
     return found
 
@@ -155,10 +164,11 @@ def _tensor(who: str, tensor: StoredTensor, storage: Callable[[str, int], Bytes]
         raise FileError(f"{who} of shape {shape} reaches beyond its storage of {size:,} elements")
 
     def load() -> Array:
-        numbers = as_array(storage(key, size * width)[: size * width], dtype, (size,), order)
+        first, end = (offset, last + 1) if elements else (0, 0)
+        numbers = as_array(storage(key, size * width)[first * width : end * width], dtype, (end - first,), order)
         if elements == 0:
             return np.empty(shape, numbers.dtype)
         steps = [stride * numbers.itemsize for stride in strides]
-        return native(np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps))
+        return native(np.lib.stride_tricks.as_strided(numbers, shape, steps))
 
     return Tensor(dtype, shape, load)

@@ -19,6 +19,8 @@ Shape = tuple[int, ...]
 Order = Literal["<", ">"]  # little or big end first
 
 MAX_AXES = 32
+LONGEST = 4096  # characters of a path in a file
+FACTOR, FREE = 20, 2**26  # how far a file may unpack: weights hardly shrink, and a small model may be all zeros
 REAL = ("float64", "float32", "float16", "bfloat16")  # what becomes a parameter
 
 
@@ -52,6 +54,47 @@ def open_file(path: Path) -> Any:
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise FileError(f"{os.fspath(path)} is not a regular file")
     return open(path, "rb")
+
+
+class Budget:
+    """How much may be made of a file beside what is mapped, by its size: files can name the same bytes many times."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+        self._bytes, self._characters = 2 * (FREE + FACTOR * size), 2**22 + 4 * size
+
+    def pay(self, array: Array) -> Array:
+        """Return the array; one that lies in the mapped file costs nothing.
+
+        Raises
+        ------
+        FileError
+            If that is more than the budget.
+        """
+        self._bytes -= 0 if _is_mapped(array) else array.nbytes
+        if self._bytes < 0:
+            raise FileError(f"{self._name} has {self._size:,} bytes and its layers far more: it is not read")
+        return array
+
+    def pay_path(self, path: str) -> None:
+        """Count the characters of a path, which is composed of names in the file.
+
+        Raises
+        ------
+        FileError
+            If it is too long, or that is more than the budget.
+        """
+        self._characters -= len(path)
+        if len(path) > LONGEST or self._characters < 0:
+            what = f"longer than {LONGEST} characters, or too many such"
+            raise FileError(f"{self._name}: the names on the way to {path[:40]!r}... are {what}")
+
+
+def _is_mapped(array: Array) -> bool:
+    owner: Any = array
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return owner is not None
 
 
 def count(shape: Sequence[int], who: str) -> int:
