@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import EncodeError
 from onnx_support import (
     TensorProto,
     by_onnxruntime,
@@ -27,6 +26,7 @@ from fastrnn.onnx import accelerate
 from fastrnn.onnx.reading import serialised
 
 onnxruntime = pytest.importorskip("onnxruntime")
+from google.protobuf.message import EncodeError  # noqa: E402
 
 T, B, I, H = 6, 3, 4, 5
 AXIS = stored(one=np.array([1]))
