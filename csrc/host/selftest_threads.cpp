@@ -179,7 +179,8 @@ void check_neighbours() {
   while (!here) {}
   int found = 0;
   if (available_threads() > 1) {  // with one processor it cannot run while this thread looks
-    for (const int64_t start = now(); !found && now() - start < 5000 * ms; usleep(100)) found = neighbours.running(me, 8);
+    // Without a pause: who wakes up is often put on the processor of the spinner, which then does not run while it is looked at.
+    for (const int64_t start = now(); !found && now() - start < 10'000 * ms;) found = neighbours.running(me, 8);
     check(found == 1, "neighbours: one that spins is seen");
   }
   check(none([&](pid_t thread) { return me(thread) || thread == its; }), "neighbours: not if it is ours");
