@@ -12,6 +12,8 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from fastrnn.onnx import accelerate  # noqa: E402
+
 Array = NDArray[Any]
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -124,13 +126,60 @@ def close(found: Sequence[Any], wanted: Sequence[Any], within: float = 1e-5) -> 
         np.testing.assert_allclose(a, b, rtol=within, atol=within, err_msg=f"output {k}")
 
 
+T, B, I, H = 6, 3, 4, 5
+AXIS = stored(one=np.array([1]))
+WEIGHTS = ("W", "R", "B")
+
+
+def x_of(seed: int = 0, *shape: int) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape or (T, B, I), dtype=np.float32)
+
+
+def weights(drawn: Any, prefix: str = "") -> list[Any]:
+    return stored(**{prefix + name: a for name, a in zip(WEIGHTS, drawn.inputs[1:4], strict=True) if a is not None})
+
+
+def both(proto: Any, feeds: dict[str, Any], taken: int, sessions: int | None = None) -> Any:
+    """Check a model and that accelerate gives what ONNX Runtime gives; return the session."""
+    session = accelerate(proto)
+    assert len(session.report.taken) == taken, session.report
+    if sessions is not None:
+        assert session.report.sessions == sessions
+    theirs = by_onnxruntime(proto, feeds)
+    for _ in range(2):
+        close(session.run(None, feeds), theirs)
+    return session
+
+
+def between(drawn: Any, x: str = "h", y: str = "s", **names: str) -> list[Any]:
+    """Nodes from x over the recurrent one to y, its direction squeezed out."""
+    return [node(drawn, ["Y", "Y_h", "Y_c"], X=x, **names), helper.make_node("Squeeze", ["Y", "one"], [y])]
+
+
+RELU = helper.make_node("Relu", ["x"], ["h"])
+
+
+def inner(nodes: Any, inputs: Any, outputs: Any, initializers: Any = ()) -> Any:
+    return helper.make_graph(nodes, "inner", inputs, outputs, list(initializers))
+
+
 __all__ = [
+    "AXIS",
+    "RELU",
+    "WEIGHTS",
+    "B",
     "Drawn",
+    "H",
+    "I",
+    "T",
     "TensorProto",
+    "between",
+    "both",
     "by_onnxruntime",
     "close",
     "draw",
     "helper",
+    "inner",
     "model",
     "node",
     "numpy_helper",
@@ -138,4 +187,6 @@ __all__ = [
     "single",
     "stored",
     "value",
+    "weights",
+    "x_of",
 ]
