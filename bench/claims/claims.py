@@ -109,6 +109,23 @@ def _packed(point: Point, seconds: float) -> float:
     return _ratio(FastRNN(1).job(problem), PyTorch(1).job(problem), seconds, alone=True)
 
 
+# Cells with options
+
+
+def _variant(options: dict[str, Any], mode: Mode, H: int, seconds: float) -> float:
+    """Time of an LSTM with options over that of one without."""
+    x = np.random.default_rng(0).standard_normal((100, 16, H), dtype=np.float32)
+
+    def job(layer: fastrnn.LSTM) -> Job:
+        def train() -> Any:
+            y, _, tape = layer.forward(x)
+            return layer.backward(tape, y)
+
+        return _on(1, train if mode == "training" else lambda: layer(x))
+
+    return _ratio(job(fastrnn.LSTM(H, H, rng=0)), job(fastrnn.LSTM(H, H, rng=0, **options)), seconds)
+
+
 # Subnormal numbers
 
 
@@ -241,6 +258,17 @@ def _all() -> Iterator[Claim]:
         yield Claim(
             f"variable lengths against PyTorch, LSTM {mode}", bind(_packed, dense[mode]), least, False, "x", note
         )
+
+    variants: list[tuple[str, dict[str, Any], float]] = [
+        ("peephole", {"peephole": True}, 1.15),
+        ("peephole clip coupled", {"peephole": True, "clip": 3.0, "coupled": True}, 1.15),
+        ("activations", {"activations": ("hard_sigmoid", "softsign", "softplus")}, 1.3),
+    ]
+    for name, options, most in variants:
+        for mode in MODES:
+            for H in (64, 128, 256):
+                measure = bind(_variant, options, mode, H)
+                yield Claim(f"LSTM with {name}, {mode} H={H}", measure, most, True, "x", "with : without")
 
     scales: list[tuple[str, Mode, float, float]] = [
         ("states vanish", "inference", TINY, 1),
