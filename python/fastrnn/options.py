@@ -14,7 +14,7 @@ import numpy as np
 from .checks import MAX_LAYERS, Problems
 
 # alpha and beta where a function has them, and what they are by default: the ONNX operators' own
-_DEFAULTS: dict[str, tuple[float, ...]] = {
+NUMBERS: Mapping[str, tuple[float, ...]] = {
     "sigmoid": (),
     "tanh": (),
     "relu": (),
@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
     "softsign": (),
     "softplus": (),
 }
-NAMES = tuple(_DEFAULTS)
+NAMES = tuple(NUMBERS)
 # Of the layers' options; those without one are always told.
 DEFAULTS: Mapping[str, Any] = {
     "num_layers": 1,
@@ -114,10 +114,10 @@ def read_activation(problems: Problems, got: str, value: Any) -> Activation:
     """Return a name, or the name with all of its numbers."""
     given: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, (tuple, list)) else []
     name, *numbers = given or [None]
-    if not isinstance(name, str) or name not in _DEFAULTS:
+    if not isinstance(name, str) or name not in NUMBERS:
         problems.value(got, f"An activation is one of {', '.join(NAMES)}.")
         return "tanh"
-    defaults = _DEFAULTS[name]
+    defaults = NUMBERS[name]
     if len(numbers) > len(defaults):
         takes = ["no number", "one number, alpha", "two numbers, alpha and beta"][len(defaults)]
         problems.value(got, f"{name} takes {takes}.")

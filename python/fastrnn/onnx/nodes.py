@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checks import Problems
 from ..layers import GRU, LSTM, RNN
+from ..options import NUMBERS
 
 OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
@@ -16,22 +17,14 @@ DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 
 # The activations by their names in lower case, as which ONNX Runtime compares them, with alpha and beta where there
-# is one: those of the operators of that name, and 1 where there is no such operator.
+# is one.
 _ACTIVATIONS: dict[str, tuple[str, float | None, float | None]] = {
-    name.lower(): (name, alpha, beta)
-    for name, alpha, beta in (
-        ("Relu", None, None),
-        ("Tanh", None, None),
-        ("Sigmoid", None, None),
-        ("Affine", 1.0, 0.0),
-        ("LeakyRelu", 0.01, None),
-        ("ThresholdedRelu", 1.0, None),
-        ("ScaledTanh", 1.0, 1.0),
-        ("HardSigmoid", 0.2, 0.5),
-        ("Elu", 1.0, None),
-        ("Softsign", None, None),
-        ("Softplus", None, None),
+    name.replace("_", ""): (
+        name.title().replace("_", ""),
+        numbers[0] if numbers else None,
+        numbers[1] if len(numbers) > 1 else None,
     )
+    for name, numbers in NUMBERS.items()
 }
 # The attributes: of which operators, and whether a number, a list of numbers, a word or a list of words.
 _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str]] = {
