@@ -85,7 +85,7 @@ FASTRNN_API fastrnn_status fastrnn_prepare(const fastrnn_model* model, int64_t b
 FASTRNN_API fastrnn_status fastrnn_step(fastrnn_stream* stream, const void* x, void* y);
 
 /* T time steps: x (T,B,I) or ids (T,B), y (T,B,O), which must not overlap. The stream's state moves on; the results are those of as many
- * calls of fastrnn_step, and of a model that is not causal those of the whole sequence, whose T must be at most `steps`. */
+ * calls of fastrnn_step up to rounding, and of a model that is not causal those of the whole sequence, whose T must be at most `steps`. */
 FASTRNN_API fastrnn_status fastrnn_run(fastrnn_stream* stream, const void* x, int64_t T, void* y);
 
 /* Makes the state zero. */
