@@ -36,9 +36,7 @@ def check_contents(path: Path) -> list[str]:
             problems.append(f"it holds {cores or 'no compiled core'}, not one compiled core")
         library = next((name for name in names if "/libfastrnn" in name), "")
         code = wheel.read(library) if library else b""
-        problems += [
-            f"{library or 'libfastrnn.so'} lacks {isa}" for isa in ISAS if isa.encode() + b"\0" not in code
-        ]
+        problems += [f"{library or 'libfastrnn.so'} lacks {isa}" for isa in ISAS if isa.encode() + b"\0" not in code]
         for needed in (
             "fastrnn/libfastrnn.so",
             "fastrnn/include/fastrnn.h",
