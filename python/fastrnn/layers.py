@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .initialise import Seed
-from .options import Activation, Activations, General, general
+from .options import Activation, Activations, General, general_rnn
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .results import LSTMState
@@ -89,9 +89,7 @@ class RNN(Recurrent[Array]):
         return f"rnn_{self.nonlinearity}" if self.nonlinearity in ("tanh", "relu") else "rnn_general"
 
     def _general(self) -> General | None:
-        one = self.nonlinearity
-        chosen = {side: (a,) for side, a in one.items()} if isinstance(one, dict) else (one,)
-        return general({**self._options, "activations": chosen}, (one,) if one in ("tanh", "relu") else ())
+        return general_rnn(self.nonlinearity, self.clip)
 
     def _as_state(self, states: Sequence[Array]) -> Array:
         return states[0]

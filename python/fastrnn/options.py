@@ -4,6 +4,8 @@ Activation functions, clipping, peepholes and the coupled gate, as ONNX has them
 one: a layer with none of these runs the kernels of the usual cell; any of them takes the general kernels.
 """
 
+import functools
+import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -176,6 +178,31 @@ def general(options: Mapping[str, Any], usual: tuple[str, ...]) -> General | Non
         return None
     sides = list(activations.values()) if isinstance(activations, Mapping) else [activations]
     return math.inf if clip is None else clip, coupled, peephole, [[_full(one) for one in side] for side in sides]
+
+
+def general_rnn(nonlinearity: Any, clip: float | None) -> General | None:
+    """Return what `general` does, of an RNN."""
+    sides = nonlinearity.items() if isinstance(nonlinearity, Mapping) else None
+    chosen = (nonlinearity,) if sides is None else {side: (one,) for side, one in sides}
+    usual = (nonlinearity,) if nonlinearity in ("tanh", "relu") else ()
+    return general({"activations": chosen, "clip": clip}, usual)
+
+
+def as_text(chosen: General | None) -> str:
+    """Return what `general` found as text, for who can keep nothing else; "" for the usual cell."""
+    if chosen is None:
+        return ""
+    clip, *rest = chosen
+    return json.dumps([None if math.isinf(clip) else clip, *rest])
+
+
+@functools.lru_cache(maxsize=256)
+def of_text(text: str) -> General | None:
+    """Return what `as_text` wrote."""
+    if not text:
+        return None
+    clip, coupled, peephole, sides = json.loads(text)
+    return math.inf if clip is None else clip, coupled, peephole, [[(n, a, b) for n, a, b in side] for side in sides]
 
 
 def _full(activation: Activation) -> tuple[str, float, float]:

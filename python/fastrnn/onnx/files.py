@@ -268,8 +268,6 @@ class _Writer:
         options["direction"] = "bidirectional" if layer.bidirectional else "forward"
         if isinstance(layer, GRU):
             options["linear_before_reset"] = int(layer.reset_after)
-        if isinstance(layer, LSTM):
-            options["input_forget"] = int(layer.coupled)
         options.update(activation_attributes(layer))
         inputs = [x, *weights, *[""] * (3 - len(weights)), lens, *begins]
         if isinstance(layer, LSTM) and layer.peephole:

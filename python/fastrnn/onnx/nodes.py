@@ -1,5 +1,6 @@
 """A recurrent node by its attributes."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from ..checks import Problems
 from ..layers import GRU, LSTM, RNN
-from ..options import NUMBERS
+from ..options import NUMBERS, General
 
 OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
@@ -122,20 +123,27 @@ def departure(node: Node) -> str | None:
 
 def activation_attributes(layer: RNN | GRU | LSTM) -> dict[str, Any]:
     """Return the attributes of a node for the activations and the clip of a layer, where they are not the usual."""
-    found: dict[str, Any] = {} if layer.clip is None else {"clip": layer.clip}
-    given = layer.nonlinearity if isinstance(layer, RNN) else layer.activations
-    if given is None:
-        return found
-    sides = list(given.values()) if isinstance(given, Mapping) else [given] * (1 + layer.bidirectional)
-    chosen = sides if isinstance(layer, RNN) else [one for side in sides for one in side]
-    split: list[tuple[str, Sequence[float]]] = [
-        (one, ()) if isinstance(one, str) else (one[0], one[1:]) for one in chosen
-    ]
-    names = [_ACTIVATIONS[name.replace("_", "")][0] for name, _ in split]
-    alphas = [numbers[0] for _, numbers in split if numbers]
-    betas = [numbers[1] for _, numbers in split if len(numbers) > 1]
-    more = {"activation_alpha": alphas, "activation_beta": betas}
-    return {**found, "activations": names, **{key: values for key, values in more.items() if values}}
+    chosen = layer._general()
+    if chosen is None and layer._cell() == "rnn_relu":  # Tanh is what a node without attributes has
+        chosen = (math.inf, False, False, [[("relu", 0.0, 0.0)]])
+    return {} if chosen is None else general_attributes(chosen, layer.bidirectional)
+
+
+def general_attributes(chosen: General, bidirectional: bool) -> dict[str, Any]:
+    """Return the attributes of a node for what makes a cell another than the usual one."""
+    clip, coupled, _, sides = chosen
+    ones = [one for side in (sides * 2 if bidirectional and len(sides) == 1 else sides) for one in side]
+    counts = [len(NUMBERS[name]) for name, _, _ in ones]
+    found: dict[str, Any] = {"activations": [_ACTIVATIONS[name.replace("_", "")][0] for name, _, _ in ones]}
+    alphas = [alpha for count, (_, alpha, _) in zip(counts, ones, strict=True) if count]
+    betas = [beta for count, (_, _, beta) in zip(counts, ones, strict=True) if count > 1]
+    more = {
+        "clip": [] if math.isinf(clip) else clip,
+        "input_forget": int(coupled),
+        "activation_alpha": alphas,
+        "activation_beta": betas,
+    }
+    return {**found, **{key: value for key, value in more.items() if value}}
 
 
 def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str) -> Node:

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import layers
+from ..options import NAMES, Activations, as_text, general_rnn
 from .autograd import run
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
 from .options import Options
+from .variants import DEFAULTS, add_peepholes, read_variant, text_of
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -20,6 +23,37 @@ class _Layer(StandIn, nn.RNNBase):
     """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
 
     _original: type[nn.RNNBase]
+    _core_cell: str | None = None  # the core's name of it where torch.nn has no such cell
+    _variant = ""  # as in `Options`
+
+    def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
+        """Take options that torch.nn does not have, where some are given."""
+        if all(value == DEFAULTS.get(key) for key, value in given.items()):
+            return
+        options = read_variant(self._original.__name__, usual, self.bidirectional, given)
+        for key, value in options.items():
+            setattr(self, key, value)
+        if not options.get("reset_after", True):
+            self._core_cell = "gru_original"
+        self._variant = text_of(usual, options)
+        if options.get("peephole"):
+            add_peepholes(self)
+
+    @property
+    def _own(self) -> str:
+        """The options that torch.nn does not have, as text; "" where there are none."""
+        if not (self._variant or self._core_cell):
+            return ""
+        given = {key: getattr(self, key, default) for key, default in DEFAULTS.items()}
+        return ", ".join(f"{key}={value!r}" for key, value in given.items() if value != DEFAULTS[key])
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), self._own)))
+
+    def flatten_parameters(self) -> None:
+        """Do nothing of what cuDNN wants for a cell that it does not have."""
+        if not self._own:
+            super().flatten_parameters()
 
     def _run(
         self, input: Tensor | PackedSequence, states: Sequence[Tensor], lengths: Any, reset: Tensor | None
@@ -132,8 +166,9 @@ class _Layer(StandIn, nn.RNNBase):
         raise RuntimeError(f"For {kind} input, hx should also be {wanted}-D but got {found[0]} tensor")
 
     def _options(self) -> Options:
+        sizes = (self.hidden_size, self.proj_size, self.num_layers)
         return Options(
-            _CELLS[self.mode], self.hidden_size, self.proj_size, self.num_layers, self.bidirectional, self.batch_first
+            self._core_cell or _CELLS[self.mode], *sizes, self.bidirectional, self.batch_first, self._variant
         )
 
     def _drops(self) -> bool:
@@ -221,15 +256,31 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
+    peephole, coupled, activations, clip
+        As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
+        the gates i, f and o.
     """
 
     _original = nn.LSTM
+    peephole = coupled = False
+    activations: Any = None
+    clip: float | None = None
     check_forward_args = nn.LSTM.check_forward_args
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        peephole: bool = False,
+        coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__("LSTM", *args, **kwargs)
+        usual = layers.LSTM._usual
+        self._choose(usual, peephole=peephole, coupled=coupled, activations=activations, clip=clip)
 
     def forward(
         self,
@@ -269,7 +320,7 @@ class LSTM(_Layer):
         if recorded is not None:
             return recorded
         if self._elsewhere(input):
-            _refuse_elsewhere("LSTM", lengths, reset)
+            _refuse_elsewhere(self, lengths, reset)
             return nn.LSTM.forward(self, input, hx)
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
@@ -308,7 +359,7 @@ class _OneState(_Layer):
         if recorded is not None:
             return recorded
         if self._elsewhere(input):
-            _refuse_elsewhere(self._original.__name__, lengths, reset)
+            _refuse_elsewhere(self, lengths, reset)
             return self._original.forward(self, input, hx)
         y, (h,) = self._run(input, () if hx is None else (hx,), lengths, reset)
         return y, h
@@ -321,13 +372,26 @@ class GRU(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
+    reset_after, activations, clip
+        As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others.
     """
 
     _original = nn.GRU
+    reset_after = True
+    activations: Any = None
+    clip: float | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
+        self._choose(layers.GRU._usual, reset_after=reset_after, activations=activations, clip=clip)
 
 
 class RNN(_OneState):
@@ -335,22 +399,33 @@ class RNN(_OneState):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.RNN`.
+    nonlinearity, clip
+        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, and no clip.
     """
 
     _original = nn.RNN
-    nonlinearity: str
+    nonlinearity: Any
+    clip: float | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, clip: float | None = None, **kwargs: Any) -> None:
         _refuse_projection(kwargs)
         if len(args) > 3:
             self.nonlinearity, args = args[3], args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if isinstance(self.nonlinearity, str) and self.nonlinearity not in NAMES:
+            known = ", ".join(f"'{name}'" for name in NAMES[1:-1])
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from {known} or '{NAMES[-1]}'.")
+        super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
+        given = {"nonlinearity": self.nonlinearity, "clip": clip}
         if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+            self._core_cell = "rnn_general"
+        elif clip is None:
+            return
+        self.__dict__.update(read_variant("RNN", ("tanh",), self.bidirectional, given))
+        self._variant = as_text(general_rnn(self.nonlinearity, self.clip))
 
 
 def _refuse_projection(options: dict[str, Any]) -> None:
@@ -358,7 +433,10 @@ def _refuse_projection(options: dict[str, Any]) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-def _refuse_elsewhere(name: str, lengths: Any, reset: Any) -> None:
+def _refuse_elsewhere(layer: _Layer, lengths: Any, reset: Any) -> None:
+    name = layer._original.__name__
+    if layer._own:
+        raise ValueError(f"{name} with {layer._own} cannot run here: torch.nn.{name}, which would, has no such options")
     if lengths is not None or reset is not None:
         raise ValueError(f"{name} runs as torch.nn.{name} here, which knows neither lengths nor reset")
 

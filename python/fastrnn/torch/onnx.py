@@ -91,7 +91,7 @@ def _node(
 
     w, r = (_joined(options, [side[i] for side in sides]) for i in (0, 1))
     b = None
-    if len(sides[0]) > 2:
+    if len(sides[0]) - options.peephole > 2:
         b = torch.cat([_joined(options, [side[i] for side in sides]) for i in (2, 3)], 1)
     attributes: dict[str, Any] = {
         "hidden_size": options.hidden_size,
@@ -99,13 +99,18 @@ def _node(
     }
     if options.cell == "gru":
         attributes["linear_before_reset"] = 1
-    elif options.cell != "lstm":
+    if options.general is not None:
+        from ..onnx.nodes import general_attributes
+
+        attributes.update(general_attributes(options.general, options.bidirectional))
+    elif options.cell.startswith("rnn"):
         attributes["activations"] = [options.cell.removeprefix("rnn_").capitalize()] * options.directions
+    p = [torch.stack([side[-1][[0, 2, 1]].reshape(-1) for side in sides])] if options.peephole else []
     (T, B, _), D, H = x.shape, options.directions, options.hidden_size
     ends = [(D, B, H)] * options.states
     y, *states = symbolic_multi_out(
         _operator(options),
-        (x, w, r, b, lengths, *start),
+        (x, w, r, b, lengths, *(start or [None] * (options.states if p else 0)), *p),
         attributes,
         dtypes=[x.dtype] * (1 + len(ends)),
         shapes=[(T, D, B, H), *ends],

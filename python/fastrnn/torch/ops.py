@@ -24,7 +24,7 @@ from .guards import check_devices, exporting_to_onnx
 from .options import Options
 from .workers import HOST, team_size
 
-_OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first"
+_OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first, str variant"
 _CALL = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset"
 _DROPOUT = "Tensor? masks, float scale"
 
@@ -84,7 +84,8 @@ def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype
     """Return the network that has so many weights."""
     name = "float64" if dtype == torch.float64 else "float32"
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
-    return Network(options.cell, name, *sizes, options.bidirectional, options.has_bias(weights), host=HOST)
+    bias = options.has_bias(weights)
+    return Network(options.cell, name, *sizes, options.bidirectional, bias, options.general, host=HOST)
 
 
 def _whole(tensor: Tensor | None) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import _core
+from ..options import General, of_text
 from ..spec import describe
 
 _STATES = {c: describe(c).states for c in _core.cells() if "projected" not in c}
@@ -17,6 +18,15 @@ class Options(NamedTuple):
     num_layers: int
     bidirectional: bool
     batch_first: bool
+    variant: str = ""  # what makes it another than the usual cell, as `fastrnn.options.as_text` writes it
+
+    @property
+    def general(self) -> General | None:
+        return of_text(self.variant)
+
+    @property
+    def peephole(self) -> bool:
+        return self.general is not None and self.general[2]
 
     @property
     def directions(self) -> int:
@@ -29,7 +39,7 @@ class Options(NamedTuple):
     def has_bias(self, weights: int) -> bool:
         """Whether so many weights hold biases."""
         each = weights // max(self.num_layers * self.directions, 1)
-        return each == len(describe(self.cell, self.proj_size > 0).parameters)
+        return each == len(describe(self.cell, self.proj_size > 0, self.peephole).parameters)
 
     @property
     def states(self) -> int:

@@ -151,7 +151,16 @@ def restore(model: nn.Module) -> nn.Module:
     Returns
     -------
     The model itself.
+
+    Raises
+    ------
+    ValueError
+        If a module has options that torch.nn does not have, such as ``peephole``; nothing is changed then.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, (LSTM, GRU, RNN)) and module._own:
+            what = f"{name or 'the model'}, which has {module._own}"
+            raise ValueError(f"restore cannot let torch.nn compute {what}: torch.nn has no such options")
     for module in model.modules():
         _restore(module)
     return model

@@ -1,5 +1,8 @@
 """The layers in PyTorch's own operations, step by step: what a second derivative is taken through."""
 
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +10,38 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .options import Options
+
+# The activations by name, of x, alpha and beta, as ONNX defines them.
+_FUNCTIONS: Mapping[str, Callable[[Tensor, float, float], Tensor]] = {
+    "sigmoid": lambda x, a, b: torch.sigmoid(x),
+    "tanh": lambda x, a, b: torch.tanh(x),
+    "relu": lambda x, a, b: torch.relu(x),
+    "affine": lambda x, a, b: a * x + b,
+    "leaky_relu": lambda x, a, b: torch.where(x > 0, x, a * x),
+    "thresholded_relu": lambda x, a, b: torch.where(x > a, x, 0),
+    "scaled_tanh": lambda x, a, b: a * torch.tanh(b * x),
+    "hard_sigmoid": lambda x, a, b: (a * x + b).clamp(0, 1),
+    "elu": lambda x, a, b: torch.where(x > 0, x, a * torch.expm1(x.clamp(max=0))),
+    "softsign": lambda x, a, b: x / (1 + x.abs()),
+    "softplus": lambda x, a, b: torch.nn.functional.softplus(x),
+}
+
+_GATED = ("sigmoid", "tanh", "tanh")
+_USUAL = {"rnn_tanh": ("tanh",), "rnn_relu": ("relu",), "gru": _GATED, "gru_original": _GATED, "lstm": _GATED}
+
+
+class Functions:
+    """The activations of one direction, by their place, with the clip before them; and whether f = 1 - i."""
+
+    def __init__(self, options: "Options", reverse: bool) -> None:
+        usual = (math.inf, False, False, [[(name, 0.0, 0.0) for name in _USUAL.get(options.cell, ())]])
+        clip, self.coupled, _, sides = options.general or usual
+        self._clip = None if math.isinf(clip) else clip
+        self._side = sides[-1 if reverse else 0]
+
+    def __call__(self, place: int, x: Tensor) -> Tensor:
+        name, alpha, beta = self._side[place]
+        return _FUNCTIONS[name](x if self._clip is None else x.clamp(-self._clip, self._clip), alpha, beta)
 
 
 def run(
@@ -46,7 +81,8 @@ def run(
         for side in range(options.directions):
             i = layer * options.directions + side
             start = [s[i] for s in hx]
-            y, end = _direction(x, start, weights[i * each : (i + 1) * each], runs, cuts, side == 1, options)
+            of_side = weights[i * each : (i + 1) * each]
+            y, end = _direction(x, start, of_side, runs, cuts, side == 1, options)
             sides.append(y)
             ends.append(end)
         x = torch.cat(sides, -1)
@@ -62,6 +98,7 @@ def _direction(
 ) -> tuple[Tensor, list[Tensor]]:
     """Run one direction of one layer over (T,B,I); sequences that have not begun or have ended keep their state."""
     time, batch = runs.shape
+    step = functools.partial(_step, options, Functions(options, reverse))
     states = start or [x.new_zeros(shape[1:]) for shape in options.state_shapes(batch)]
     size = states[0].shape[1]
     if reverse:  # a cut lies between t-1 and t
@@ -69,30 +106,45 @@ def _direction(
     rows: list[Tensor] = [x.new_zeros(batch, size)] * time
     for t in reversed(range(time)) if reverse else range(time):
         cut, running = cuts[t, :, None], runs[t, :, None]
-        after = _step(x[t], [torch.where(cut, 0, s) for s in states], weights, options)
+        after = step(x[t], [torch.where(cut, 0, s) for s in states], weights)
         rows[t] = torch.where(running, after[0], 0)
         states = [torch.where(running, new, old) for new, old in zip(after, states, strict=True)]
     return torch.stack(rows) if rows else x.new_zeros(0, batch, size), states
 
 
-def _step(x: Tensor, states: list[Tensor], weights: list[Tensor], options: "Options") -> list[Tensor]:
-    """Apply the equations of torch.nn.RNN, GRU and LSTM."""
+def _step(options: "Options", use: Functions, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Apply the equations of RNN, GRU and LSTM."""
     h = states[0]
-    projected = options.proj_size > 0
-    w_ih, w_hh, *biases = weights[:-1] if projected else weights
+    w_ih, w_hh, *others = weights
+    biases = others[: 2 * options.has_bias(len(weights) * options.num_layers * options.directions)]
     of_x, of_h = x @ w_ih.t(), h @ w_hh.t()
     if biases:
         of_x, of_h = of_x + biases[0], of_h + biases[1]
-    if options.cell == "rnn_tanh":
-        return [torch.tanh(of_x + of_h)]
-    if options.cell == "rnn_relu":
-        return [torch.relu(of_x + of_h)]
-    if options.cell == "gru":
+    if options.cell.startswith("rnn"):
+        return [use(0, of_x + of_h)]
+    if options.cell.startswith("gru"):
         (r_x, z_x, n_x), (r_h, z_h, n_h) = of_x.chunk(3, -1), of_h.chunk(3, -1)
-        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-        n = torch.tanh(n_x + r * n_h)
+        r, z = use(0, r_x + r_h), use(0, z_x + z_h)
+        if options.cell == "gru_original":
+            n_h = (r * h) @ w_hh.chunk(3)[2].t()
+            n = use(1, n_x + (n_h + biases[1].chunk(3)[2] if biases else n_h))
+        else:
+            n = use(1, n_x + r * n_h)
         return [(1 - z) * n + z * h]
-    i, f, g, o = (of_x + of_h).chunk(4, -1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return [h @ weights[-1].t() if projected else h, c]
+    return _lstm(options, use, (of_x + of_h).chunk(4, -1), states[1], others[len(biases) :])
+
+
+def _lstm(
+    options: "Options", use: Functions, gates: Sequence[Tensor], c_prev: Tensor, others: list[Tensor]
+) -> list[Tensor]:
+    into_i, into_f, into_g, into_o = gates
+    peephole = others[-1] if options.peephole else None
+    if peephole is not None:
+        into_i, into_f = into_i + peephole[0] * c_prev, into_f + peephole[1] * c_prev
+    i = use(0, into_i)
+    f = 1 - i if use.coupled else use(0, into_f)
+    c = f * c_prev + i * use(1, into_g)
+    if peephole is not None:
+        into_o = into_o + peephole[2] * c
+    h = use(0, into_o) * use(2, c)
+    return [h @ others[0].t() if options.proj_size else h, c]

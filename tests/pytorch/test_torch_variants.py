@@ -1,0 +1,178 @@
+"""Modules with options that torch.nn does not have, against the same layers in NumPy and PyTorch's own derivatives."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numpy as np  # noqa: E402
+
+import fastrnn  # noqa: E402
+import fastrnn.torch as ft  # noqa: E402
+from torch_support import B, H, I, T, flat, states_of  # noqa: E402
+
+SIDES = {"forward": ["sigmoid", "tanh"], "reverse": ["hard_sigmoid", ("elu", 0.5)]}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "peephole": ("LSTM", {"peephole": True, "num_layers": 2, "bidirectional": True}),
+    "peephole-projection": ("LSTM", {"peephole": True, "proj_size": 3, "bias": False}),
+    "coupled": ("LSTM", {"coupled": True, "clip": 0.7}),
+    "activations": ("LSTM", {"activations": ("hard_sigmoid", "softsign", ("scaled_tanh", 1.2, 0.7))}),
+    "reset-before": ("GRU", {"reset_after": False, "num_layers": 2}),
+    "both-sides": ("GRU", {"activations": SIDES, "bidirectional": True}),
+    "clip": ("RNN", {"nonlinearity": "relu", "clip": 0.5}),
+    "leaky": ("RNN", {"nonlinearity": ("leaky_relu", 0.2)}),
+    "thresholded": ("RNN", {"nonlinearity": "thresholded_relu", "bidirectional": True}),
+    "softplus": ("RNN", {"nonlinearity": "softplus"}),
+    "affine": ("RNN", {"nonlinearity": ("affine", 0.4, 0.1)}),
+}
+each_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def module_of(name: str, **more: Any) -> Any:
+    kind, options = VARIANTS[name]
+    torch.manual_seed(3)
+    return getattr(ft, kind)(I, H, **options, **more)
+
+
+def numpy_twin(name: str, module: Any) -> Any:
+    kind, options = VARIANTS[name]
+    layer = getattr(fastrnn, kind)(I, H, **options, dtype="float32")
+    layer.load_state_dict({key: value.numpy() for key, value in module.state_dict().items()})
+    return layer
+
+
+@each_variant
+def test_the_same_as_in_numpy(name: str) -> None:
+    module, x = module_of(name), torch.randn(T, B, I)
+    layer, state = numpy_twin(name, module), states_of(module, B)
+    assert list(layer.state_dict()) == list(module.state_dict())
+    starts = torch.rand(T, B) < 0.3
+    lengths = [T, 2, 0, 4]
+    y, end, tape = layer.forward(
+        x.numpy(),
+        tuple(s.numpy() for s in state) if isinstance(state, tuple) else state.numpy(),
+        lengths=lengths,
+        reset=starts.numpy(),
+    )
+    given = x.clone().requires_grad_()
+    ours, ends = module(given, state, lengths=lengths, reset=starts)
+    np.testing.assert_array_equal(ours.detach(), y)
+    for a, b in zip(flat(ends), end if isinstance(end, tuple) else [end], strict=True):
+        np.testing.assert_array_equal(a.detach(), b)
+    ours.sum().backward()
+    gradients = layer.backward(tape, np.ones_like(y))
+    np.testing.assert_allclose(given.grad, gradients.x, rtol=1e-5, atol=1e-6)
+    for key, parameter in module.named_parameters():
+        np.testing.assert_allclose(parameter.grad, gradients.parameters[key], rtol=1e-5, atol=1e-5)
+
+
+@each_variant
+def test_derivatives_of_first_and_second_order(name: str) -> None:
+    module = module_of(name, dtype=torch.float64)
+    names = [key for key, _ in module.named_parameters()]
+
+    def call(x: Any, *weights: Any) -> Any:
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))[0]
+
+    given = (torch.randn(3, 2, I, dtype=torch.float64, requires_grad=True), *module.parameters())
+    assert torch.autograd.gradcheck(call, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["peephole", "reset-before", "clip"])
+def test_compiled_and_exported(name: str) -> None:
+    module, x = module_of(name).eval(), torch.randn(T, B, I)
+    wanted = flat(module(x))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    program = torch.export.export(module, (x,)).module()
+    for made in (compiled, program):
+        for a, b in zip(flat(made(x)), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, (x,)), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.export.load(file).module()(x)[0], wanted[0], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("peephole-projection", "thresholded")])
+def test_written_as_onnx(name: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, x = module_of(name).eval(), torch.randn(T, B, I)
+    wanted = flat(module(x))
+    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    if "clip" in VARIANTS[name][1] and module.mode == "LSTM":  # where ONNX Runtime departs from the text
+        import onnx
+
+        import fastrnn.onnx
+
+        evaluator = onnx.reference.ReferenceEvaluator(program.model_proto, new_ops=fastrnn.onnx.operators())
+        found = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
+    else:
+        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b.detach(), rtol=1e-5, atol=2e-6)
+
+
+@each_variant
+def test_copies_and_files_keep_the_options(name: str) -> None:
+    module, x = module_of(name), torch.randn(T, B, I)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for made in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)):
+        assert repr(made) == repr(module)
+        torch.testing.assert_close(made(x)[0], module(x)[0], rtol=0, atol=0)
+
+
+def test_what_they_look_like() -> None:
+    assert repr(module_of("peephole")) == "LSTM(5, 7, num_layers=2, bidirectional=True, peephole=True)"
+    assert "reset_after=False" in repr(module_of("reset-before"))
+    assert repr(ft.LSTM(5, 7, peephole=False, clip=None)) == repr(torch.nn.LSTM(5, 7))
+    assert module_of("peephole").weight_peephole_l1_reverse.shape == (3, H)
+    assert not hasattr(ft.LSTM(5, 7), "weight_peephole_l0")
+
+
+def test_half_precision_autocast_and_packed_sequences() -> None:
+    module, x = module_of("peephole"), torch.randn(T, B, I)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 3, 1])
+    y, _ = torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0])
+    torch.testing.assert_close(y, module(x, lengths=[6, 5, 3, 1])[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x)[0].dtype == torch.bfloat16
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    torch.testing.assert_close(half(x.bfloat16())[0].float(), module(x)[0], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ft.LSTM(5, 7, peephole=1), "peephole must be True or False"),
+        (lambda: ft.LSTM(5, 7, clip=-1.0), "clip must be a positive number"),
+        (lambda: ft.GRU(5, 7, activations=("tanh",)), "must be a sequence of 2"),
+        (lambda: ft.RNN(5, 7, nonlinearity="sin"), "Unknown nonlinearity 'sin'"),
+        (lambda: ft.RNN(5, 7, nonlinearity=("elu", 1, 2)), "elu takes one number, alpha"),
+        (lambda: ft.LSTM(5, 7, activations=SIDES), "of a bidirectional layer"),
+    ],
+)
+def test_what_is_refused(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_nn_cannot_have_them_back() -> None:
+    model = torch.nn.ModuleDict({"plain": ft.GRU(5, 7), "peephole": module_of("peephole")})
+    with pytest.raises(ValueError, match=r"peephole, which has peephole=True: torch\.nn has no such options"):
+        ft.restore(model)
+    assert isinstance(model["plain"], ft.GRU)
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=r"LSTM with peephole=True cannot run here"):
+        torch.onnx.export(model["peephole"], (torch.randn(T, B, I),), io.BytesIO(), dynamo=False)
