@@ -24,7 +24,9 @@ CELLS = {
     "lstm_proj": lambda **o: torch.nn.LSTM(5, 7, proj_size=3, **o),
     "gru": lambda **o: torch.nn.GRU(5, 7, **o),
     "rnn_tanh": lambda **o: torch.nn.RNN(5, 7, **o),
-    "lstm_peephole": lambda **o: fastrnn.torch.LSTM(5, 7, peephole=True, clip=2.0, **o),
+    "lstm_peephole": lambda **o: fastrnn.torch.LSTM(
+        5, 7, peephole=True, activations=("sigmoid", "softsign", "tanh"), **o
+    ),
 }
 
 
