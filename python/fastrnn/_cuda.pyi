@@ -6,7 +6,7 @@ default one. x, y and their gradients have the precision's storage dtype, states
 float64. A call that breaks these rules raises ValueError or TypeError in few words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -69,6 +69,9 @@ class Array:
     def __dlpack__(self, *, stream: int | None = None, **_: Any) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
+class Call:
+    """The arguments of a call, which it holds: their contents must stay until backward is done."""
+
 class Network:
     """One network on one GPU."""
 
@@ -84,44 +87,42 @@ class Network:
         bias: bool,
         device: int,
     ) -> None: ...
-    def tape_bytes(self, T: int, B: int, dropout: bool) -> int: ...
-    def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more
-    def forward(
+    def call(
         self,
-        *,
-        stream: int,
-        parameters: list[Array],  # PyTorch's, in its order, contiguous
         x: Array,  # (T, B, I), or with starts (rows, I)
-        y: Array,  # (T, B, D*P), or (rows, D*P); written
         states: Sequence[Array | None],  # (L*D, B, size) each, as the cell is described; none at all: zeros
-        ends: Sequence[Array],  # the final states, written
         starts: Array | None,  # (T,) int64: rows before those of each time, of packed sequences
         lengths: Array | None,  # (B,) int64
         reset: Array | None,  # (T, B) bool
         masks: Array | None,  # (L-1, T, B, D*P) uint8
         scale: float,
+    ) -> Call: ...
+    def tape_bytes(self, call: Call) -> int: ...
+    def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more
+    def forward_bytes(self, parameters: list[Array], call: Call, training: bool) -> int: ...  # of scratch
+    def backward_bytes(self, call: Call) -> int: ...
+    def forward(
+        self,
+        stream: int,
+        parameters: list[Array],  # PyTorch's, in its order, contiguous
+        call: Call,
+        y: Array,  # (T, B, D*P), or (rows, D*P); written
+        ends: Sequence[Array],  # the final states, written
         tape: Array | None,  # (tape_bytes,) uint8, written
-        allocate: Callable[[int], Array],  # so many bytes of scratch, uint8
+        scratch: Array,  # (forward_bytes,) uint8
     ) -> None: ...
     def backward(
         self,
-        *,
         stream: int,
         parameters: list[Array],
-        tape: Array,
-        x: Array,
+        call: Call,
         y: Array,
-        states: Sequence[Array | None],
-        starts: Array | None,
-        lengths: Array | None,
-        reset: Array | None,
-        masks: Array | None,
-        scale: float,
+        tape: Array,
         dy: Array | None,
         dstates: Sequence[Array | None],  # of the final states; none at all: zeros
         dx: Array,  # written, contiguous
         begins: Sequence[Array],  # gradients of the initial states, written
         gradients: list[Array],  # written, shaped like parameters
         hidden: Array | None,  # (T, B, D*P) dL/dh_t, written
-        allocate: Callable[[int], Array],
+        scratch: Array,  # (backward_bytes,) uint8
     ) -> None: ...

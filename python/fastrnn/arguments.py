@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from . import checks
 from .checks import Problems
 from .memory import Memory, Shape, as_array, as_real, integers
-from .results import Tape
 from .spec import Spec
 
 Array = NDArray[Any]
@@ -182,7 +181,7 @@ def read(
 
 
 def read_gradients(
-    layer: Spec[Any], memory: Memory, who: Callable[[], str], call: Inputs | Tape, y_shape: Shape, dy: Any, dstate: Any
+    layer: Spec[Any], memory: Memory, who: Callable[[], str], call: Inputs, y_shape: Shape, dy: Any, dstate: Any
 ) -> tuple[Any, States]:
     """Check and bring what backward starts from: dy as (T,B,D*P), gradients of the final states; None stays None."""
     problems = Problems(lambda: f"{who()}.backward")

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core, arguments, checks
 from .arguments import OneHot, StateLike
 from .results import LSTMState
+from .running import Running
 from .spec import S, Spec
 from .threads import get_num_threads
 
@@ -64,7 +65,7 @@ class Frozen(Generic[S]):
 
     __slots__ = ("_core", "_layer", "_step", "_weights")
 
-    def __init__(self, layer: Spec[S], core: _core.Frozen, weights: tuple[str, str] | None = None) -> None:
+    def __init__(self, layer: Running[S], core: _core.Frozen, weights: tuple[str, str] | None = None) -> None:
         self._layer = layer
         self._weights = weights
         self._core = core
@@ -87,23 +88,7 @@ class Frozen(Generic[S]):
         """Run over a sequence; arguments, results and errors are those of calling the layer."""
         layer = self._layer
         given = arguments.read(layer, layer._memory, layer._brief, x, state, lengths, reset, embedding)
-        checks.call_size(
-            layer._brief, layer._network, given.time, given.batch, False, ids=given.ids, lengths=given.lengths
-        )
-        try:
-            y, ends = self._core.forward(
-                given.x,
-                given.states,
-                given.lengths,
-                given.reset,
-                given.batch_first,
-                get_num_threads(),
-                given.embedding,
-            )
-        except MemoryError as error:
-            size = layer._network, given.time, given.batch, False, given.ids, given.lengths
-            raise checks.out_of_memory(layer._brief(), *size) from error
-        return layer._finish(y, ends, given.unbatched)
+        return layer._run(layer._memory, given, packed=self._core)[:2]
 
     def step(
         self, x: ArrayLike, state: Any = None, *, out: Array | None = None, state_out: Any = None
@@ -157,9 +142,10 @@ class Frozen(Generic[S]):
         )
         assert result is not None, "the core refused arrays that were checked"
         y, new = result
-        y, end = layer._finish(y[None], new if several else [new], given.unbatched)
+        ends = new if several else [new]
+        y, end = (y[0], layer._as_state([s[:, 0] for s in ends])) if given.unbatched else (y, layer._as_state(ends))
         # what the caller gave to be written to comes back as it was given, not as a view of it
-        y = y[0] if out is None else out
+        y = y if out is None else out
         return y, end if state_out is None else layer._as_state(state_out if several else [state_out])
 
     def __copy__(self) -> "Frozen[S]":
@@ -168,7 +154,7 @@ class Frozen(Generic[S]):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen[S]":
         return self
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Spec[S]]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Running[S]]]:
         return operator.methodcaller("freeze", self._given()), (self._layer,)
 
     def _given(self) -> Weights:

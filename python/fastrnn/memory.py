@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 from .checks import Problems
+from .threads import get_num_threads
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -91,16 +92,22 @@ def read_reset(problems: Problems, reset: Any, wanted: tuple[int, ...], batch_fi
 
 
 class Memory(ABC):
-    """Where a device wants the arrays of a call. All are checked before any is brought there.
+    """A device's memory: where it wants the arrays of a call, and the calls on them.
+
+    What is given is all checked before any of it is brought there. Of the calls, `layer` is a `running.Running`,
+    `given` are its `arguments.Inputs` and `tape` is a `results.Tape`; what they return is the caller's.
 
     Attributes
     ----------
     dtype, state_dtype
         Of x, y and the parameters; and of the states.
+    where
+        How reprs call it.
     """
 
     dtype: Any
     state_dtype: Any
+    where = ""
 
     @abstractmethod
     def real(self, problems: Problems, name: str, value: Any, dtype: Any) -> Any:
@@ -129,6 +136,18 @@ class Memory(ABC):
     @abstractmethod
     def reset(self, problems: Problems, reset: Any, wanted: Shape, batch_first: bool) -> Any:
         """Bring reset, which must have the wanted shape; return it as (T,B) bool."""
+
+    @abstractmethod
+    def forward(
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+    ) -> tuple[Any, list[Any], Any]:
+        """Return y, the final states and, in training, the core's tape; with packed weights or else the parameters."""
+
+    @abstractmethod
+    def backward(
+        self, layer: Any, tape: Any, dy: Any, dstates: Any, hidden: bool
+    ) -> tuple[Any, list[Any], list[Any], Any]:
+        """Return the gradients of x or of the embedding, of the states, of the parameters, and dL/dh or None."""
 
 
 def in_rows(array: Array) -> Array:
@@ -161,3 +180,27 @@ class NumpyMemory(Memory):
 
     def states(self, states: tuple[Array | None, ...], unbatched: bool) -> tuple[Array | None, ...]:
         return tuple([None if s is None else s[:, None] for s in states]) if unbatched else states
+
+    def forward(
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+    ) -> tuple[Array, list[Array], Any]:
+        x, states, lengths, reset, batch_first, unbatched, _, _, rows, _ = given
+        threads, tape = get_num_threads(), None
+        if packed is not None:
+            y, ends = packed.forward(x, states, lengths, reset, batch_first, threads, rows)
+        else:
+            how = masks, scale, training, batch_first, threads, None, rows
+            y, ends, tape = layer._network.forward(layer._arrays(), x, states, lengths, reset, *how)
+        if training:  # the tape reads it again
+            y.setflags(write=False)
+        return (y[:, 0], [s[:, 0] for s in ends], tape) if unbatched else (y, ends, tape)
+
+    def backward(
+        self, layer: Any, tape: Any, dy: Any, dstates: Any, hidden: bool
+    ) -> tuple[Array | None, list[Array], list[Array], Array | None]:
+        found = layer._network.backward(layer._arrays(), tape.core, dy, dstates, hidden, get_num_threads())
+        dx, begins, gradients, dh = found
+        if tape.given.unbatched:
+            dx, dh = (a if a is None else a[:, 0] for a in (dx, dh))
+            begins = [s[:, 0] for s in begins]
+        return dx, begins, gradients, dh

@@ -5,7 +5,6 @@ one: a layer with none of these runs the kernels of the usual cell; any of them 
 """
 
 import functools
-import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -192,6 +191,8 @@ def as_text(chosen: General | None) -> str:
     """Return what `general` found as text, for who can keep nothing else; "" for the usual cell."""
     if chosen is None:
         return ""
+    import json  # not for who needs no text
+
     clip, *rest = chosen
     return json.dumps([None if math.isinf(clip) else clip, *rest])
 
@@ -201,6 +202,8 @@ def of_text(text: str) -> General | None:
     """Return what `as_text` wrote."""
     if not text:
         return None
+    import json
+
     clip, coupled, peephole, sides = json.loads(text)
     return math.inf if clip is None else clip, coupled, peephole, [[(n, a, b) for n, a, b in side] for side in sides]
 

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import arguments, checks, storage
 from ._core import Network
-from ._core import Tape as CoreTape
 from .arguments import Inputs, OneHot, StateLike
 from .frozen import Frozen, FrozenLSTM, Weights, read_weights
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
@@ -22,13 +21,13 @@ from .memory import NumpyMemory, read_lengths
 from .options import DEFAULTS, General, general, read_options
 from .parameters import Parameters
 from .results import Gradients, MemoryEstimate, Tape, refuse_foreign
-from .spec import Description, S, Spec, describe
-from .threads import get_num_threads
+from .running import Running
+from .spec import Description, S, describe
 
 Array = NDArray[Any]
 
 
-class Recurrent(Spec[S]):
+class Recurrent(Running[S]):
     """What RNN, GRU and LSTM share; the letters are those of `Spec`.
 
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
@@ -104,8 +103,7 @@ class Recurrent(Spec[S]):
             If the call needs more memory than there is.
         """
         given = arguments.read(self, self._memory, self._brief, x, state, lengths, reset, embedding)
-        y, ends, _ = self._run(given, None, 1.0, False)
-        return self._finish(y, ends, given.unbatched)
+        return self._run(self._memory, given)[:2]
 
     def forward(
         self,
@@ -146,23 +144,7 @@ class Recurrent(Spec[S]):
             As calling the layer does.
         """
         given = arguments.read(self, self._memory, self._brief, x, state, lengths, reset, embedding)
-        if training and self._drops:
-            checks.call_size(
-                self._brief, self._network, given.time, given.batch, True, self._drops, given.ids, given.lengths
-            )
-            generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
-            masks, scale = self._draw_masks(given, generator)
-        else:
-            masks, scale = None, 1.0
-        y, ends, core_tape = self._run(given, masks, scale, True)
-        assert core_tape is not None, "the core made no tape"
-        y.setflags(write=False)
-        y, end = self._finish(y, ends, given.unbatched)
-        version = self._parameters.version
-        tape = Tape(
-            self, version, core_tape, y.shape, given.time, given.batch, given.batch_first, given.unbatched, given.ids
-        )
-        return y, end, tape
+        return self._train(self._memory, given, training, rng)
 
     def backward(
         self, tape: Tape, dy: ArrayLike | None, dstate: StateLike = None, hidden: bool = False
@@ -194,19 +176,7 @@ class Recurrent(Spec[S]):
             As calling the layer does.
         """
         refuse_foreign(self, tape, Tape)
-        seed, dstates = arguments.read_gradients(self, self._memory, self._brief, tape, tape.y_shape, dy, dstate)
-        try:
-            dx, begins, gradients, dh = self._network.backward(
-                self._arrays(), tape.core, seed, dstates, hidden, get_num_threads()
-            )
-        except MemoryError as error:
-            raise checks.out_of_memory(self._brief(), self._network, tape.time, tape.batch, True, tape.ids) from error
-        dembedding = None
-        if tape.ids is not None:
-            dx, dembedding = None, dx
-        dx, dh = (a[:, 0] if a is not None and tape.unbatched else a for a in (dx, dh))
-        dstate0 = self._finish_state(begins, tape.unbatched)
-        return Gradients(dx, dstate0, dict(zip(self._parameters, gradients, strict=True)), dh, dembedding)
+        return self._back(self._memory, tape, dy, dstate, hidden)
 
     def freeze(self, weights: Weights = None) -> Frozen[S]:
         """Return an immutable copy with packed weights, for inference, which several threads may call at once.
@@ -357,39 +327,20 @@ class Recurrent(Spec[S]):
 
     # What the methods above share
 
-    def _arrays(self) -> list[Array]:
-        return list(self._parameters.values())
+    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False) -> None:
+        size = given.time, given.batch, training, dropout, given.ids, given.lengths
+        checks.call_size(self._brief, self._network, *size)
 
-    def _run(
-        self, given: Inputs, masks: Array | None, scale: float, training: bool
-    ) -> tuple[Array, tuple[Array, ...], CoreTape | None]:
-        size = self._network, given.time, given.batch, training
-        checks.call_size(self._brief, *size, ids=given.ids, lengths=given.lengths)
-        try:
-            return self._network.forward(
-                self._arrays(),
-                given.x,
-                given.states,
-                given.lengths,
-                given.reset,
-                masks,
-                scale,
-                training,
-                given.batch_first,
-                get_num_threads(),
-                None,
-                given.embedding,
-            )
-        except MemoryError as error:
-            raise checks.out_of_memory(self._brief(), *size, given.ids, given.lengths) from error
+    def _told(self, error: MemoryError, given: Inputs, training: bool) -> MemoryError:
+        size = given.time, given.batch, training, given.ids, given.lengths
+        return checks.out_of_memory(self._brief(), self._network, *size)
 
-    def _draw_masks(self, given: Inputs, rng: "np.random.Generator") -> tuple[Array, float]:
-        """Return dropout masks (L-1,T,B,D*P), True where an element is kept, and the factor for what is kept."""
+    def _draw_masks(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Array:
         shape = (given.time, given.batch, self._width)
         masks = np.empty((self.num_layers - 1, *shape), bool)
         for mask in masks:
             np.greater_equal(rng.random(shape, dtype=np.float32), self.dropout, out=mask)
-        return masks, self._scale
+        return masks
 
     def _use_isa(self, isa: str | None) -> None:
         """Take the kernels of one instruction set; for tests. Copies and pickles do not keep it."""

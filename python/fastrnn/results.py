@@ -5,8 +5,9 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from . import _core
+from .arguments import Inputs
 from .checks import readable
+from .memory import Memory
 from .parameters import Parameters
 from .spec import S, Spec
 
@@ -59,21 +60,23 @@ class Tape:
 
     layer: Spec[Any]
     version: int
-    core: _core.Tape
-    y_shape: tuple[int, ...]  # as returned
-    time: int
-    batch: int
-    batch_first: bool
-    unbatched: bool
-    ids: int | None  # rows of the embedding, 0 for one-hot ids, None for features
+    memory: Memory
+    given: Inputs
+    core: Any  # the core's own
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """The shape of y as it was returned."""
+        return (*self.given.leading, self.layer._width)
 
     @property
     def nbytes(self) -> int:
-        """Bytes it keeps in memory."""
-        return self.core.nbytes
+        """Bytes it keeps in memory, beside x and y."""
+        return int(self.core.nbytes)
 
     def __repr__(self) -> str:
-        return f"<Tape of {type(self.layer).__name__}, T={self.time}, B={self.batch}, {readable(self.nbytes)}>"
+        size = f"T={self.given.time}, B={self.given.batch}, {readable(self.nbytes)}"
+        return f"<Tape of {type(self.layer).__name__}{self.memory.where}, {size}>"
 
 
 class Trained(Protocol):

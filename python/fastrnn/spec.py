@@ -115,13 +115,6 @@ class Spec(Parametrised, Generic[S]):
     def _brief(self) -> str:
         return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"
 
-    def _finish(self, y: Array, states: Sequence[Array], unbatched: bool) -> tuple[Array, S]:
-        """Take the batch axis off where x had none, and make the states the one that the user sees."""
-        return y[:, 0] if unbatched else y, self._finish_state(states, unbatched)
-
-    def _finish_state(self, states: Sequence[Array], unbatched: bool) -> S:
-        return self._as_state([s[:, 0] for s in states] if unbatched else states)
-
     def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
         """The shapes of the states; None: without a batch axis."""
         rows = self.num_layers * (1 + self.bidirectional)

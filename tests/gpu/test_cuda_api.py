@@ -340,24 +340,36 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
     core = devices.core()
     network = fastrnn.LSTM(3, 5).to("cuda")._network
     parameters = list(fastrnn.LSTM(3, 5).to("cuda").parameters().values())
+    asked = {
+        "x": to_gpu(drawn(4, 2, 3)), "states": [], "starts": None, "lengths": None, "reset": None, "masks": None,
+        "scale": 1.0,
+    }  # fmt: skip
+    call = network.call(**asked)
+    wrong_calls = {
+        "x": to_gpu(drawn(4, 2, 4)),
+        "states": [None],
+        "starts": to_gpu(np.zeros(4, np.int64)),
+        "lengths": to_gpu(np.zeros(3, np.int64)),
+        "reset": to_gpu(np.zeros((4, 3), bool)),
+        "masks": to_gpu(np.zeros((0, 4, 3, 5), np.uint8)),
+    }
+    for name, value in wrong_calls.items():
+        with pytest.raises((ValueError, TypeError)):
+            network.call(**{**asked, name: value})
+    needed = network.forward_bytes(parameters, call, False)
     made = {
-        "stream": 0, "parameters": parameters, "x": to_gpu(drawn(4, 2, 3)), "y": to_gpu(drawn(4, 2, 5)), "states": [],
-        "ends": [to_gpu(drawn(1, 2, 5)), to_gpu(drawn(1, 2, 5))], "starts": None, "lengths": None, "reset": None,
-        "masks": None, "scale": 1.0, "tape": None,
-        "allocate": lambda n: core.Array.empty((n,), "uint8", 0, 0),
+        "stream": 0, "parameters": parameters, "call": call, "y": to_gpu(drawn(4, 2, 5)),
+        "ends": [to_gpu(drawn(1, 2, 5)), to_gpu(drawn(1, 2, 5))], "tape": None,
+        "scratch": core.Array.empty((needed,), "uint8", 0, 0),
     }  # fmt: skip
     network.forward(**made)
     wrong = {
+        "call": fastrnn.LSTM(3, 6).to("cuda")._network.call(**asked),
         "y": to_gpu(drawn(4, 2, 4)),
-        "states": [None],
         "ends": made["ends"][:1],
-        "lengths": to_gpu(np.zeros(3, np.int64)),
-        "reset": to_gpu(np.zeros((4, 3), bool)),
-        "starts": to_gpu(np.zeros(4, np.int64)),
         "parameters": parameters[:-1],
-        "masks": to_gpu(np.zeros((0, 4, 2, 5), np.uint8)),
         "tape": to_gpu(np.zeros(7, np.uint8)),
-        "allocate": lambda n: core.Array.empty((n - 1,), "uint8", 0, 0),
+        "scratch": core.Array.empty((needed - 1,), "uint8", 0, 0),
     }
     for name, value in wrong.items():
         with pytest.raises((ValueError, TypeError)):
@@ -365,7 +377,7 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
     for ends in ([None, None], [to_gpu(drawn(1, 2, 5).astype(np.float64)), made["ends"][1]]):
         with pytest.raises(TypeError):
             network.forward(**{**made, "ends": ends})
-    network.forward(**{**made, "states": [None, to_gpu(drawn(1, 2, 5))]})
+    network.forward(**{**made, "call": network.call(**{**asked, "states": [None, to_gpu(drawn(1, 2, 5))]})})
     with pytest.raises(ValueError, match="must be positive"):
         core.Network("lstm", "float32", 0, 1, 0, 1, False, True, 0)
     with pytest.raises(OverflowError):

@@ -253,18 +253,22 @@ PYBIND11_MODULE(_cuda, m) {
           "__dlpack__", [](const Array& a, std::optional<int64_t> stream, const py::kwargs&) { return to_dlpack(a, stream); },
           py::kw_only(), py::arg("stream") = py::none());
 
+  py::class_<CoreCall>(m, "Call");
+
   py::class_<CoreNetwork>(m, "Network")
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, int,
                     const std::optional<General>&>(),
            py::arg("cell"), py::arg("precision"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
            py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none())
-      .def("tape_bytes", &CoreNetwork::tape_bytes)
-      .def("tape_room", &CoreNetwork::tape_room)
-      .def("forward", &CoreNetwork::forward, py::kw_only(), py::arg("stream"), py::arg("parameters"), py::arg("x"), py::arg("y"),
-           py::arg("states"), py::arg("ends"), py::arg("starts"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
-           py::arg("tape"), py::arg("allocate"))
-      .def("backward", &CoreNetwork::backward, py::kw_only(), py::arg("stream"), py::arg("parameters"), py::arg("tape"), py::arg("x"),
-           py::arg("y"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
+      .def("call", &CoreNetwork::call, py::arg("x"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"),
+           py::arg("masks"), py::arg("scale"))
+      .def("tape_bytes", py::overload_cast<const CoreCall&>(&CoreNetwork::tape_bytes, py::const_), py::arg("call"))
+      .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
+      .def("forward_bytes", &CoreNetwork::forward_bytes, py::arg("parameters"), py::arg("call"), py::arg("training"))
+      .def("backward_bytes", &CoreNetwork::backward_bytes, py::arg("call"))
+      .def("forward", &CoreNetwork::forward, py::arg("stream"), py::arg("parameters"), py::arg("call"), py::arg("y"), py::arg("ends"),
+           py::arg("tape"), py::arg("scratch"))
+      .def("backward", &CoreNetwork::backward, py::arg("stream"), py::arg("parameters"), py::arg("call"), py::arg("y"), py::arg("tape"),
            py::arg("dy"), py::arg("dstates"), py::arg("dx"), py::arg("begins"), py::arg("gradients"), py::arg("hidden"),
-           py::arg("allocate"));
+           py::arg("scratch"));
 }

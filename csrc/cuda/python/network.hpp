@@ -18,11 +18,43 @@ std::vector<std::unique_ptr<Prepared>>& prepared() {
   return *all;
 }
 
-// ---- networks ------------------------------------------------------------------------------------------------------
+// ---- calls ---------------------------------------------------------------------------------------------------------
 
 using MaybeArray = std::optional<Array>;
 using GivenStates = std::vector<MaybeArray>;  // none at all: zeros; each may be missing as well
 using NewStates = std::vector<Array>;
+
+// What runs when, and how the arrays of one row for each token lie: (T,B,n), or packed (rows,n) with starts (T), the rows before those
+// of each time; packed sequences have falling lengths.
+struct Tokens {
+  Sequences sequences;
+  const int64_t* starts;
+  int64_t rows;
+  int device;
+
+  template <class T> Rows<T> read(const char* name, const MaybeArray& a, int64_t size, bool written) const {
+    if (!a) return {nullptr, 0, 0};
+    if (starts) {
+      T* const base = pointer_to<T>(name, *a, {rows, size}, device, written, true);
+      return {base, 0, a->strides[0], starts};
+    }
+    T* const base = pointer_to<T>(name, *a, {sequences.T, sequences.B, size}, device, written, true);
+    return {base, a->strides[0], a->strides[1]};
+  }
+};
+
+// The arguments of a call, which it holds; their contents must stay until backward is done.
+struct CoreCall {
+  Network network;
+  int device;
+  Tokens tokens;
+  Array x;
+  GivenStates states;
+  MaybeArray starts, lengths, reset, masks;
+  double scale;
+};
+
+// ---- networks ------------------------------------------------------------------------------------------------------
 
 struct CoreNetwork {
   Network n;
@@ -94,24 +126,6 @@ struct CoreNetwork {
     return all;
   }
 
-  // What runs when, and how the arrays of one row for each token lie: (T,B,n), or packed (rows,n) with starts (T), the rows before those
-  // of each time; packed sequences have falling lengths.
-  struct Tokens {
-    Sequences sequences;
-    const int64_t* starts;
-    int64_t rows;
-    int device;
-
-    template <class T> Rows<T> read(const char* name, const MaybeArray& a, int64_t size, bool written) const {
-      if (!a) return {nullptr, 0, 0};
-      if (starts) {
-        T* const base = pointer_to<T>(name, *a, {rows, size}, device, written, true);
-        return {base, 0, a->strides[0], starts};
-      }
-      T* const base = pointer_to<T>(name, *a, {sequences.T, sequences.B, size}, device, written, true);
-      return {base, a->strides[0], a->strides[1]};
-    }
-  };
   Tokens tokens(const Array& x, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset) const {
     Tokens t{{}, nullptr, 0, device};
     if (x.shape.size() != (starts ? 2u : 3u)) throw py::value_error("x must be (T,B,I), or packed (rows,I)");
@@ -136,23 +150,22 @@ struct CoreNetwork {
     return t;
   }
 
-  struct Inputs {
-    const Array &x, &y;
-    const GivenStates& states;
-    const MaybeArray& masks;
-    double scale;
-  };
-  // Everything of a call but the final states.
-  template <class K> ForwardCall<typename K::Store, typename K::Real> call(const Tokens& t, const Inputs& in, bool writes) const {
+  CoreCall call(const Array& x, const GivenStates& states, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
+                const MaybeArray& masks, double scale) const {
+    const CoreCall made{n, device, tokens(x, starts, lengths, reset), x, states, starts, lengths, reset, masks, scale};
+    by_precision([&](const auto& k) { read_call<std::decay_t<decltype(k)>>(made); });  // refuses what does not fit
+    return made;
+  }
+  // Everything of a call but its outputs.
+  template <class K> ForwardCall<typename K::Store, typename K::Real> read_call(const CoreCall& from) const {
     using Real = typename K::Real;
-    const int64_t B = t.sequences.B;
+    const auto& [T, B, length, reset] = from.tokens.sequences;
     ForwardCall<typename K::Store, Real> c{};
-    c.sequences = t.sequences;
-    c.x = t.read<const typename K::Store>("x", in.x, n.I, false);
-    c.y = t.read<typename K::Store>("y", in.y, n.D * n.P, writes);
-    c.before = state_pointers<const Real>("states", in.states, B);
-    if (in.masks) c.masks = pointer_to<const uint8_t>("masks", *in.masks, {n.L - 1, t.sequences.T, B, n.D * n.P}, device, false);
-    c.scale = Real(in.scale);
+    c.sequences = from.tokens.sequences;
+    c.x = from.tokens.template read<const typename K::Store>("x", from.x, n.I, false);
+    c.before = state_pointers<const Real>("states", from.states, B);
+    if (from.masks) c.masks = pointer_to<const uint8_t>("masks", *from.masks, {n.L - 1, T, B, n.D * n.P}, device, false);
+    c.scale = Real(from.scale);
     return c;
   }
 
@@ -169,21 +182,62 @@ struct CoreNetwork {
     const int64_t tokens = 128, bytes = tape_bytes(tokens, 1, dropout), arrays = (1 + facts().states) * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
-  template <class K> Saved<typename K::Store, typename K::Real> on_tape(const Array& tape, const Tokens& t, bool dropout,
-                                                                        bool written) const {
-    const int64_t bytes = tape_bytes(t.sequences.T, t.sequences.B, dropout);
-    char* const base = reinterpret_cast<char*>(pointer_to<uint8_t>("tape", tape, {bytes}, device, written));
+  template <class K> Saved<typename K::Store, typename K::Real> on_tape(const CoreCall& call, char* base) const {
     if (uintptr_t(base) % 16) throw py::value_error("tape is not aligned");
+    const Sequences& s = call.tokens.sequences;
     Arena arena(base);
-    return lay_out_tape<typename K::Store, typename K::Real>(n, t.sequences.T, t.sequences.B, dropout, arena);
+    return lay_out_tape<typename K::Store, typename K::Real>(n, s.T, s.B, call.masks.has_value(), arena);
+  }
+  char* tape_at(const CoreCall& call, const Array& tape, bool written) const {
+    return reinterpret_cast<char*>(pointer_to<uint8_t>("tape", tape, {tape_bytes(call)}, device, written));
+  }
+  int64_t tape_bytes(const CoreCall& call) const {
+    const Sequences& s = call.tokens.sequences;
+    return tape_bytes(s.T, s.B, call.masks.has_value());
+  }
+  void refuse_foreign(const CoreCall& call) const {
+    const Network& own = call.network;
+    if (call.device != device || own.cell != n.cell || own.precision != n.precision || own.I != n.I || own.H != n.H || own.P != n.P ||
+        own.L != n.L || own.D != n.D)
+      throw py::value_error("the call is of another network");
   }
 
-  // Counts the scratch of work(arena), has it made by 'allocate', a function of bytes that returns an array of uint8, and works.
-  template <class Work> void with_scratch(const py::function& allocate, const Work& work) const {
+  // Bytes of scratch that a call takes: forward, with a tape or without, and backward.
+  int64_t forward_bytes(const std::vector<Array>& parameters, const CoreCall& call, bool training) const {
+    refuse_foreign(call);
+    Arena count(nullptr);
+    by_precision([&](const auto& k) {
+      using K = std::decay_t<decltype(k)>;
+      auto c = read_call<K>(call);
+      const auto w = weights<const typename K::Store>(parameters, false);
+      c.weights = w.data();
+      const auto saved = training ? on_tape<K>(call, nullptr) : Saved<typename K::Store, typename K::Real>{};
+      if (training) c.saved = &saved;
+      cuda::forward(k, n, gpu(), c, count, stream_of(0));
+    });
+    return count.most();
+  }
+  int64_t backward_bytes(const CoreCall& call) const {
+    refuse_foreign(call);
+    Arena count(nullptr);
+    by_precision([&](const auto& k) {
+      using K = std::decay_t<decltype(k)>;
+      BackwardCall<typename K::Store, typename K::Real> c{};
+      c.forward = read_call<K>(call);
+      c.dx.starts = call.tokens.starts;
+      const auto saved = on_tape<K>(call, nullptr);
+      c.forward.saved = &saved;
+      cuda::backward(k, n, gpu(), c, count, stream_of(0));
+    });
+    return count.most();
+  }
+  // Runs work(arena) on scratch, which must have what it takes.
+  template <class Work> void with_scratch(const Array& scratch, const Work& work) const {
     Arena count(nullptr);
     work(count);
-    const auto room = allocate(count.most()).cast<Array>();
-    char* const base = reinterpret_cast<char*>(pointer_to<uint8_t>("scratch", room, {count.most()}, device, true));
+    if (scratch.shape.size() != 1 || scratch.shape[0] < count.most())
+      throw py::value_error("scratch must have " + std::to_string(count.most()) + " bytes");
+    char* const base = reinterpret_cast<char*>(pointer_to<uint8_t>("scratch", scratch, scratch.shape, device, true));
     if (uintptr_t(base) % 16) throw py::value_error("scratch is not aligned");
     const OnDevice here(device);
     released([&] {
@@ -192,51 +246,51 @@ struct CoreNetwork {
     });
   }
 
-  void forward(uintptr_t stream, const std::vector<Array>& parameters, const Array& x, const Array& y, const GivenStates& states,
-               const NewStates& ends, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset, const MaybeArray& masks,
-               double scale, const MaybeArray& tape, const py::function& allocate) const {
+  void forward(uintptr_t stream, const std::vector<Array>& parameters, const CoreCall& call, const Array& y, const NewStates& ends,
+               const MaybeArray& tape, const Array& scratch) const {
+    refuse_foreign(call);
+    if (call.masks && !tape) throw py::value_error("dropout needs a tape");
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;
       using Real = typename K::Real;
-      const Tokens t = tokens(x, starts, lengths, reset);
-      auto c = call<K>(t, {x, y, states, masks, scale}, true);
+      auto c = read_call<K>(call);
+      c.y = call.tokens.template read<Store>("y", y, n.D * n.P, true);
       const auto w = weights<const Store>(parameters, false);
       c.weights = w.data();
-      c.after = state_pointers<Real>("ends", ends, t.sequences.B);
+      c.after = state_pointers<Real>("ends", ends, call.tokens.sequences.B);
       Saved<Store, Real> saved;
-      if (tape) saved = on_tape<K>(*tape, t, masks.has_value(), true), c.saved = &saved;
-      else if (masks) throw py::value_error("dropout needs a tape");
-      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::forward(k, n, on, c, arena, stream_of(stream)); });
+      if (tape) saved = on_tape<K>(call, tape_at(call, *tape, true)), c.saved = &saved;
+      with_scratch(scratch, [&, on = gpu()](Arena& arena) { cuda::forward(k, n, on, c, arena, stream_of(stream)); });
     });
   }
 
-  void backward(uintptr_t stream, const std::vector<Array>& parameters, const Array& tape, const Array& x, const Array& y,
-                const GivenStates& states, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
-                const MaybeArray& masks, double scale, const MaybeArray& dy, const GivenStates& dstates, const Array& dx,
-                const NewStates& begins, const std::vector<Array>& gradients, const MaybeArray& hidden,
-                const py::function& allocate) const {
+  void backward(uintptr_t stream, const std::vector<Array>& parameters, const CoreCall& call, const Array& y, const Array& tape,
+                const MaybeArray& dy, const GivenStates& dstates, const Array& dx, const NewStates& begins,
+                const std::vector<Array>& gradients, const MaybeArray& hidden, const Array& scratch) const {
+    refuse_foreign(call);
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;
       using Real = typename K::Real;
-      const Tokens t = tokens(x, starts, lengths, reset);
+      const Tokens& t = call.tokens;
       BackwardCall<Store, Real> c{};
-      c.forward = call<K>(t, {x, y, states, masks, scale}, false);
+      c.forward = read_call<K>(call);
+      c.forward.y = t.template read<Store>("y", y, n.D * n.P, false);
       const auto w = weights<const Store>(parameters, false);
       c.forward.weights = w.data();
-      const auto saved = on_tape<K>(tape, t, masks.has_value(), false);
+      const auto saved = on_tape<K>(call, tape_at(call, tape, false));
       c.forward.saved = &saved;
-      c.dy = t.read<const Store>("dy", dy, n.D * n.P, false);
-      c.dx = t.read<Store>("dx", dx, n.I, true);
-      if (!starts && !dx.contiguous()) throw py::value_error("dx must be contiguous");
-      if (hidden && starts) throw py::value_error("hidden is not for packed rows");
-      c.hidden = t.read<Store>("hidden", hidden, n.D * n.P, true);
+      c.dy = t.template read<const Store>("dy", dy, n.D * n.P, false);
+      c.dx = t.template read<Store>("dx", dx, n.I, true);
+      if (!t.starts && !dx.contiguous()) throw py::value_error("dx must be contiguous");
+      if (hidden && t.starts) throw py::value_error("hidden is not for packed rows");
+      c.hidden = t.template read<Store>("hidden", hidden, n.D * n.P, true);
       c.dafter = state_pointers<const Real>("dstates", dstates, t.sequences.B);
       c.dbefore = state_pointers<Real>("begins", begins, t.sequences.B);
       const auto into = weights<Store>(gradients, true);
       c.gradients = into.data();
-      with_scratch(allocate, [&, on = gpu()](Arena& arena) { cuda::backward(k, n, on, c, arena, stream_of(stream)); });
+      with_scratch(scratch, [&, on = gpu()](Arena& arena) { cuda::backward(k, n, on, c, arena, stream_of(stream)); });
     });
   }
 };

@@ -6,9 +6,9 @@
 from typing import Any
 
 from .devices import device_info, is_available, why_not
-from .layers import Layer, Tape
+from .layers import Layer
 
-__all__ = ["Array", "Layer", "Tape", "device_info", "is_available", "why_not"]
+__all__ = ["Array", "Layer", "device_info", "is_available", "why_not"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ and knows the device and the stream. Bfloat16 is unknown to NumPy: there it trav
 
 import sys
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,31 @@ def is_on_gpu(value: Any) -> bool:
 _AS_IT_LIES = "On the GPU it is used as it lies: make it contiguous."
 
 
+class New(NamedTuple):
+    """A new array: what `Memory.give` makes that of which the caller gets, and the core's view of it."""
+
+    made: Any
+    seen: Any
+
+
+class Saved(NamedTuple):
+    """What a forward call keeps for backward."""
+
+    call: Any  # the core's
+    y: Any
+    bytes: Any
+    masks: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes beside x and y."""
+        return int(self.bytes.nbytes)
+
+
 class Memory(memory.Memory):
     """How one kind of arrays is read, seen and made, for one call."""
+
+    where = " on GPU"
 
     def __init__(self, device: int, stream: int, dtype: str) -> None:
         self.device = device
@@ -39,23 +62,74 @@ class Memory(memory.Memory):
         self.state_dtype = state_dtype(dtype)
 
     @abstractmethod
-    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
-        """Return a new array as the caller sees it in the end, or what `give` makes that of; and as the core does."""
+    def make(self, shape: Shape, dtype: str) -> New:
+        """Return a new array."""
 
-    def give(self, made: Any, array: Any) -> Any:
-        """Return what the caller gets of an array that `make` made, or of a view of it."""
-        return made
+    def give(self, new: New) -> Any:
+        """Return what the caller gets of a new array, or of a view of it."""
+        return new.made
 
-    def swapped(self, made: Any) -> Any:
-        """Return what `make` made with its first two axes exchanged, for `give`."""
-        return made.swapaxes(0, 1)
+    def swapped(self, new: New) -> New:
+        """Return a new array with its first two axes exchanged, for `give`."""
+        return New(new.made.swapaxes(0, 1), new.seen.swapped())
 
     def finish(self) -> None:
         """End a call: what it was given may be let go of after it."""
 
     def scratch(self, nbytes: int) -> Any:
-        """Return bytes for the time of the call."""
-        return self.make((nbytes,), "uint8")[1]
+        """Return bytes as the core sees them."""
+        return self.make((nbytes,), "uint8").seen
+
+    def _new_states(self, layer: Any, given: Any) -> tuple[list[New], list[Any]]:
+        """Return states for the caller, and as the core sees them."""
+        shapes = layer._state_shapes(None if given.unbatched else given.batch)
+        made = [self.make(shape, self.state_dtype) for shape in shapes]
+        return made, list(self.states(tuple(new.seen for new in made), given.unbatched))
+
+    def forward(
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+    ) -> tuple[Any, list[Any], Any]:
+        network, parameters = layer._network, layer._arrays()
+        call = network.call(given.x, given.states, None, given.lengths, given.reset, masks, scale)
+        y = self.make((*given.leading, layer._width), self.dtype)
+        seen = self.time_first(y.seen, given.unbatched, given.batch_first)
+        ends, ends_seen = self._new_states(layer, given)
+        saved = self.scratch(network.tape_bytes(call)) if training else None
+        scratch = self.scratch(network.forward_bytes(parameters, call, training))
+        network.forward(self.stream, parameters, call, seen, ends_seen, saved, scratch)
+        self.finish()
+        return self.give(y), [self.give(end) for end in ends], Saved(call, seen, saved, masks)
+
+    def backward(
+        self, layer: Any, tape: Any, dy: Any, dstates: Any, hidden: bool
+    ) -> tuple[Any, list[Any], list[Any], Any]:
+        given, (call, y, saved, _), network = tape.given, tape.core, layer._network
+        T, B, I = given.time, given.batch, layer.input_size
+        dx = self.make((T, I) if given.unbatched else (T, B, I), self.dtype)  # contiguous time first
+        dh = self.make((*given.leading, layer._width), self.dtype) if hidden else None
+        begins, begins_seen = self._new_states(layer, given)
+        gradients = [self.make(p.shape, self.dtype) for p in layer._arrays()]
+        network.backward(
+            self.stream,
+            layer._arrays(),
+            call,
+            y,
+            saved,
+            dy,
+            dstates,
+            dx.seen.reshaped((T, B, I)),
+            begins_seen,
+            [new.seen for new in gradients],
+            None if dh is None else self.time_first(dh.seen, given.unbatched, given.batch_first),
+            self.scratch(network.backward_bytes(call)),
+        )
+        self.finish()
+        return (
+            self.give(self.swapped(dx) if given.batch_first else dx),
+            [self.give(begin) for begin in begins],
+            [self.give(new) for new in gradients],
+            None if dh is None else self.give(dh),
+        )
 
     def see(self, value: Any, dtype: str) -> Any:
         """Return an array as the core sees it, copied to the GPU where it is not there; the dtype must fit."""
@@ -140,53 +214,53 @@ class Memory(memory.Memory):
 class OwnMemory(Memory):
     """The core's own arrays, also for whoever has no other way than ``__cuda_array_interface__``."""
 
-    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+    def make(self, shape: Shape, dtype: str) -> New:
         array = core().Array.empty(shape, dtype, self.device, self.stream)
-        return array, array
+        return New(array, array)
 
-    def give(self, made: Any, array: Any) -> Any:
-        return array
+    def give(self, new: New) -> Any:
+        return new.seen
 
-    def swapped(self, made: Any) -> Any:
-        return made
+    def swapped(self, new: New) -> New:
+        return New(new.made, new.seen.swapped())
 
 
 class HostMemory(OwnMemory):
     """NumPy's: copied to the GPU and back."""
 
-    def give(self, made: Any, array: Any) -> Any:
-        return download(array, self.stream)
+    def give(self, new: New) -> Any:
+        return download(new.seen, self.stream)
 
 
 class TorchMemory(Memory):
     """PyTorch's tensors, from its own allocator."""
 
-    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+    def make(self, shape: Shape, dtype: str) -> New:
         torch = sys.modules["torch"]
         with torch.cuda.stream(_torch_stream(self.device, self.stream)):  # whose memory it may then be given again
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=f"cuda:{self.device}")
-        return tensor, core().Array.from_dlpack(torch.utils.dlpack.to_dlpack(tensor))
+        return New(tensor, core().Array.from_dlpack(torch.utils.dlpack.to_dlpack(tensor)))
 
 
 class CupyMemory(Memory):
     """CuPy's arrays, from its own pool; it has no bfloat16."""
 
-    def make(self, shape: Shape, dtype: str) -> tuple[Any, Any]:
+    def make(self, shape: Shape, dtype: str) -> New:
         cupy = sys.modules["cupy"]
         if dtype == "bfloat16":
             raise TypeError("CuPy has no bfloat16: use PyTorch's or JAX's arrays, or NumPy's float32")
         with cupy.cuda.Device(self.device), cupy.cuda.ExternalStream(self.stream):
             array = cupy.empty(shape, dtype)
-        return array, core().Array.from_interface(array.__cuda_array_interface__, self.device, array)
+        return New(array, core().Array.from_interface(array.__cuda_array_interface__, self.device, array))
 
 
 class JaxMemory(OwnMemory):
     """JAX's arrays, which nobody else may write to: made by the core and handed over."""
 
-    def give(self, made: Any, array: Any) -> Any:
+    def give(self, new: New) -> Any:
         from jax import dlpack
 
-        return dlpack.from_dlpack(array)
+        return dlpack.from_dlpack(new.seen)
 
     def finish(self) -> None:
         # JAX knows nothing of our stream, and gives memory that nobody holds any more to others

@@ -2,18 +2,18 @@
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import arguments, checks
+from .. import arguments
 from ..arguments import Inputs
-from ..initialise import Seed, as_generator
+from ..initialise import Seed
 from ..parameters import Parameters
-from ..results import Gradients, refuse_foreign
+from ..results import Gradients, Tape, refuse_foreign
+from ..running import Running
 from ..spec import S, Spec
 from . import arrays
 from .arrays import Memory, memory_for
@@ -22,34 +22,7 @@ from .devices import core, index_of, make_network
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Tape:
-    """What forward saved for backward, on the GPU. Read-only: backward may run on it any number of times.
-
-    It holds x, y, the state, lengths and reset of the forward call by reference: do not change them before backward.
-    """
-
-    layer: "Layer[Any]"
-    version: int
-    given: Inputs
-    y: Any
-    y_shape: tuple[int, ...]
-    masks: Any
-    scale: float
-    core: Any
-    memory: Memory
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it keeps on the GPU beside x and y."""
-        return int(self.core.nbytes)
-
-    def __repr__(self) -> str:
-        size = checks.readable(self.nbytes)
-        return f"<Tape of {type(self.layer).__name__} on GPU, T={self.given.time}, B={self.given.batch}, {size}>"
-
-
-class Layer(Generic[S]):
+class Layer(Running[S]):
     """An RNN, a GRU or an LSTM on a GPU: called, trained and read as the layer that it was made of.
 
     Its options are attributes, as that layer's. Letters as in `fastrnn.LSTM`: T time, B batch, I input, H hidden, P
@@ -73,6 +46,8 @@ class Layer(Generic[S]):
         The number of the GPU.
     """
 
+    dtype: Any
+
     def __init__(self, layer: Spec[S], device: str | int, dtype: str | None, fp32_precision: str) -> None:
         name = layer.dtype.name if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
         if name not in DTYPES:
@@ -81,10 +56,11 @@ class Layer(Generic[S]):
             raise ValueError(f'{layer._brief()}.to got fp32_precision={fp32_precision!r}; it must be "ieee" or "tf32".')
         if fp32_precision == "tf32" and name != "float32":
             raise ValueError(f'{layer._brief()}.to got fp32_precision="tf32" for {name}; it is for float32 only.')
+        self._host = copy.deepcopy(layer)
+        self.__dict__.update(layer._options, _options=layer._options, _states=layer._states, _rng=self._host._rng)
         self.device = index_of(device)
         self.dtype = name
         self.fp32_precision = fp32_precision
-        self._host = copy.deepcopy(layer)
         precision = "tf32" if fp32_precision == "tf32" else name
         self._network = make_network(
             self.device, precision, layer.bias, layer, layer._cell(), layer.input_size, layer._general()
@@ -94,15 +70,18 @@ class Layer(Generic[S]):
         self._parameters = Parameters(uploaded)
 
     def __getattr__(self, name: str) -> Any:
-        host = self.__dict__.get("_host")
-        if host is not None and name in host._options:
-            return host._options[name]
         hint = (
             f': it is for layers on the CPU, .to("cpu").{name}'
-            if not name.startswith("_") and hasattr(host, name)
+            if not name.startswith("_") and hasattr(self.__dict__.get("_host"), name)
             else ""
         )
         raise AttributeError(f"a layer on a GPU has no {name}{hint}")
+
+    def _cell(self) -> str:
+        return self._host._cell()
+
+    def _as_state(self, states: Sequence[Any]) -> S:
+        return self._host._as_state(states)
 
     def _brief(self) -> str:
         return self._host._brief() + f'.to("cuda:{self.device}")'
@@ -150,9 +129,7 @@ class Layer(Generic[S]):
         RuntimeError
             If CUDA reports an error.
         """
-        memory, given = self._given(x, state, lengths, reset, embedding, stream)
-        y, ends = self._run(memory, given, None, 1.0, None)
-        return y[0], self._finish_state(memory, ends)
+        return self._run(*self._given(x, state, lengths, reset, embedding, stream))[:2]
 
     def forward(
         self,
@@ -191,15 +168,7 @@ class Layer(Generic[S]):
             As calling the layer does.
         """
         memory, given = self._given(x, state, lengths, reset, embedding, stream)
-        masks, scale = None, 1.0
-        if training and self._host._drops:
-            generator = self._host._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
-            masks, scale = self._draw_masks(memory, given, generator)
-        saved = memory.scratch(self._network.tape_bytes(given.time, given.batch, masks is not None))
-        y, ends = self._run(memory, given, masks, scale, saved)
-        version = self._parameters.version
-        tape = Tape(self, version, given, y[2], y[1], masks, scale, saved, memory)
-        return y[0], self._finish_state(memory, ends), tape
+        return self._train(memory, given, training, rng)
 
     def backward(
         self, tape: Tape, dy: Any, dstate: Any = None, hidden: bool = False, *, stream: Any = None
@@ -230,47 +199,14 @@ class Layer(Generic[S]):
             As calling the layer does.
         """
         refuse_foreign(self, tape, Tape)
-        memory = tape.memory if stream is None else type(tape.memory)(self.device, arrays.as_stream(stream), self.dtype)
-        if memory.stream != tape.memory.stream:
-            core().wait_for(self.device, tape.memory.stream, memory.stream)
-        given = tape.given
-        dy, dstates = arguments.read_gradients(self._host, memory, self._brief, given, tape.y_shape, dy, dstate)
-        batched = (given.time, given.batch, self.input_size)
-        dx, dx_seen = memory.make((given.time, self.input_size) if given.unbatched else batched, self.dtype)
-        made_hidden = memory.make((*given.leading, self._host._width), self.dtype) if hidden else (None, None)
-        begins = self._make_states(memory, given)
-        gradients = {name: memory.make(p.shape, self.dtype) for name, p in self._parameters.items()}
-        self._network.backward(
-            stream=memory.stream,
-            parameters=list(self._parameters.values()),
-            tape=tape.core,
-            x=given.x,
-            y=tape.y,
-            states=given.states,
-            starts=None,
-            lengths=given.lengths,
-            reset=given.reset,
-            masks=tape.masks,
-            scale=tape.scale,
-            dy=dy,
-            dstates=dstates,
-            dx=dx_seen.reshaped(batched),
-            begins=[seen for _, _, seen in begins],
-            gradients=[seen for _, seen in gradients.values()],
-            hidden=None if made_hidden[1] is None else self._time_first(made_hidden[1], given),
-            allocate=memory.scratch,
-        )
-        if memory.stream != tape.memory.stream:  # in whose order the tape is given back
-            core().wait_for(self.device, memory.stream, tape.memory.stream)
-        memory.finish()
-        if given.batch_first:
-            dx, dx_seen = memory.swapped(dx), dx_seen.swapped()
-        return Gradients(
-            memory.give(dx, dx_seen),
-            self._finish_state(memory, begins),
-            {name: memory.give(*made) for name, made in gradients.items()},
-            memory.give(*made_hidden) if hidden else None,
-        )
+        before = cast(Memory, tape.memory)
+        memory = before if stream is None else type(before)(self.device, arrays.as_stream(stream), self.dtype)
+        if memory.stream != before.stream:
+            core().wait_for(self.device, before.stream, memory.stream)
+        gradients = self._back(memory, tape, dy, dstate, hidden)
+        if memory.stream != before.stream:  # in whose order the tape is given back
+            core().wait_for(self.device, memory.stream, before.stream)
+        return gradients
 
     # Parameters
 
@@ -330,51 +266,19 @@ class Layer(Generic[S]):
                 f"{self._brief()} got embedding=; token ids are for layers on the CPU: give the rows, embedding[ids]."
             )
         memory = memory_for(x, self.device, stream, self.dtype)
-        return memory, arguments.read(self._host, memory, self._brief, x, state, lengths, reset)
+        return memory, arguments.read(self, memory, self._brief, x, state, lengths, reset)
 
-    @staticmethod
-    def _time_first(array: Any, given: Inputs) -> Any:
-        return array.with_batch() if given.unbatched else array.swapped() if given.batch_first else array
+    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False) -> None:
+        """Leave it to the GPU's allocator."""
 
-    def _make_states(self, memory: Memory, given: Inputs) -> list[tuple[Any, Any, Any]]:
-        """Return of each state what the caller gets, the core's view of that and its view with a batch."""
-        found = []
-        for rows, *batch, size in self._host._state_shapes(None if given.unbatched else given.batch):
-            made, seen = memory.make((rows, *batch, size), self.state_dtype)
-            found.append((made, seen, seen.reshaped((rows, given.batch, size))))
-        return found
+    def _told(self, error: MemoryError, given: Inputs, training: bool) -> MemoryError:
+        return error
 
-    def _finish_state(self, memory: Memory, states: list[tuple[Any, Any, Any]]) -> S:
-        return self._host._as_state([memory.give(made, seen) for made, seen, _ in states])
-
-    def _draw_masks(self, memory: Memory, given: Inputs, rng: "np.random.Generator") -> tuple[Any, float]:
-        shape = (self.num_layers - 1, given.time, given.batch, self._host._width)
+    def _draw_masks(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Any:
+        shape = (self.num_layers - 1, given.time, given.batch, self._width)
         masks = memory.scratch(math.prod(shape))
         core().draw_masks(masks, self.dropout, int(rng.integers(2**63)), memory.stream)
-        return masks.reshaped(shape), self._host._scale
-
-    def _run(self, memory: Memory, given: Inputs, masks: Any, scale: float, tape: Any) -> tuple[Any, Any]:
-        """Return y (the caller's, its shape, the core's view of it, time first) and the final states."""
-        made, seen = memory.make((*given.leading, self._host._width), self.dtype)
-        y = self._time_first(seen, given)
-        ends = self._make_states(memory, given)
-        self._network.forward(
-            stream=memory.stream,
-            parameters=list(self._parameters.values()),
-            x=given.x,
-            y=y,
-            states=given.states,
-            ends=[seen for _, _, seen in ends],
-            starts=None,
-            lengths=given.lengths,
-            reset=given.reset,
-            masks=masks,
-            scale=scale,
-            tape=tape,
-            allocate=memory.scratch,
-        )
-        memory.finish()
-        return (memory.give(made, seen), tuple(seen.shape), y), ends
+        return masks.reshaped(shape)
 
     def __copy__(self) -> Self:
         return cast(Self, self.to(self.device))

@@ -77,10 +77,10 @@ def flow(layer: Recurrent[Any], x: ArrayLike, *, rng: Seed = 0) -> Flow:
     ends /= np.linalg.norm(ends, axis=1, keepdims=True)
     dy = np.zeros(y.shape, layer.dtype)
     dy[-1] = ends
-    shaped = dy[:, 0] if tape.unbatched else dy.swapaxes(0, 1) if layer.batch_first else dy
+    shaped = dy[:, 0] if tape.given.unbatched else dy.swapaxes(0, 1) if layer.batch_first else dy
     hidden = layer.backward(tape, shaped, hidden=True).hidden
     assert hidden is not None, "the core gave no dL/dh"
-    by_time = hidden[:, None] if tape.unbatched else hidden.swapaxes(0, 1) if layer.batch_first else hidden
+    by_time = hidden[:, None] if tape.given.unbatched else hidden.swapaxes(0, 1) if layer.batch_first else hidden
     norms = np.linalg.norm(by_time.astype(np.float64), axis=2)[::-1]
     low, median, high = np.quantile(norms, (0.1, 0.5, 0.9), axis=1)
     return Flow(np.arange(T), low, median, high)

@@ -76,6 +76,8 @@ class _Call:
         weights: list[Tensor],
         lengths: Tensor | None,
         reset: Tensor | None,
+        masks: Tensor | None,
+        scale: float,
         options: Options,
     ) -> None:
         if len(hx) not in (0, options.states):
@@ -102,16 +104,10 @@ class _Call:
             lengths = lengths.to(x.device, torch.int64, non_blocking=True).contiguous()
         if reset is not None:
             reset = reset.to(x.device, non_blocking=True)
-        self.shared = {
-            "stream": self.stream,
-            "parameters": [_see(w.contiguous()) for w in weights],
-            "x": _rows(x, self.batch_first),
-            "states": [self.state(h) for h in hx],
-            "starts": _see(starts),
-            "lengths": _see(lengths),
-            "reset": _see(None if reset is None else reset.t() if self.batch_first else reset),
-            "allocate": self.scratch,
-        }
+            reset = reset.t() if self.batch_first else reset
+        self.parameters = [_see(w.contiguous()) for w in weights]
+        states, packed = [self.state(h) for h in hx], (_see(starts), _see(lengths), _see(reset))
+        self.core = self.network.call(_rows(x, self.batch_first), states, *packed, self.masks(masks), scale)
 
     def state(self, tensor: Tensor | None) -> Any:
         return None if tensor is None else _see(tensor.to(self.state_dtype).contiguous())
@@ -123,31 +119,30 @@ class _Call:
         shapes = self.options.state_shapes(self.batch)
         return [torch.empty(shape, dtype=self.state_dtype, device=self.device) for shape in shapes]
 
-    def tape(self, tape: Tensor, dropout: bool) -> Any:
-        return _see(tape[: self.network.tape_bytes(self.time, self.batch, dropout)])
+    def tape(self, tape: Tensor) -> Any:
+        return _see(tape[: self.network.tape_bytes(self.core)])
 
-    def masks(self, masks: Tensor | None, packed: bool) -> Any:
+    def masks(self, masks: Tensor | None) -> Any:
         """Lend the core masks (L-1,T,B,D*P), which those of packed sequences are made."""
         if masks is None:
             return None
-        if packed:
+        if self.packed:
             padded = masks.new_zeros((masks.shape[0], *self.runs.shape, masks.shape[-1]))
             padded[:, self.runs.to(masks.device, non_blocking=True)] = masks
             masks = padded
         return _see(masks.contiguous().view(torch.uint8))
 
-    def forward(
-        self, x: Tensor, masks: Tensor | None, scale: float, tape: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
         ends = self.new_states()
         self.network.forward(
-            **self.shared,
-            y=_rows(y, self.batch_first),
-            ends=[_see(end) for end in ends],
-            masks=self.masks(masks, x.dim() == 2),
-            scale=scale,
-            tape=None if tape is None else self.tape(tape, masks is not None),
+            self.stream,
+            self.parameters,
+            self.core,
+            _rows(y, self.batch_first),
+            [_see(end) for end in ends],
+            None if tape is None else self.tape(tape),
+            self.scratch(self.network.forward_bytes(self.parameters, self.core, tape is not None)),
         )
         return y, [end.to(x.dtype) for end in ends]
 
@@ -156,7 +151,7 @@ def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: Options
 ) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::infer on a GPU."""
-    return _Call(x, hx, weights, lengths, reset, options).forward(x, None, 1.0, None)
+    return _Call(x, hx, weights, lengths, reset, None, 1.0, options).forward(x, None)
 
 
 def train(
@@ -171,7 +166,7 @@ def train(
     options: Options,
 ) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::train on a GPU, with room for the tape."""
-    return _Call(x, hx, weights, lengths, reset, options).forward(x, masks, scale, tape)
+    return _Call(x, hx, weights, lengths, reset, masks, scale, options).forward(x, tape)
 
 
 def backward(
@@ -189,7 +184,7 @@ def backward(
     options: Options,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """fastrnn::backward on a GPU."""
-    call = _Call(x, hx, weights, lengths, reset, options)
+    call = _Call(x, hx, weights, lengths, reset, masks, scale, options)
     if call.batch_first:  # laid out time first, as the core computes it
         dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
     else:
@@ -197,17 +192,18 @@ def backward(
     begins = call.new_states()
     gradients = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     call.network.backward(
-        **call.shared,
-        tape=call.tape(tape, masks is not None),
-        y=_rows(y, call.batch_first),
-        masks=call.masks(masks, x.dim() == 2),
-        scale=scale,
-        dy=_rows(dy, call.batch_first),
-        dstates=[call.state(d) for d in dends],
-        dx=_rows(dx, call.batch_first),
-        begins=[_see(begin) for begin in begins],
-        gradients=[_see(g) for g in gradients],
-        hidden=None,
+        call.stream,
+        call.parameters,
+        call.core,
+        _rows(y, call.batch_first),
+        call.tape(tape),
+        _rows(dy, call.batch_first),
+        [call.state(d) for d in dends],
+        _rows(dx, call.batch_first),
+        [_see(begin) for begin in begins],
+        [_see(g) for g in gradients],
+        None,
+        call.scratch(call.network.backward_bytes(call.core)),
     )
     return dx, [begin.to(x.dtype) for begin in begins[: len(hx)]], gradients
 

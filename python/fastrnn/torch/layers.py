@@ -416,8 +416,7 @@ class RNN(_OneState):
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
         if isinstance(self.nonlinearity, str) and self.nonlinearity not in NAMES:
-            known = ", ".join(f"'{name}'" for name in NAMES[1:-1])
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from {known} or '{NAMES[-1]}'.")
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
         given = {"nonlinearity": self.nonlinearity, "clip": clip}
         if self.nonlinearity not in ("tanh", "relu"):
