@@ -1,5 +1,6 @@
 """Programs in C and C++, compiled against the installed library as users compile theirs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,16 +53,19 @@ def test_a_program_in_c(tmp_path: Path, name: str, standard: str) -> None:
     np.testing.assert_allclose(np.array(done.stdout.split(), np.float32), wanted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "word", "standard"), [("main.c", "c", "-std=c99"), ("main.cpp", "cpp", "-std=c++17")])
-def test_the_programs_of_the_documentation(tmp_path: Path, name: str, word: str, standard: str) -> None:
+@pytest.mark.parametrize(("word", "compiler"), [("c", "cc main.c"), ("cpp", "c++ -std=c++17 main.cpp")])
+def test_the_programs_of_the_documentation(tmp_path: Path, word: str, compiler: str) -> None:
+    """Written, compiled and run by the commands of the page."""
     page = Path(__file__).parents[2] / "docs" / "c.md"
-    if not page.exists():
-        pytest.skip("there is no documentation beside the tests")
-    python, source = (page.read_text().split(f"```{fence}\n")[1].split("```")[0] for fence in ("py", word))
+    if not page.exists() or shutil.which(compiler.split()[0]) is None:
+        pytest.skip("there is no documentation beside the tests, or no compiler")
+    python, source, commands = (page.read_text().split(f"```{x}\n")[1].split("```")[0] for x in ("py", word, "sh"))
+    assert "cc main.c " in commands
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, check=True)
-    (tmp_path / name).write_text(source)
-    program = compile_program(tmp_path / name, standard)
-    done = subprocess.run([program], cwd=tmp_path, text=True, capture_output=True, check=True)
+    (tmp_path / f"main.{word}").write_text(source)
+    commands = f'set -e; python() {{ {sys.executable} "$@"; }}\n' + commands.replace("cc main.c", compiler) + "./main"
+    done = subprocess.run(["sh", "-c", commands], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
     lstm, linear = fastrnn.load(tmp_path / "amp.safetensors").values()
     x = np.zeros((164, 1, 1), np.float32)
     x[:100] = 0.5
