@@ -19,7 +19,7 @@ cat >"$work/user/main.c" <<'C'
 
 int main(void) {
   fastrnn_model* model;
-  if (fastrnn_abi_version() != FASTRNN_ABI_VERSION || fastrnn_open("rubbish!", 8, &model) != FASTRNN_BAD_MODEL) return 1;
+  if (fastrnn_abi_version() != FASTRNN_ABI_VERSION || fastrnn_open("rubbish!", 8, NULL, &model) != FASTRNN_BAD_MODEL) return 1;
   return printf("%s: %s\n", fastrnn_version(), fastrnn_message()) < 0;
 }
 C

@@ -54,15 +54,15 @@ template <class T> class View {
 // A model, opened. Copies are the same model, which lives as long as one of them or a stream of it.
 class Model {
  public:
-  // Throws Error.
-  explicit Model(const std::string& path) {
+  // From a file, or from the bytes of one. Throws Error.
+  explicit Model(const std::string& path, fastrnn_options options = {}) {
     fastrnn_model* model = nullptr;
-    check_version(), check(fastrnn_open_file(path.c_str(), &model));
+    check_version(), check(fastrnn_open_file(path.c_str(), &options, &model));
     model_.reset(model, fastrnn_close);
   }
-  Model(const void* bytes, size_t size) {
+  Model(const void* bytes, size_t size, fastrnn_options options = {}) {
     fastrnn_model* model = nullptr;
-    check_version(), check(fastrnn_open(bytes, size, &model));
+    check_version(), check(fastrnn_open(bytes, size, &options, &model));
     model_.reset(model, fastrnn_close);
   }
 

@@ -138,7 +138,7 @@ template <class Real> class StreamOf final : public Stream {
         Direction<Real>& d = place.directions[l * n.D + side];
         if (l == 0) d.x = x;
         if (l + 1 == n.L) d.y = Layers<Real>::side(y, side * n.P);
-        kernel_of<Real>(n).forward(d, seat_);
+        forward_of(n, &d.panels)(d, seat_);
       }
   }
 

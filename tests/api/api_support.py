@@ -14,6 +14,15 @@ import fastrnn
 OK, BAD_ARGUMENT, BAD_MODEL, UNSUPPORTED, NO_MEMORY, NO_FILE = range(6)
 
 
+class Options(ctypes.Structure):
+    """fastrnn_options: FASTRNN_AS_SAVED, FASTRNN_BFLOAT16 or FASTRNN_INT8 each."""
+
+    _fields_ = (("ih", ctypes.c_int), ("hh", ctypes.c_int))
+
+
+WEIGHTS = {"bfloat16": 1, "int8": 2}
+
+
 class Library:
     """The functions, with their types."""
 
@@ -24,8 +33,8 @@ class Library:
             ("abi_version", ctypes.c_int),
             ("version", ctypes.c_char_p),
             ("message", ctypes.c_char_p),
-            ("open_file", ctypes.c_int, ctypes.c_char_p, pointer),
-            ("open", ctypes.c_int, ctypes.c_char_p, size, pointer),
+            ("open_file", ctypes.c_int, ctypes.c_char_p, pointer, pointer),
+            ("open", ctypes.c_int, ctypes.c_char_p, size, pointer, pointer),
             ("close", None, pointer),
             ("model_dtype", ctypes.c_int, pointer),
             ("input_size", int64, pointer),
@@ -57,10 +66,13 @@ def at(array: Any) -> Any:
 class Model:
     """An opened model and its streams."""
 
-    def __init__(self, c: Any, source: Path | bytes) -> None:
+    def __init__(self, c: Any, source: Path | bytes, options: Options | None = None) -> None:
         self.c, self.handle, self._blocks = c, ctypes.c_void_p(), []
-        where = ctypes.byref(self.handle)
-        status = c.open(source, len(source), where) if isinstance(source, bytes) else c.open_file(bytes(source), where)
+        where, given = ctypes.byref(self.handle), options and ctypes.byref(options)
+        if isinstance(source, bytes):
+            status = c.open(source, len(source), given, where)
+        else:
+            status = c.open_file(bytes(source), given, where)
         assert status == OK, c.message()
 
     def stream(self, batch: int, steps: int, shift: int = 0) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_support import Library, Model
+from api_support import Library, Model, Options
 
 import fastrnn
 
@@ -19,10 +19,10 @@ def c() -> Library:
 def opened(c: Library, tmp_path: Path) -> Iterator[Any]:
     models = []
 
-    def open_layers(layers: Any) -> Model:
+    def open_layers(layers: Any, options: Options | None = None) -> Model:
         path = tmp_path / f"{len(models)}.safetensors"
         fastrnn.save(path, layers)
-        models.append(Model(c, path))
+        models.append(Model(c, path, options))
         return models[-1]
 
     yield open_layers

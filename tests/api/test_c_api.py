@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_support import BAD_ARGUMENT, BAD_MODEL, NO_FILE, OK, UNSUPPORTED, at, run
+from api_support import BAD_ARGUMENT, BAD_MODEL, NO_FILE, OK, UNSUPPORTED, WEIGHTS, Model, Options, at, run
 
 import fastrnn
 from support import CELLS, assert_same_bits
@@ -95,14 +95,66 @@ def test_a_model_of_several_parts(c: Any, opened: Any) -> None:
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("ih", "hh"), [("int8", "int8"), ("bfloat16", "bfloat16"), ("int8", "bfloat16")])
+@pytest.mark.parametrize("name", CELLS)
+def test_weights_in_fewer_bits(c: Any, opened: Any, name: str, ih: str, hh: str) -> None:
+    layer = CELLS[name].build(I, H, num_layers=2)
+    model = opened(layer, Options(WEIGHTS[ih], WEIGHTS[hh]))
+    frozen = layer.freeze(weights={"ih": ih, "hh": hh})
+    x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
+    expected, _ = frozen(x)
+    assert_same_bits(run(c, model.stream(B, T), x, np.empty_like(expected)), expected)
+    assert not np.array_equal(expected, layer.freeze()(x)[0])
+    single, y, state = model.stream(B, 1), np.empty_like(expected[0]), None
+    for t in range(T):
+        wanted, state = frozen.step(x[t], state)
+        assert c.step(single, at(np.ascontiguousarray(x[t])), at(y)) == OK
+        assert_same_bits(y, wanted)
+
+
+class TestFewerBitsRefused:
+    def refusal(self, c: Any, folder: Path, layer: Any, *options: int) -> tuple[int, str]:
+        out = ctypes.c_void_p()
+        fastrnn.save(folder / "a.safetensors", layer)
+        status = c.open_file(bytes(folder / "a.safetensors"), ctypes.byref(Options(*options)), ctypes.byref(out))
+        assert not out.value
+        return status, c.message().decode()
+
+    def test_words(self, c: Any, tmp_path: Path) -> None:
+        for words in ((0, 2), (1, 0), (1, 3), (-1, 1)):
+            status, message = self.refusal(c, tmp_path, fastrnn.GRU(I, H), *words)
+            assert status == BAD_ARGUMENT
+            assert "for both ih and hh" in message
+
+    def test_float64(self, c: Any, tmp_path: Path) -> None:
+        status, message = self.refusal(c, tmp_path, fastrnn.GRU(I, H, dtype="float64"), 2, 2)
+        assert status == UNSUPPORTED
+        assert "the model is of float64" in message
+
+    @pytest.mark.parametrize(("value", "word"), [(np.nan, "int8"), (np.inf, "bfloat16"), (-3.4e38, "bfloat16")])
+    def test_numbers_that_are_not_finite(self, c: Any, tmp_path: Path, value: float, word: str) -> None:
+        layer = fastrnn.LSTM(I, H)
+        layer.parameters()["weight_hh_l0"][3, 2] = value
+        status, message = self.refusal(c, tmp_path, layer, WEIGHTS[word], WEIGHTS[word])
+        assert status == UNSUPPORTED
+        assert message == f"weight_hh_l0 has numbers that are not finite in {word}"
+
+    def test_more_columns_than_int8_takes(self, c: Any, tmp_path: Path) -> None:
+        layer = fastrnn.RNN(131073, 1)
+        status, message = self.refusal(c, tmp_path, layer, WEIGHTS["int8"], WEIGHTS["bfloat16"])
+        assert status == UNSUPPORTED
+        assert message == "weight_ih_l0 has 131073 columns, and int8 takes at most 131072"
+        c.close(Model(c, tmp_path / "a.safetensors", Options(1, 2)).handle)
+
+
 class TestRefused:
     def test_null_pointers_and_sizes(self, c: Any, opened: Any) -> None:
         model = opened(fastrnn.GRU(I, H))
         handle, out = model.handle, ctypes.c_void_p()
-        assert c.open(None, 3, ctypes.byref(out)) == BAD_ARGUMENT
-        assert c.open_file(b"/nowhere/at/all", ctypes.byref(out)) == NO_FILE
+        assert c.open(None, 3, None, ctypes.byref(out)) == BAD_ARGUMENT
+        assert c.open_file(b"/nowhere/at/all", None, ctypes.byref(out)) == NO_FILE
         assert b"/nowhere/at/all" in c.message()
-        assert c.open_file(b"/tmp", ctypes.byref(out)) == NO_FILE
+        assert c.open_file(b"/tmp", None, ctypes.byref(out)) == NO_FILE
         assert [c.stream_bytes(handle, *sizes) for sizes in ((0, 1), (1, 0), (-1, 1), (1 << 40, 1 << 40))] == [0] * 4
         assert b"batch and steps must be positive" in c.message()
         block = np.empty(c.stream_bytes(handle, 1, 1), np.uint8)
@@ -120,7 +172,7 @@ class TestRefused:
         fastrnn.save(path, fastrnn.GRU(I, H))
         out = ctypes.c_void_p()
         content = path.read_bytes()[:size]
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         assert not out.value
 
     def test_files_that_lie(self, c: Any, tmp_path: Path) -> None:
@@ -142,7 +194,7 @@ class TestRefused:
             assert old in content, old
             changed = content.replace(old, new, 1)
             changed = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + len(new) - len(old)) + changed[8:]
-            assert c.open(changed, len(changed), ctypes.byref(out)) == status, (old, c.message())
+            assert c.open(changed, len(changed), None, ctypes.byref(out)) == status, (old, c.message())
             assert status == OK or words in c.message().decode()
             c.close(out if status == OK else None)
 
@@ -151,19 +203,19 @@ class TestRefused:
         fastrnn.save(path, [fastrnn.Linear(3, 3), fastrnn.Linear(3, 3)])
         content = path.read_bytes()
         twice = content.replace(b'\\"name\\":\\"1\\"', b'\\"name\\":\\"0\\"', 1)
-        assert c.open(twice, len(twice), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(twice, len(twice), None, ctypes.byref(out)) == BAD_MODEL
         assert b"0.weight is missing, or used twice" in c.message()
         more = content.replace(b'"1.bias"', b'"1.bias_"', 1)
         more = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + more[8:]
-        assert c.open(more, len(more), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(more, len(more), None, ctypes.byref(out)) == BAD_MODEL
 
     def test_headers_of_many_names_take_no_quadratic_time(self, c: Any) -> None:
         header = b"{" + b",".join(b'"%d":[]' % k for k in range(200_000)) + b"}"
         content, out = struct.pack("<Q", len(header)) + header, ctypes.c_void_p()
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         header = b'{"a":[' + b"0," * 3_000_000 + b"0]}"
         content = struct.pack("<Q", len(header)) + header
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         assert b"too many values" in c.message()
 
     def test_the_environment_is_not_the_file(self, tmp_path: Path) -> None:
@@ -171,7 +223,7 @@ class TestRefused:
         program = (
             f"import ctypes; c = ctypes.CDLL({fastrnn.get_library()!r}); out = ctypes.c_void_p();"
             "c.fastrnn_message.restype = ctypes.c_char_p;"
-            "print(c.fastrnn_open_file(b'a.safetensors', ctypes.byref(out)), c.fastrnn_message())"
+            "print(c.fastrnn_open_file(b'a.safetensors', None, ctypes.byref(out)), c.fastrnn_message())"
         )
         environment = {**os.environ, "FASTRNN_ISA": "nope"}
         done = subprocess.run(
@@ -191,7 +243,7 @@ class TestRefused:
             for _ in range(int(rng.integers(1, 4))):
                 changed[int(rng.integers(8 + header))] = int(rng.integers(256))
             out = ctypes.c_void_p()
-            if c.open(bytes(changed), len(changed), ctypes.byref(out)) != OK:
+            if c.open(bytes(changed), len(changed), None, ctypes.byref(out)) != OK:
                 assert c.message()
                 continue
             opened += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from api_support import compile_program
+from api_support import WEIGHTS, compile_program
 
 import fastrnn
 from support import CELLS, assert_same_bits
@@ -22,7 +22,7 @@ PROGRAM = r"""
 int main(int argc, char** argv) {
   fastrnn_model* model;
   if (argc < 2 || fastrnn_abi_version() != FASTRNN_ABI_VERSION) return 2;
-  if (fastrnn_open_file(argv[1], &model)) return fprintf(stderr, "%s\n", fastrnn_message()), 1;
+  if (fastrnn_open_file(argv[1], NULL, &model)) return fprintf(stderr, "%s\n", fastrnn_message()), 1;
   const size_t bytes = fastrnn_stream_bytes(model, 1, 1);
   void* memory = malloc(bytes);
   fastrnn_stream* stream;
@@ -97,7 +97,8 @@ static volatile float tiny = 1e-40f;
 
 int main(int argc, char** argv) {
   fastrnn_model* model;
-  if (argc < 2 || fastrnn_open_file(argv[1], &model)) return 1;
+  const fastrnn_options as_given = {(fastrnn_weights)atoi(argv[2]), (fastrnn_weights)atoi(argv[2])};
+  if (argc < 3 || fastrnn_open_file(argv[1], &as_given, &model)) return 1;
   const size_t bytes = fastrnn_stream_bytes(model, 1, 64);
   void* memory = malloc(bytes);
   fastrnn_stream* stream;
@@ -119,14 +120,15 @@ int main(int argc, char** argv) {
 """
 
 
+@pytest.mark.parametrize("weights", [0, *WEIGHTS.values()])
 @pytest.mark.parametrize("name", CELLS)
-def test_steps_and_runs_ask_the_system_for_nothing(tmp_path: Path, name: str) -> None:
+def test_steps_and_runs_ask_the_system_for_nothing(tmp_path: Path, name: str, weights: int) -> None:
     layer = CELLS[name].build(8, 24, num_layers=2)
     width = layer.proj_size if name.startswith("lstm_proj") else 24
     fastrnn.save(tmp_path / "model.safetensors", [layer, fastrnn.Linear(width, 8, rng=1)])
     (tmp_path / "main.c").write_text(AUDIO)
     compile_program(tmp_path / "main.c", "-std=gnu99", "-O1")
-    done = subprocess.run(["./main", "model.safetensors"], cwd=tmp_path, capture_output=True)
+    done = subprocess.run(["./main", "model.safetensors", str(weights)], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, {-9: "a system call", 4: "the heap, or a refusal", 5: "the floating-point mode"}
 
 
@@ -189,7 +191,7 @@ template <class Real> void numbers(const char* path) {
 int main(int, char** path) {
   numbers<float>(path[1]);
   numbers<double>(path[2]);
-  Stream<float> words(Model(path[3]), 2);
+  Stream<float> words(Model(path[3], {FASTRNN_INT8, FASTRNN_INT8}), 2);
   const std::vector<int64_t> ids{3, 1};
   std::vector<float> y(2 * size_t(words.model().output_size()));
   words.run(ids, y);
@@ -198,6 +200,7 @@ int main(int, char** path) {
   EXPECT(has(refusal(FASTRNN_NO_FILE, [] { Model("/nowhere"); }), "/nowhere"));
   EXPECT(has(refusal(FASTRNN_BAD_MODEL, [] { Model("rubbish!", 8); }), "safetensors"));
   EXPECT(has(refusal(FASTRNN_BAD_ARGUMENT, [&] { Stream<float>(Model(path[2])); }), "Stream<double>"));
+  EXPECT(has(refusal(FASTRNN_UNSUPPORTED, [&] { Model(path[2], {FASTRNN_INT8, FASTRNN_INT8}); }), "is of float64"));
   EXPECT(has(refusal(FASTRNN_BAD_ARGUMENT, [&] { Stream<float>(Model(path[1]), 0); }), "must be positive"));
   return failures;
 }
@@ -218,5 +221,5 @@ def test_the_wrapper_for_cpp(tmp_path: Path, standard: str) -> None:
     done = subprocess.run([program, *models], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     embedding, lstm = models["words.safetensors"]
-    y, _ = lstm.freeze()(embedding(np.array([[3, 1]])))
+    y, _ = lstm.freeze(weights="int8")(embedding(np.array([[3, 1]])))
     assert_same_bits(np.array(done.stdout.split(), np.float32), y.ravel())
