@@ -1,5 +1,7 @@
-"""The programs of examples/c: what they compute is Python's result to the bit."""
+"""The programs of examples/c and examples/rust: what they compute is Python's result to the bit."""
 
+import os
+import shutil
 import subprocess
 import sys
 import wave
@@ -98,3 +100,23 @@ def test_what_is_no_sound_is_refused(folder: Path, content: bytes) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert "bad.wav is" in done.stderr
+
+
+def test_the_crate_for_rust(folder: Path, tmp_path: Path) -> None:
+    """Its own tests, and a program that steps through numbers."""
+    if shutil.which("cargo") is None:
+        pytest.skip("there is no cargo")
+    crate = shutil.copytree(EXAMPLES / "rust", tmp_path / "rust", ignore=shutil.ignore_patterns("target"))
+    environment = os.environ | {"FASTRNN_LIBRARY": fastrnn.get_library(), "CARGO_TARGET_DIR": str(tmp_path / "target")}
+    tests = ["cargo", "test", "--offline", "--quiet"]
+    done = subprocess.run(tests, cwd=crate, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test result: ok. 3 passed" in done.stdout
+    x = np.random.default_rng(0).standard_normal((50, 1), np.float32)
+    step = ["cargo", "run", "--offline", "--quiet", "--example", "step", folder / "amp.safetensors"]
+    given = "\n".join(str(value) for value in x[:, 0])
+    done = subprocess.run(step, cwd=crate, env=environment, input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lstm, linear = fastrnn.load(folder / "amp.safetensors").values()
+    h, _ = lstm.freeze()(x[:, None])
+    assert_same_bits(np.array(done.stdout.split(), np.float32), read_out(linear, h[:, 0], lstm.isa))
