@@ -45,6 +45,17 @@ constexpr int64_t alignment = 128, most = int64_t(1) << 40;
 Stream* inside(fastrnn_stream* stream) { return reinterpret_cast<Stream*>(stream); }
 const Stream* inside(const fastrnn_stream* stream) { return reinterpret_cast<const Stream*>(stream); }
 
+std::optional<fastrnn::KeptAs> kept_as(const fastrnn_options* options) {
+  if (!options || (options->ih == FASTRNN_AS_SAVED && options->hh == FASTRNN_AS_SAVED)) return std::nullopt;
+  const auto format = [](fastrnn_weights word) {
+    if (word != FASTRNN_BFLOAT16 && word != FASTRNN_INT8)
+      throw std::invalid_argument(
+          "the options must name FASTRNN_BFLOAT16 or FASTRNN_INT8 for both ih and hh, or FASTRNN_AS_SAVED for both");
+    return word == FASTRNN_INT8 ? fastrnn::Format::int8 : fastrnn::Format::bfloat16;
+  };
+  return fastrnn::KeptAs{format(options->ih), format(options->hh)};
+}
+
 std::string contents_of(const char* path) {
   const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path, "rb"), fclose);
   struct stat facts;
@@ -61,23 +72,23 @@ int fastrnn_abi_version(void) { return FASTRNN_ABI_VERSION; }
 const char* fastrnn_version(void) { return FASTRNN_VERSION; }
 const char* fastrnn_message(void) { return message().c_str(); }
 
-fastrnn_status fastrnn_open(const void* bytes, size_t size, fastrnn_model** model) {
+fastrnn_status fastrnn_open(const void* bytes, size_t size, const fastrnn_options* options, fastrnn_model** model) {
   if (!bytes || !model) return failed(FASTRNN_BAD_ARGUMENT, "bytes and model must not be null");
   *model = nullptr;
   return guarded([&] {
-    std::unique_ptr<Model> read = fastrnn::read_model(static_cast<const char*>(bytes), size);
+    std::unique_ptr<Model> read = fastrnn::read_model(static_cast<const char*>(bytes), size, kept_as(options));
     *model = new fastrnn_model{std::move(*read)};
   });
 }
 
-fastrnn_status fastrnn_open_file(const char* path, fastrnn_model** model) {
+fastrnn_status fastrnn_open_file(const char* path, const fastrnn_options* options, fastrnn_model** model) {
   if (!path || !model) return failed(FASTRNN_BAD_ARGUMENT, "path and model must not be null");
   *model = nullptr;
   fastrnn_status status = FASTRNN_OK;
   const fastrnn_status read = guarded([&] {
     const std::string bytes = contents_of(path);
     status = bytes.empty() ? failed(FASTRNN_NO_FILE, (std::string(path) + " cannot be read, or is empty").c_str())
-                           : fastrnn_open(bytes.data(), bytes.size(), model);
+                           : fastrnn_open(bytes.data(), bytes.size(), options, model);
   });
   return read ? read : status;
 }

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /* What this header describes; fastrnn_abi_version() says what the library offers. They must be equal. */
-#define FASTRNN_ABI_VERSION 1
+#define FASTRNN_ABI_VERSION 2
 FASTRNN_API int fastrnn_abi_version(void);
 
 /* The version of fastrnn, such as "0.1.0". */
@@ -52,9 +52,17 @@ typedef enum { FASTRNN_FLOAT32 = 0, FASTRNN_FLOAT64 = 1 } fastrnn_dtype;
 
 typedef struct fastrnn_model fastrnn_model;
 
-/* Reads a model from a file, or from the bytes of one, which are not needed afterwards. */
-FASTRNN_API fastrnn_status fastrnn_open_file(const char* path, fastrnn_model** model);
-FASTRNN_API fastrnn_status fastrnn_open(const void* bytes, size_t size, fastrnn_model** model);
+/* What to keep the weights of recurrent layers as: in fewer bits they take a half or a quarter of the memory, and the results are those
+ * of Python's freeze(weights=...) to the bit. Float32 models only; Linear layers and Embeddings stay as they are. */
+typedef enum { FASTRNN_AS_SAVED = 0, FASTRNN_BFLOAT16 = 1, FASTRNN_INT8 = 2 } fastrnn_weights;
+
+typedef struct {
+  fastrnn_weights ih, hh; /* of weight_ih, and of weight_hh and weight_hr: both in fewer bits, or both as saved */
+} fastrnn_options;
+
+/* Reads a model from a file, or from the bytes of one, which are not needed afterwards. options: or null, all as saved. */
+FASTRNN_API fastrnn_status fastrnn_open_file(const char* path, const fastrnn_options* options, fastrnn_model** model);
+FASTRNN_API fastrnn_status fastrnn_open(const void* bytes, size_t size, const fastrnn_options* options, fastrnn_model** model);
 /* Its streams must not be used afterwards. Null is nothing to close. */
 FASTRNN_API void fastrnn_close(fastrnn_model* model);
 

@@ -13,7 +13,7 @@ foreach(one IN ITEMS fastrnn fastrnn_static)
 endforeach()
 
 install(TARGETS fastrnn fastrnn_static EXPORT fastrnn)
-install(FILES csrc/api/fastrnn.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES csrc/api/fastrnn.h csrc/api/fastrnn.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 set(config ${CMAKE_INSTALL_LIBDIR}/cmake/fastrnn)
 install(EXPORT fastrnn NAMESPACE fastrnn:: FILE fastrnn-targets.cmake DESTINATION ${config})
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/fastrnn-config.cmake

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <optional>
 
 #include "api/json.hpp"
 #include "host/description.hpp"
@@ -160,8 +159,26 @@ template <class Real> std::vector<Real> numbers(Tensors& tensors, const std::str
   return values;
 }
 
+// The weights packed, in fewer bits if so.
+template <class Real>
+std::unique_ptr<FrozenWeights<Real>> freeze(const Stack& n, const std::vector<Parameters<const Real>>& weights,
+                                            const std::optional<KeptAs>& kept_as) {
+  if (!kept_as) return std::make_unique<FrozenWeights<Real>>(n, weights.data());
+  const NarrowFormats formats{kept_as->ih, kept_as->hh, &choose_products(*n.isa, nullptr)};
+  return std::make_unique<FrozenWeights<Real>>(n, weights.data(), &formats);
+}
+template <class Real> void check_kept_as(const KeptAs& kept_as, const ParameterShape& p, const std::string& name, const Shape& shape,
+                                         const std::vector<Real>& values) {
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    const bool input = p.which == weight_ih;
+    if (!input && p.which != weight_hh && p.which != weight_hr) return;
+    const std::string why = unfit(input ? kept_as.ih : kept_as.hh, values.data(), int64_t(values.size()), shape.back());
+    if (!why.empty()) throw UnsupportedModel(name + " " + why);
+  }
+}
+
 template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::string& cell, const Options& o, Tensors& tensors,
-                                                const std::string& prefix) {
+                                                const std::string& prefix, const std::optional<KeptAs>& kept_as) {
   bool known = false;  // among the names that files have: the core has more
   for (const char* const name : {"rnn_tanh", "rnn_relu", "rnn_general", "gru", "gru_original", "lstm"}) known |= cell == name;
   if (!known) throw UnsupportedModel(o.layer + " has the cell '" + cell + "', which this version does not know");
@@ -178,22 +195,24 @@ template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::strin
   for (int64_t i = 0; i < L * n.D; i++)
     for_each_parameter(has, [&](const ParameterShape& p) {
       const std::string name = prefix + p.name + "_l" + std::to_string(i / n.D) + (i % n.D ? "_reverse" : "");
-      keep.push_back(numbers<Real>(tensors, name, shape_of(p, n, i / n.D, gates)));
+      const Shape shape = shape_of(p, n, i / n.D, gates);
+      keep.push_back(numbers<Real>(tensors, name, shape));
+      if (kept_as) check_kept_as(*kept_as, p, name, shape, keep.back());
       weights[size_t(i)][p.which] = keep.back().data();
     });
   Part<Real> part{Part<Real>::recurrent, I, n.D * n.P, n};
-  part.frozen = std::make_unique<FrozenWeights<Real>>(n, weights.data());
+  part.frozen = freeze(n, weights, kept_as);
   return part;
 }
 
-template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, Tensors& tensors) {
+template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, Tensors& tensors, const std::optional<KeptAs>& kept_as) {
   const Json *name = entry.find("name"), *type = entry.find("type"), *options = entry.find("options"), *cell = entry.find("cell");
   if (!name || !type || !options || options->kind != Json::object)
     throw BadModel("the file is damaged: a layer has no name, type or options");
   const std::string prefix = name->word.empty() ? "" : name->word + ".";
   const std::string who = type->word + (name->word.empty() ? "" : " " + name->word);
   const Options o{*options, who};
-  if (cell && cell->kind == Json::text) return recurrent_part<Real>(isa, cell->word, o, tensors, prefix);
+  if (cell && cell->kind == Json::text) return recurrent_part<Real>(isa, cell->word, o, tensors, prefix, kept_as);
   if (type->word == "Embedding") {
     const int64_t V = o.size("num_embeddings"), width = o.size("embedding_dim");
     return {Part<Real>::embedding, V, width, {}, {}, numbers<Real>(tensors, prefix + "weight", {V, width})};
@@ -207,9 +226,10 @@ template <class Real> Part<Real> part_of(const Isa& isa, const Json& entry, Tens
   throw UnsupportedModel(who + " is a layer that this version does not know");
 }
 
-template <class Real> void read_parts(Model& model, const Json& layers, Tensors& tensors, std::vector<Part<Real>>& parts) {
+template <class Real>
+void read_parts(Model& model, const Json& layers, Tensors& tensors, const std::optional<KeptAs>& kept_as, std::vector<Part<Real>>& parts) {
   for (const Json& entry : layers.items) {
-    parts.push_back(part_of<Real>(*model.isa, entry, tensors));
+    parts.push_back(part_of<Real>(*model.isa, entry, tensors, kept_as));
     const Part<Real>& part = parts.back();
     if (part.kind == Part<Real>::recurrent && part.stack.D == 2) model.causal = false;
     if (parts.size() == 1) continue;
@@ -220,7 +240,7 @@ template <class Real> void read_parts(Model& model, const Json& layers, Tensors&
   }
 }
 
-std::unique_ptr<Model> build(const Isa& isa, const char* bytes, size_t size) {
+std::unique_ptr<Model> build(const Isa& isa, const char* bytes, size_t size, const std::optional<KeptAs>& kept_as) {
   Tensors tensors;
   const Json description = header_of(bytes, size, tensors);
   const Json *format = description.find("format"), *layers = description.find("layers");
@@ -229,18 +249,19 @@ std::unique_ptr<Model> build(const Isa& isa, const char* bytes, size_t size) {
   auto model = std::make_unique<Model>();
   model->isa = &isa;
   for (const auto& [name, t] : tensors) model->f64 = t.dtype == "F64";
-  if (model->f64) read_parts<double>(*model, *layers, tensors, model->wide);
-  else read_parts<float>(*model, *layers, tensors, model->narrow);
+  if (model->f64 && kept_as) throw UnsupportedModel("only float32 weights are kept in fewer bits, and the model is of float64");
+  if (model->f64) read_parts<double>(*model, *layers, tensors, kept_as, model->wide);
+  else read_parts<float>(*model, *layers, tensors, kept_as, model->narrow);
   if (!tensors.empty()) throw BadModel("the file does not fit together: its description knows no " + tensors.begin()->first);
   return model;
 }
 
 }  // namespace
 
-std::unique_ptr<Model> read_model(const char* bytes, size_t size) {
+std::unique_ptr<Model> read_model(const char* bytes, size_t size, const std::optional<KeptAs>& kept_as) {
   const Isa& isa = choose_isa(nullptr);  // whose error is about the environment
   try {
-    return build(isa, bytes, size);
+    return build(isa, bytes, size, kept_as);
   } catch (const std::invalid_argument& error) {
     throw BadModel(std::string("the file is damaged: ") + error.what());
   } catch (const std::overflow_error& error) { throw BadModel(std::string("the file is damaged: ") + error.what()); }

@@ -1,6 +1,7 @@
 // A model as a file describes it: its parts in order, their weights packed.
 #pragma once
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -50,7 +51,11 @@ struct Model {
   template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
 };
 
+// What to keep the matrices of recurrent layers as, in place of what the file holds.
+struct KeptAs {
+  Format ih, hh;  // hh: also of weight_hr
+};
 // Throws BadModel, UnsupportedModel, std::bad_alloc.
-std::unique_ptr<Model> read_model(const char* bytes, size_t size);
+std::unique_ptr<Model> read_model(const char* bytes, size_t size, const std::optional<KeptAs>& kept_as);
 
 }  // namespace fastrnn

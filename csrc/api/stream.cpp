@@ -15,6 +15,7 @@ template <class Real> struct Place {
   const Part<Real>* part;
   Direction<Real>* directions;  // (L*D) of a recurrent part
   Rows<Real> y;                 // of all parts but the last, whose is the caller's
+  void (*forward)(const Direction<Real>&, const Seat&);  // of a recurrent part
 };
 
 template <class Real> class StreamOf final : public Stream {
@@ -29,7 +30,7 @@ template <class Real> class StreamOf final : public Stream {
     for (size_t i = 0; i < parts_.size(); i++) {
       const Part<Real>& part = parts_[i];
       Direction<Real>* const directions = part.stacked() ? arena.take<Direction<Real>>(times(part.stack.L, part.stack.D)) : nullptr;
-      if (places_) places_[i] = {&part, directions, {}};
+      if (places_) places_[i] = {&part, directions, {}, part.stacked() ? forward_of(part.stack, part.frozen->panels()) : nullptr};
       widest = std::max(widest, part.outputs);
       row = std::max({row, part.outputs, part.stack.H});
       state_size_ = plus(state_size_, part.state_size(B_));
@@ -138,7 +139,8 @@ template <class Real> class StreamOf final : public Stream {
         Direction<Real>& d = place.directions[l * n.D + side];
         if (l == 0) d.x = x;
         if (l + 1 == n.L) d.y = Layers<Real>::side(y, side * n.P);
-        kernel_of<Real>(n).forward(d, seat_);
+        place.forward(d, seat_);
+        d.back ^= d.schedule.T & 1;
       }
   }
 

@@ -12,6 +12,13 @@ namespace {
 
 template <class Real> const Kernel<Real>& kernel_of(const Stack& n) { return *table_of<Real>(*n.isa).cell[int(n.cell)]; }
 
+// The kernel that runs a forward call; frozen: the call's packed weights, whose format does not change, or null.
+template <class Real> auto forward_of(const Stack& n, const Panels<Real>* frozen) {
+  if constexpr (sizeof(Real) == sizeof(float))
+    if (frozen && frozen->narrow) return n.isa->narrow->forward[int(n.cell)];
+  return kernel_of<Real>(n).forward;
+}
+
 int64_t round_up(int64_t n, int64_t to) { return plus(n, to - 1) / to * to; }
 
 template <class Real> Load load_of(const Stack& n, const ForwardCall<Real>& call, bool backward) {

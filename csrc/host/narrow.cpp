@@ -30,7 +30,20 @@ float quantise_row(const float* row, int64_t K, int64_t step, char* lane, int32_
   return scale;
 }
 
+constexpr int64_t most_columns = 131072;             // sums of so many products of int8 fit in 32 bits
+constexpr float rounds_to_infinity = 3.3961776e38f;  // in bfloat16, as does what lies above
+
 }  // namespace
+
+std::string unfit(Format format, const float* values, int64_t count, int64_t K) {
+  const char* const name = format == Format::int8 ? "int8" : "bfloat16";
+  const float below = format == Format::int8 ? INFINITY : rounds_to_infinity;
+  if (!std::all_of(values, values + count, [&](float value) { return std::fabs(value) < below; }))
+    return std::string("has numbers that are not finite in ") + name;
+  if (format == Format::int8 && K > most_columns)
+    return "has " + std::to_string(K) + " columns, and int8 takes at most " + std::to_string(most_columns);
+  return {};
+}
 
 const NarrowProducts& choose_products(const Isa& isa, const char* name) {
   for (const NarrowCandidate* c = isa.products; c->products; c++)

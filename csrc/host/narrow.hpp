@@ -28,4 +28,7 @@ NarrowSizes narrow_sizes(Format format, int64_t K, int64_t units, int gates, int
 void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int gates, int lanes, char* data, float* scale,
                  int32_t* offset);
 
+// Why a matrix of so many elements in rows of K cannot be kept so; empty if it can.
+std::string unfit(Format format, const float* values, int64_t count, int64_t K);
+
 }  // namespace fastrnn

@@ -76,13 +76,6 @@ template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batc
 
 namespace {
 
-// The kernel that runs a call; a frozen layer's weights do not change their format.
-template <class Real> auto forward_of(const Stack& n, const ForwardCall<Real>& call) {
-  if constexpr (sizeof(Real) == sizeof(float))
-    if (call.frozen && call.frozen->narrow) return n.isa->narrow->forward[int(n.cell)];
-  return kernel_of<Real>(n).forward;
-}
-
 // The directions of a call, and what each needs of its scratch.
 template <class Real> struct ForwardWork {
   Stack n;
@@ -119,7 +112,7 @@ template <class Real> struct ForwardWork {
 template <class Real> struct ForwardRun<Real>::Job {
   ForwardWork<Real> work;
   const Kernel<Real>& kernel = kernel_of<Real>(work.n);
-  void (*const forward)(const Direction<Real>&, const Seat&) = forward_of(work.n, work.call);
+  void (*const forward)(const Direction<Real>&, const Seat&) = forward_of(work.n, work.call.frozen);
   Team team;
   Memory memory;
 

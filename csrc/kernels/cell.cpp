@@ -4,6 +4,7 @@
 // The same templates under other flags are other functions: all is in unnamed namespaces inside FASTRNN_ISA, and nothing
 // here uses std templates, or the linker might keep an AVX-512 copy of a function that an older CPU then runs.
 #include "kernels/backward.hpp"
+#include "kernels/lone.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -18,6 +19,8 @@ void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, se
 
 void forward(const Direction<Real>& d, const Seat& seat) {
   FlushToZero mode;
+  if constexpr (Lone<C, V, Real>::possible)
+    if (Lone<C, V, Real>::fits(d, seat)) return Lone<C, V, Real>{d, seat}.run();
   Forward<C, V, Real>{d, seat}.run();
 }
 

@@ -267,9 +267,25 @@ template <class Real> void softmax(const Softmax<Real>& s, const Seat& seat) {
   }
 }
 
+// As multiply_rows adds them up.
+template <class V, class Real> FASTRNN_FN Real dot(const Real* a, const Real* b, int64_t n) {
+  constexpr int N = Lanes<V>::n;
+  V total{};
+  int64_t k = 0;
+  for (; k + N <= n; k += N) total = fma(load<V>(a + k), load<V>(b + k), total);
+  if (k < n) total = fma(load<V>(a + k, n - k), load<V>(b + k, n - k), total);
+  return sum(total);
+}
+
 // From the rows as they are: few of them, for a read-out after each step.
 template <class Real> void linear(const Linear<Real>& l) {
   using V = typename VectorOf<Real>::type;
+  constexpr int64_t few_outputs = 4;
+  if (l.m <= few_outputs) {
+    for (int64_t i = 0; i < l.n; i++)
+      for (int64_t o = 0; o < l.m; o++) l.y[i * l.m + o] = (l.bias ? l.bias[o] : Real(0)) + dot<V>(l.weight + o * l.K, l.x + i * l.K, l.K);
+    return;
+  }
   constexpr int N = Lanes<V>::n, group = 32;
   Control control{};
   Barrier alone{{}, 1, 0, 0, 0, {}};

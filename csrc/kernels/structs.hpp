@@ -139,6 +139,7 @@ template <class Real> struct Direction {
   Schedule schedule;
   int64_t I, H, P;
   bool reverse, training;
+  bool back;  // of one sequence: the first step walks the panels from their end, where the last step of the call before it stopped
   CellOptions options;
 
   Parameters<const Real> weight;  // (G*H,I), (G*H,P), (G*H), (G*H), (P,H), (3,H); null where the layer has none

@@ -189,18 +189,6 @@ template <> FASTRNN_FN F32 divide(F32 a, F32 b) { return refined_quotient(a, b);
 template <> FASTRNN_FN F64 divide(F64 a, F64 b) { return refined_quotient(a, b); }
 #endif
 
-template <class V> FASTRNN_FN typename Lanes<V>::Real sum(V v) {
-  if constexpr (Lanes<V>::n == 1) {
-    return v;
-  } else {
-    typename Lanes<V>::Real s[Lanes<V>::n];
-    store(s, v);
-    for (int half = Lanes<V>::n / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
-  }
-}
-
 // ---- activations ---------------------------------------------------------------------------------------------------
 
 // 2^f - 1 = f q(f) on |f| <= 1/2; q interpolates at Chebyshev nodes, relative error below.
@@ -319,13 +307,24 @@ template <class V> FASTRNN_FN V tanh(const V& x) {
 
 #ifndef __CUDACC__  // what follows only processors use
 
-// ---- transpose -----------------------------------------------------------------------------------------------------
+// ---- across lanes --------------------------------------------------------------------------------------------------
 
 template <int... i> struct Indices {};
 template <int n, int... i> struct MakeIndices : MakeIndices<n - 1, n - 1, i...> {};
 template <int... i> struct MakeIndices<0, i...> {
   using type = Indices<i...>;
 };
+
+// Adds the upper half of 2 * half lanes to the lower one, then the next smaller halves, down to a lane.
+template <int half, class V, int... i> FASTRNN_FN V folded(V v, Indices<i...> lanes) {
+  if constexpr (half > 0) v = folded<half / 2>(v + __builtin_shufflevector(v, v, ((i + half) % int(sizeof...(i)))...), lanes);
+  return v;
+}
+template <class V> FASTRNN_FN typename Lanes<V>::Real sum(V v) {
+  constexpr int n = Lanes<V>::n;
+  if constexpr (n == 1) return v;
+  else return folded<n / 2>(v, typename MakeIndices<n>::type())[0];
+}
 
 // Exchanges the off-diagonal s x s blocks of a pair of rows s apart.
 template <int s, class V, int... i> FASTRNN_FN void exchange(V& a, V& b, Indices<i...>) {

@@ -6,7 +6,7 @@ from . import _core
 
 
 def get_include() -> str:
-    """Return the folder of ``fastrnn.h``, for a compiler's ``-I``."""
+    """Return the folder of ``fastrnn.h`` and ``fastrnn.hpp``, for a compiler's ``-I``."""
     return str(_folder() / "include")
 
 

@@ -202,6 +202,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     device += "--filter, --list, --seconds and --output count"
     what.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=device)
+    c = "steps of small models through fastrnn.h, timed by a program in C; then only --filter and --list count"
+    what.add_argument("--c", action="store_true", help=c)
     what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
     bits = "compare with weights of int8 and bfloat16: fastrnn's, ONNX Runtime's and PyTorch's, with their errors"
     what.add_argument("--bits", action="store_true", help=bits)
@@ -240,6 +242,8 @@ def _run_bench(arguments: argparse.Namespace) -> int:
 
     if arguments.device == "cuda":
         return _run_bench_on_gpu(arguments)
+    if arguments.c:
+        return _run_bench_in_c(arguments)
     options = command.Options(
         grid=arguments.grid or (None if arguments.claims or arguments.in_situ else "quick"),
         filters=arguments.filter,
@@ -266,14 +270,37 @@ def _run_bench(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
 
 
+# what most kinds of measurement know nothing of
+_BENCH_ON_CPU = {"claims": False, "in_situ": False, "peers": None, "threads": None, "pin": False, "compare": None}
+
+
+def _refuse_options(who: str, arguments: argparse.Namespace, ignored: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, default in ignored.items() if getattr(arguments, name) != default]
+    if given:
+        raise UsageError(f"{who} knows no {', '.join(given)}")
+
+
+def _run_bench_in_c(arguments: argparse.Namespace) -> int:
+    from .bench.api import steps
+    from .bench.report.results import BadInput
+
+    more = {"grid": None, "bits": False, "seconds": None, "output": "fastrnn-bench"}
+    _refuse_options("--c", arguments, _BENCH_ON_CPU | more)
+    try:
+        if arguments.list:
+            print("\n".join(steps.select(arguments.filter)))
+            return 0
+        code: int = steps.run(arguments.filter)
+        return code
+    except BadInput as error:
+        raise UsageError(str(error)) from error
+
+
 def _run_bench_on_gpu(arguments: argparse.Namespace) -> int:
     from .bench import cuda
     from .bench.report.results import BadInput
 
-    ignored = {"claims": False, "in_situ": False, "peers": None, "threads": None, "pin": False, "compare": None}
-    given = [f"--{name}" for name, default in ignored.items() if getattr(arguments, name) != default]
-    if given:
-        raise UsageError(f"--device cuda knows no {', '.join(given)}")
+    _refuse_options("--device cuda", arguments, _BENCH_ON_CPU | {"c": False})
     try:
         code: int = cuda.run(
             arguments.grid or "quick", arguments.filter, arguments.seconds, Path(arguments.output), arguments.list

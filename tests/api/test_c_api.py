@@ -2,107 +2,20 @@
 
 import ctypes
 import os
-import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from api_support import BAD_ARGUMENT, BAD_MODEL, NO_FILE, OK, UNSUPPORTED, WEIGHTS, Model, Options, at, run
 
 import fastrnn
 from support import CELLS, assert_same_bits
 
 I, H, T, B = 3, 9, 7, 4
-OK, BAD_ARGUMENT, BAD_MODEL, UNSUPPORTED, NO_MEMORY, NO_FILE = range(6)
-
-
-class Library:
-    """The functions, with their types."""
-
-    def __init__(self) -> None:
-        self.c = ctypes.CDLL(fastrnn.get_library())
-        pointer, size, int64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-        for name, result, *arguments in (
-            ("abi_version", ctypes.c_int),
-            ("version", ctypes.c_char_p),
-            ("message", ctypes.c_char_p),
-            ("open_file", ctypes.c_int, ctypes.c_char_p, pointer),
-            ("open", ctypes.c_int, ctypes.c_char_p, size, pointer),
-            ("close", None, pointer),
-            ("model_dtype", ctypes.c_int, pointer),
-            ("input_size", int64, pointer),
-            ("output_size", int64, pointer),
-            ("takes_ids", ctypes.c_int, pointer),
-            ("is_causal", ctypes.c_int, pointer),
-            ("model_isa", ctypes.c_char_p, pointer),
-            ("stream_bytes", size, pointer, int64, int64),
-            ("prepare", ctypes.c_int, pointer, int64, int64, pointer, size, pointer),
-            ("step", ctypes.c_int, pointer, pointer, pointer),
-            ("run", ctypes.c_int, pointer, pointer, int64, pointer),
-            ("reset", ctypes.c_int, pointer),
-            ("state_size", int64, pointer),
-            ("get_state", ctypes.c_int, pointer, pointer),
-            ("set_state", ctypes.c_int, pointer, pointer),
-        ):
-            function = getattr(self.c, f"fastrnn_{name}")
-            function.restype, function.argtypes = result, arguments
-            setattr(self, name, function)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
-
-
-@pytest.fixture(scope="module")
-def c() -> Library:
-    return Library()
-
-
-def at(array: Any) -> Any:
-    return array.ctypes.data_as(ctypes.c_void_p)
-
-
-class Model:
-    """An opened model and its streams."""
-
-    def __init__(self, c: Any, source: Path | bytes) -> None:
-        self.c, self.handle, self._blocks = c, ctypes.c_void_p(), []
-        where = ctypes.byref(self.handle)
-        status = c.open(source, len(source), where) if isinstance(source, bytes) else c.open_file(bytes(source), where)
-        assert status == OK, c.message()
-
-    def stream(self, batch: int, steps: int, shift: int = 0) -> Any:
-        size = self.c.stream_bytes(self.handle, batch, steps)
-        assert size > 0
-        block = np.full(size + shift, 0xFF, np.uint8)  # what nobody writes shows
-        self._blocks.append(block)
-        stream = ctypes.c_void_p()
-        place = ctypes.c_void_p(block.ctypes.data + shift)
-        assert self.c.prepare(self.handle, batch, steps, place, size, ctypes.byref(stream)) == OK, self.c.message()
-        return stream
-
-
-@pytest.fixture
-def opened(c: Library, tmp_path: Path) -> Iterator[Any]:
-    models = []
-
-    def open_layers(layers: Any) -> Model:
-        path = tmp_path / f"{len(models)}.safetensors"
-        fastrnn.save(path, layers)
-        models.append(Model(c, path))
-        return models[-1]
-
-    yield open_layers
-    for model in models:
-        c.close(model.handle)
-
-
-def run(c: Any, stream: Any, x: Any, y: Any) -> Any:
-    assert c.run(stream, at(x), len(x), at(y)) == OK, c.message()
-    return y
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -182,14 +95,66 @@ def test_a_model_of_several_parts(c: Any, opened: Any) -> None:
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("ih", "hh"), [("int8", "int8"), ("bfloat16", "bfloat16"), ("int8", "bfloat16")])
+@pytest.mark.parametrize("name", CELLS)
+def test_weights_in_fewer_bits(c: Any, opened: Any, name: str, ih: str, hh: str) -> None:
+    layer = CELLS[name].build(I, H, num_layers=2)
+    model = opened(layer, Options(WEIGHTS[ih], WEIGHTS[hh]))
+    frozen = layer.freeze(weights={"ih": ih, "hh": hh})
+    x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
+    expected, _ = frozen(x)
+    assert_same_bits(run(c, model.stream(B, T), x, np.empty_like(expected)), expected)
+    assert not np.array_equal(expected, layer.freeze()(x)[0])
+    single, y, state = model.stream(B, 1), np.empty_like(expected[0]), None
+    for t in range(T):
+        wanted, state = frozen.step(x[t], state)
+        assert c.step(single, at(np.ascontiguousarray(x[t])), at(y)) == OK
+        assert_same_bits(y, wanted)
+
+
+class TestFewerBitsRefused:
+    def refusal(self, c: Any, folder: Path, layer: Any, *options: int) -> tuple[int, str]:
+        out = ctypes.c_void_p()
+        fastrnn.save(folder / "a.safetensors", layer)
+        status = c.open_file(bytes(folder / "a.safetensors"), ctypes.byref(Options(*options)), ctypes.byref(out))
+        assert not out.value
+        return status, c.message().decode()
+
+    def test_words(self, c: Any, tmp_path: Path) -> None:
+        for words in ((0, 2), (1, 0), (1, 3), (-1, 1)):
+            status, message = self.refusal(c, tmp_path, fastrnn.GRU(I, H), *words)
+            assert status == BAD_ARGUMENT
+            assert "for both ih and hh" in message
+
+    def test_float64(self, c: Any, tmp_path: Path) -> None:
+        status, message = self.refusal(c, tmp_path, fastrnn.GRU(I, H, dtype="float64"), 2, 2)
+        assert status == UNSUPPORTED
+        assert "the model is of float64" in message
+
+    @pytest.mark.parametrize(("value", "word"), [(np.nan, "int8"), (np.inf, "bfloat16"), (-3.4e38, "bfloat16")])
+    def test_numbers_that_are_not_finite(self, c: Any, tmp_path: Path, value: float, word: str) -> None:
+        layer = fastrnn.LSTM(I, H)
+        layer.parameters()["weight_hh_l0"][3, 2] = value
+        status, message = self.refusal(c, tmp_path, layer, WEIGHTS[word], WEIGHTS[word])
+        assert status == UNSUPPORTED
+        assert message == f"weight_hh_l0 has numbers that are not finite in {word}"
+
+    def test_more_columns_than_int8_takes(self, c: Any, tmp_path: Path) -> None:
+        layer = fastrnn.RNN(131073, 1)
+        status, message = self.refusal(c, tmp_path, layer, WEIGHTS["int8"], WEIGHTS["bfloat16"])
+        assert status == UNSUPPORTED
+        assert message == "weight_ih_l0 has 131073 columns, and int8 takes at most 131072"
+        c.close(Model(c, tmp_path / "a.safetensors", Options(1, 2)).handle)
+
+
 class TestRefused:
     def test_null_pointers_and_sizes(self, c: Any, opened: Any) -> None:
         model = opened(fastrnn.GRU(I, H))
         handle, out = model.handle, ctypes.c_void_p()
-        assert c.open(None, 3, ctypes.byref(out)) == BAD_ARGUMENT
-        assert c.open_file(b"/nowhere/at/all", ctypes.byref(out)) == NO_FILE
+        assert c.open(None, 3, None, ctypes.byref(out)) == BAD_ARGUMENT
+        assert c.open_file(b"/nowhere/at/all", None, ctypes.byref(out)) == NO_FILE
         assert b"/nowhere/at/all" in c.message()
-        assert c.open_file(b"/tmp", ctypes.byref(out)) == NO_FILE
+        assert c.open_file(b"/tmp", None, ctypes.byref(out)) == NO_FILE
         assert [c.stream_bytes(handle, *sizes) for sizes in ((0, 1), (1, 0), (-1, 1), (1 << 40, 1 << 40))] == [0] * 4
         assert b"batch and steps must be positive" in c.message()
         block = np.empty(c.stream_bytes(handle, 1, 1), np.uint8)
@@ -207,7 +172,7 @@ class TestRefused:
         fastrnn.save(path, fastrnn.GRU(I, H))
         out = ctypes.c_void_p()
         content = path.read_bytes()[:size]
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         assert not out.value
 
     def test_files_that_lie(self, c: Any, tmp_path: Path) -> None:
@@ -229,7 +194,7 @@ class TestRefused:
             assert old in content, old
             changed = content.replace(old, new, 1)
             changed = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + len(new) - len(old)) + changed[8:]
-            assert c.open(changed, len(changed), ctypes.byref(out)) == status, (old, c.message())
+            assert c.open(changed, len(changed), None, ctypes.byref(out)) == status, (old, c.message())
             assert status == OK or words in c.message().decode()
             c.close(out if status == OK else None)
 
@@ -238,19 +203,19 @@ class TestRefused:
         fastrnn.save(path, [fastrnn.Linear(3, 3), fastrnn.Linear(3, 3)])
         content = path.read_bytes()
         twice = content.replace(b'\\"name\\":\\"1\\"', b'\\"name\\":\\"0\\"', 1)
-        assert c.open(twice, len(twice), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(twice, len(twice), None, ctypes.byref(out)) == BAD_MODEL
         assert b"0.weight is missing, or used twice" in c.message()
         more = content.replace(b'"1.bias"', b'"1.bias_"', 1)
         more = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + more[8:]
-        assert c.open(more, len(more), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(more, len(more), None, ctypes.byref(out)) == BAD_MODEL
 
     def test_headers_of_many_names_take_no_quadratic_time(self, c: Any) -> None:
         header = b"{" + b",".join(b'"%d":[]' % k for k in range(200_000)) + b"}"
         content, out = struct.pack("<Q", len(header)) + header, ctypes.c_void_p()
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         header = b'{"a":[' + b"0," * 3_000_000 + b"0]}"
         content = struct.pack("<Q", len(header)) + header
-        assert c.open(content, len(content), ctypes.byref(out)) == BAD_MODEL
+        assert c.open(content, len(content), None, ctypes.byref(out)) == BAD_MODEL
         assert b"too many values" in c.message()
 
     def test_the_environment_is_not_the_file(self, tmp_path: Path) -> None:
@@ -258,7 +223,7 @@ class TestRefused:
         program = (
             f"import ctypes; c = ctypes.CDLL({fastrnn.get_library()!r}); out = ctypes.c_void_p();"
             "c.fastrnn_message.restype = ctypes.c_char_p;"
-            "print(c.fastrnn_open_file(b'a.safetensors', ctypes.byref(out)), c.fastrnn_message())"
+            "print(c.fastrnn_open_file(b'a.safetensors', None, ctypes.byref(out)), c.fastrnn_message())"
         )
         environment = {**os.environ, "FASTRNN_ISA": "nope"}
         done = subprocess.run(
@@ -278,7 +243,7 @@ class TestRefused:
             for _ in range(int(rng.integers(1, 4))):
                 changed[int(rng.integers(8 + header))] = int(rng.integers(256))
             out = ctypes.c_void_p()
-            if c.open(bytes(changed), len(changed), ctypes.byref(out)) != OK:
+            if c.open(bytes(changed), len(changed), None, ctypes.byref(out)) != OK:
                 assert c.message()
                 continue
             opened += 1
@@ -289,130 +254,3 @@ class TestRefused:
             assert c.step(stream, at(np.zeros(8 * width)), at(np.zeros(8 * height))) == OK
             c.close(out)
         assert opened < 2000
-
-
-PROGRAM = r"""
-#include <fastrnn.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-int main(int argc, char** argv) {
-  fastrnn_model* model;
-  if (argc < 2 || fastrnn_abi_version() != FASTRNN_ABI_VERSION) return 2;
-  if (fastrnn_open_file(argv[1], &model)) return fprintf(stderr, "%s\n", fastrnn_message()), 1;
-  const size_t bytes = fastrnn_stream_bytes(model, 1, 1);
-  void* memory = malloc(bytes);
-  fastrnn_stream* stream;
-  if (fastrnn_prepare(model, 1, 1, memory, bytes, &stream)) return 3;
-  float x, y;
-  while (scanf("%f", &x) == 1) {
-    if (fastrnn_step(stream, &x, &y)) return 4;
-    printf("%.9g\n", y);
-  }
-  free(memory);
-  fastrnn_close(model);
-  return 0;
-}
-"""
-
-
-def compile_program(compiler: str, options: list[str], folder: Path) -> None:
-    library = Path(fastrnn.get_library())
-    linked = ["-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", "main"]
-    command = [compiler, *options, "-Wall", "-Werror", "main.c", f"-I{fastrnn.get_include()}", *linked]
-    subprocess.run(command, cwd=folder, check=True)
-
-
-@pytest.mark.parametrize("language", ["c", "c++"])
-def test_a_program_in_c(tmp_path: Path, language: str) -> None:
-    compiler = shutil.which("cc" if language == "c" else "c++")
-    if compiler is None:
-        pytest.skip("there is no compiler")
-    layers = [fastrnn.GRU(1, H, rng=0), fastrnn.Linear(H, 1, rng=1)]
-    fastrnn.save(tmp_path / "model.safetensors", layers)
-    (tmp_path / "main.c").write_text(PROGRAM)
-    standard = ["-std=c99", "-pedantic"] if language == "c" else ["-x", "c++", "-std=c++11"]
-    compile_program(compiler, standard, tmp_path)
-    x = np.random.default_rng(0).standard_normal((5, 1, 1), np.float32)
-    given = "\n".join(f"{value:.9g}" for value in x.ravel())
-    done = subprocess.run(["./main", "model.safetensors"], cwd=tmp_path, input=given, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    wanted = layers[1](layers[0](x)[0]).ravel()
-    np.testing.assert_allclose(np.array(done.stdout.split(), np.float32), wanted, rtol=1e-5, atol=1e-7)
-
-
-def test_the_program_of_the_documentation(tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "c.md"
-    compiler = shutil.which("cc")
-    if compiler is None or not page.exists():
-        pytest.skip("there is no compiler, or no documentation beside the tests")
-    python, program = (page.read_text().split(f"```{word}\n")[1].split("```")[0] for word in ("py", "c"))
-    subprocess.run([sys.executable, "-c", python], cwd=tmp_path, check=True)
-    (tmp_path / "main.c").write_text(program)
-    compile_program(compiler, ["-std=c99", "-pedantic"], tmp_path)
-    done = subprocess.run(["./main"], cwd=tmp_path, text=True, capture_output=True, check=True)
-    lstm, linear = fastrnn.load(tmp_path / "amp.safetensors").values()
-    x = np.zeros((164, 1, 1), np.float32)
-    x[:100] = 0.5
-    y = linear(lstm(x)[0]).ravel()
-    np.testing.assert_allclose([float(one) for one in done.stdout.split()], [y[99], y[163]], rtol=1e-4)
-
-
-# In strict mode Linux ends a process at the first system call that is neither read, write nor exit: so none is made,
-# which a lock that has to wait would be. Requests to the heap are counted.
-AUDIO = r"""
-#define _GNU_SOURCE
-#include <fastrnn.h>
-#include <fenv.h>
-#include <linux/seccomp.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-static int requests;
-extern void* __libc_malloc(size_t);
-extern void __libc_free(void*);
-void* malloc(size_t n) { return requests++, __libc_malloc(n); }
-void free(void* p) { requests++, __libc_free(p); }
-
-static float x[64 * 8], y[64 * 8], before, after;
-static volatile float tiny = 1e-40f;
-
-int main(int argc, char** argv) {
-  fastrnn_model* model;
-  if (argc < 2 || fastrnn_open_file(argv[1], &model)) return 1;
-  const size_t bytes = fastrnn_stream_bytes(model, 1, 64);
-  void* memory = malloc(bytes);
-  fastrnn_stream* stream;
-  if (fastrnn_prepare(model, 1, 64, memory, bytes, &stream)) return 2;
-  before = tiny * 0.5f;
-  requests = 0;
-  if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT)) return 3;
-  int failed = 0;
-  for (int k = 0; k < 1000; k++) {
-    for (int i = 0; i < 64 * 8; i++) x[i] = (float)((k * 31 + i * 7) % 64) / 32 - 1;
-    failed |= fastrnn_step(stream, x, y);
-    if (k % 100 == 0) failed |= fastrnn_run(stream, x, 64, y) | fastrnn_run(stream, x, 7, y) | fastrnn_reset(stream);
-  }
-  after = tiny * 0.5f;  // zero if subnormal numbers were still flushed
-  if (failed || requests) failed = 4;
-  else if (!(before > 0) || before != after) failed = 5;
-  syscall(SYS_exit, failed);
-}
-"""
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_steps_and_runs_ask_the_system_for_nothing(tmp_path: Path, name: str) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no compiler")
-    layer = CELLS[name].build(8, 24, num_layers=2)
-    width = layer.proj_size if name.startswith("lstm_proj") else 24
-    fastrnn.save(tmp_path / "model.safetensors", [layer, fastrnn.Linear(width, 8, rng=1)])
-    (tmp_path / "main.c").write_text(AUDIO)
-    compile_program(compiler, ["-std=gnu99", "-O1"], tmp_path)
-    done = subprocess.run(["./main", "model.safetensors"], cwd=tmp_path, capture_output=True)
-    assert done.returncode == 0, {-9: "a system call", 4: "the heap, or a refusal", 5: "the floating-point mode"}

@@ -1,0 +1,1 @@
+"""Steps through the library for C, and beside it RTNeural."""
