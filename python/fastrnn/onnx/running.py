@@ -11,16 +11,15 @@ from ..checks import Problems
 from ..convert import ONNX_GATES
 from ..initialise import as_generator
 from ..memory import in_rows
+from ..nodes import INPUTS, OPERATORS, WEIGHTS, Node, check_weights, parse
 from ..options import read_options
 from ..parameters import Parameters
 from ..threads import get_num_threads
-from .nodes import INPUTS, OPERATORS, Node, parse
 
 Array = NDArray[Any]
 
 _COMPUTED = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
 _SMALL = 1 << 22  # numbers in an X for which memory is not asked about first
-WEIGHTS = ("W", "R", "B", "P")  # among the inputs
 CHUNK = 4096  # time steps between two reports of progress
 
 
@@ -174,7 +173,7 @@ class Prepared:
         problems = Problems(lambda: who)
         self.dtype = _dtype(problems, X if X is not None else weights[0])
         self.computed = np.dtype(_COMPUTED.get(self.dtype.name, np.float32))
-        self.input_size = _weights_shape(problems, node, weights)
+        self.input_size = check_weights(problems, node, [None if a is None else a.shape for a in weights])
         for name, array in zip(WEIGHTS, weights, strict=True):
             self._same_dtype(problems, name, array)
         problems.refuse()
@@ -351,23 +350,6 @@ def _dtype(problems: Problems, array: Array | None) -> np.dtype[Any]:
     if array.dtype.name not in _COMPUTED:
         problems.type(f"X with dtype {array.dtype}", f"It must be {', '.join(_COMPUTED)}.")
     return array.dtype
-
-
-def _weights_shape(problems: Problems, node: Node, weights: Sequence[Array | None]) -> int:
-    """Check the shapes of the weights; return the number of features."""
-    W, R, B, P = weights
-    D, H = node.directions, node.hidden_size
-    rows = len(ONNX_GATES[node.op_type]) * H
-    features = W.shape[2] if W is not None and W.ndim == 3 else 0
-    wanted = ((D, rows, features), (D, rows, H), (D, 2 * rows), (D, 3 * H))
-    for name, array, shape in zip(WEIGHTS, (W, R, B, P), wanted, strict=True):
-        if array is None and name in ("W", "R"):
-            problems.value(f"no {name}", "It is not optional.")
-        elif array is not None and (array.shape != shape or 0 in shape):
-            text = f"({D}, {rows}, features), features at least 1" if name == "W" else str(shape)
-            why = f"With direction={node.direction} and hidden_size={H} it must be {text}."
-            problems.shape(f"{name} with shape {array.shape}", why)
-    return features
 
 
 def _read_lengths(problems: Problems, lengths: Array, T: int, B: int) -> Array | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .nodes import Node
+from ..nodes import Node
 from .running import Prepared
 
 Array = NDArray[Any]
