@@ -62,7 +62,7 @@ class Graph:
 
     def constant(self, name, value):
         """Store an array; return its name."""
-        self._stored.append(numpy_helper.from_array(np.ascontiguousarray(value), name + self._end))
+        self._stored.append(numpy_helper.from_array(np.asarray(value), name + self._end))
         return name + self._end
 
     def weight(self, name, *shape, fan):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..storage import FileError
 from . import types
+from .arithmetic import small
 from .choosing import Scope
 from .reading import attributes, free_names, label, serialised
 from .steps import Axis, Branch, Loop, Plan, Recurrence, Scan, Segment, Step
@@ -156,7 +157,7 @@ class Cut:
         return later | set(self.outputs)
 
     def _segment(self, time: int) -> list[Step]:
-        """The nodes of one odd time as a session, with the constants that they read."""
+        """The nodes of one odd time as a session, with the constants that they read, and in NumPy if that can be."""
         nodes = [self.scope.nodes[k] for k in self._at[time]]
         written = {name for node in nodes for name in node.output if name}
         writes = [name for name in dict.fromkeys(n for node in nodes for n in node.output) if name in written]
@@ -182,7 +183,7 @@ class Cut:
         for output in session.get_outputs():
             self.types[output.name] = types.from_words(output.type, output.shape)
             types.refuse_foreign(output.name, self.types[output.name])
-        return [Segment(session, reads, writes)]
+        return [Segment(session, reads, writes, small(nodes, reads, writes, self.scope.constants, self._own))]
 
     def _serialised(self, graph: Any) -> bytes:
         versions = {"opset_imports": self._model.opset_import, "ir_version": max(self._model.ir_version, 4)}

@@ -181,6 +181,7 @@ class Prepared:
         self.layer = _Layer(node, computed, packed)
         plain = not node.layout and node.direction != "reverse" and self.dtype == self.computed
         self._simple = self.layer.frozen if plain else None
+        self._steps = self._simple.step if self._simple is not None and node.directions == 1 else None
 
     def __call__(
         self, X: Array | None, lengths: Array | None, states: Sequence[Array | None], progress: Any = None
@@ -216,6 +217,10 @@ class Prepared:
     def _as_it_comes(self, X: Array | None, states: Sequence[Array | None]) -> list[Array] | None:
         """Compute where nothing has to be converted or said: a step takes about as long as some checks; else None."""
         computed, group = self.computed, self._simple
+        if self._steps is not None and X is not None and X.ndim == 3 and len(X) == 1:
+            stepped = self._one_step(self._steps, X, states)
+            if stepped is not None:
+                return stepped
         if X is None or X.dtype != computed or X.ndim != 3 or not _is_plain(X) or not 0 < X.size <= _SMALL:
             return None
         T, B, I = X.shape
@@ -230,17 +235,21 @@ class Prepared:
                 starts = states
         if starts is not None and any(s is None for s in states):
             return None
-        if T == 1 and self.node.directions == 1:
-            several = len(states) > 1
-            begin = None if starts is None else tuple(starts) if several else starts[0]
-            stepped = group.step(X[0], begin, None, None, get_num_threads())
-            if stepped is not None:
-                y, ends = stepped
-                return [y[None, None], *(ends if several else [ends])]
         y, ends = group.forward(X, starts, None, None, False, get_num_threads(), None)
         if self.node.directions == 1:
             return [y[:, None], *ends]
         return [y.reshape(T, B, 2, self.node.hidden_size).transpose(0, 2, 1, 3), *ends]
+
+    def _one_step(self, step: Any, X: Array, states: Sequence[Array | None]) -> list[Array] | None:
+        """Compute one time step, if the core takes all arrays as they are; else None."""
+        if len(states) == 1:
+            found = step(X[0], states[0], None, None, get_num_threads())
+            return None if found is None else [found[0][None, None], found[1]]
+        h, c = states
+        if (h is None) != (c is None):
+            return None
+        found = step(X[0], None if h is None else (h, c), None, None, get_num_threads())
+        return None if found is None else [found[0][None, None], *found[1]]
 
     def _chunks(self, T: int, lengths: Array | None, progress: Any) -> Any:
         """Return what to call after each CHUNK of time steps, where that is possible and asked for."""
