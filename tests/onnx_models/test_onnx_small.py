@@ -5,7 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_support import H, I, both, by_onnxruntime, close, draw, helper, model, node, stored, value, weights, x_of
+from onnx_support import (
+    H,
+    I,
+    both,
+    by_onnxruntime,
+    close,
+    draw,
+    helper,
+    model,
+    node,
+    numpy_helper,
+    stored,
+    value,
+    weights,
+    x_of,
+)
 
 from fastrnn.onnx import accelerate
 
@@ -76,6 +91,10 @@ BEHIND = {
         *make("Add", "hn", "bias", outputs=["a"]),
         *make("Mul", "a", "cn", outputs=["b"]),
         *make("Sub", "bias", "b"),
+    ],
+    "a Constant": [
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(x_of(1, H, 2), "k")),
+        *make("MatMul", "hn", "k"),
     ],
     "Tanh and Sigmoid": [*make("Tanh", "cn", outputs=["a"]), *make("Sigmoid", "a")],
     "Concat of both states": make("Concat", "hn", "cn", axis=-1),

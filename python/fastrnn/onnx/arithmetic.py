@@ -4,7 +4,7 @@ A call of ONNX Runtime from Python takes 4 to 6 us, an operation of NumPy on a s
 """
 
 import itertools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,9 +72,7 @@ class Small:
         return [np.ascontiguousarray(values[k]) if values[k].ndim else values[k] for k in self._writes]
 
 
-def small(
-    nodes: Sequence[Any], reads: Sequence[str], writes: Sequence[str], constants: Constants, own: Container[str]
-) -> Small | None:
+def small(nodes: Sequence[Any], reads: Sequence[str], writes: Sequence[str], constants: Constants) -> Small | None:
     """Return nodes in order as operations of NumPy; None if one of them is of another kind.
 
     Parameters
@@ -85,8 +83,6 @@ def small(
         Names of what comes in and what goes out.
     constants
         Of the graph.
-    own
-        The graph's own values, which are no constants of the graphs around it.
     """
     places = {name: k for k, name in enumerate(reads)}
     values: list[Any] = [None] * len(places)
@@ -100,7 +96,7 @@ def small(
         operation, inputs = made
         for name in inputs:
             if name not in places:
-                value = constants.get(name) if constants.is_constant(name) and name not in own else None
+                value = constants.get(name) if constants.is_constant(name) else None
                 if value is None or value.dtype != np.float32:
                     return None
                 places[name] = len(values)

@@ -183,7 +183,7 @@ class Cut:
         for output in session.get_outputs():
             self.types[output.name] = types.from_words(output.type, output.shape)
             types.refuse_foreign(output.name, self.types[output.name])
-        return [Segment(session, reads, writes, small(nodes, reads, writes, self.scope.constants, self._own))]
+        return [Segment(session, reads, writes, small(nodes, reads, writes, self.scope.constants))]
 
     def _serialised(self, graph: Any) -> bytes:
         versions = {"opset_imports": self._model.opset_import, "ir_version": max(self._model.ir_version, 4)}
