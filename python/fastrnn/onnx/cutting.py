@@ -130,6 +130,10 @@ class Cut:
                 steps += self._segment(time)
             else:
                 steps += [self._step(k) for k in self._at[time]]
+        segments = [step for step in steps if isinstance(step, Segment)]
+        if any(segment.small is None for segment in segments):  # going to and fro costs more than NumPy gains
+            for segment in segments:
+                segment.small = None
         constants = {name: self._constant(name) for name in dict.fromkeys(self.outputs) if self._is_constant(name)}
         inputs = [value.name for value in self.scope.graph.input]
         made = {*inputs, *constants, *(name for step in steps for name in step.writes)}

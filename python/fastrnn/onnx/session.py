@@ -32,8 +32,8 @@ def accelerate(
     The graph is cut at the RNN, GRU and LSTM nodes: ONNX Runtime runs the pieces between them. Nodes inside If, Loop,
     Scan and the model's own functions are found as well; their weights may be initializers, Constants, simple operators
     of them (Transpose, Unsqueeze, Concat and others), or come with the call. Nodes that only move axes beside a
-    recurrent node cost nothing; pieces of simple nodes on small arrays are computed by NumPy, which takes less than a
-    call of ONNX Runtime. What fastrnn cannot compute is left to ONNX Runtime: ``print(session.report)``.
+    recurrent node cost nothing; if all pieces are of simple nodes, NumPy computes them where arrays are small, which
+    takes less than calls of ONNX Runtime. What fastrnn cannot compute is left to it: ``print(session.report)``.
 
     Parameters
     ----------

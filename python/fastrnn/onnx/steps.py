@@ -84,11 +84,11 @@ class Segment(Step):
     """Nodes that ONNX Runtime runs, or, where it can be and the arrays are small, NumPy."""
 
     def __init__(self, session: Any, reads: Sequence[str], writes: Sequence[str], small: Small | None = None) -> None:
-        self.session, self.reads, self.writes, self._small = session, list(reads), list(writes), small
+        self.session, self.reads, self.writes, self.small = session, list(reads), list(writes), small
 
     def __call__(self, env: Env, run: Run) -> None:
-        if self._small is not None:
-            results = self._small([env[name] for name in self.reads])
+        if self.small is not None:
+            results = self.small([env[name] for name in self.reads])
             if results is not None:
                 env.update(zip(self.writes, results, strict=True))
                 return
