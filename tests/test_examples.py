@@ -12,8 +12,16 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
+MODELS = sorted(f"models/{path.name}" for path in EXAMPLES.glob("models/*.py") if path.name != "comparing.py")
+
 # What a program imports beside fastrnn and NumPy.
 NEEDS = {
+    "models/g2p.py": ["onnx"],
+    "models/dtln.py": ["onnx", "onnxruntime"],
+    "models/forecaster.py": ["onnx", "torch"],
+    "models/segmentation.py": ["onnx", "torch"],
+    "models/sentiment.py": ["onnx", "torch", "keras"],
+    "models/silero_vad.py": ["onnx", "onnxruntime"],
     "onnx_models.py": ["torch", "onnxscript", "onnxruntime"],
     "recurrent_ppo.py": ["torch", "sb3_contrib", "gymnasium"],
     "torch_ddp.py": ["torch"],
@@ -67,6 +75,17 @@ def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert picture.read_bytes().startswith(b"\x89PNG")
         picture.unlink()
     assert not list(tmp_path.iterdir())  # it leaves nothing behind
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_computes_what_its_own_runtime_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(name, "--quick", launcher=[])
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^  .*: {NUMBER} ms, ratio {NUMBER}, equal to \d\.\de-\d\d$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

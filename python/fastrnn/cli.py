@@ -345,7 +345,7 @@ def _run_flow(arguments: argparse.Namespace) -> int:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="safetensors, npz, .pt, TorchScript, .keras, .h5, msgpack")
+    parser.add_argument("file", metavar="FILE", help="safetensors, npz, .pt, TorchScript, .keras, .h5, msgpack, .onnx")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -423,8 +423,8 @@ COMMANDS = (
     Command(
         "inspect",
         "show the recurrent layers of a file",
-        "Show the recurrent layers that a file of PyTorch, Keras, Flax, NumPy or safetensors holds, what fits and what "
-        "not, and about how fast each would run here. Nothing in the file is run, and no weights are read.",
+        "Show the recurrent layers that a file of PyTorch, Keras, Flax, NumPy, safetensors or ONNX holds, what fits "
+        "and what not, and about how fast each would run here. Nothing in the file is run, and no weights are read.",
         _add_inspect,
         _run_inspect,
     ),

@@ -12,8 +12,8 @@ from onnx_support import Drawn, by_onnxruntime, close, draw, helper, model, node
 import fastrnn.onnx
 import reference
 from fastrnn import ShapeError
+from fastrnn.nodes import departure, parse
 from fastrnn.onnx import accelerate, run_node
-from fastrnn.onnx.nodes import departure, parse
 from support import assert_close
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")

@@ -29,7 +29,7 @@ def report(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path
-        Of any kind that `fastrnn.load` reads.
+        Of any kind that `fastrnn.load` reads. ONNX files need no extra here.
 
     Returns
     -------

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from .. import storage
-from . import description, hdf5, keras, msgpack, naming, npz, pytorch, safetensors
+from . import description, hdf5, keras, msgpack, naming, npz, onnx_nodes, pytorch, safetensors
 from .archive import Archive
 from .errors import FileError
 from .found import Found
@@ -41,6 +41,8 @@ class Contents(NamedTuple):
 def opened(path: Path) -> Iterator[Contents]:
     """Open a file; its tensors can be loaded as long as the block lasts, and what was loaded stays.
 
+    Those of an ONNX file cannot: its layers are only described.
+
     Raises
     ------
     FileError
@@ -50,8 +52,9 @@ def opened(path: Path) -> Iterator[Contents]:
     """
     name, data = os.fspath(path), map_file(path)
     if str(name).endswith(".onnx"):
-        raise FileError(f"{name} is an ONNX file: fastrnn.onnx.load, or fastrnn.load, makes layers of its nodes")
-    if bytes(data[:4]) in (b"PK\3\4", b"PK\5\6"):
+        layers, version, tensors = onnx_nodes.find(str(name), data)
+        yield Contents(f"ONNX, opset {version}", layers, False, tensors)
+    elif bytes(data[:4]) in (b"PK\3\4", b"PK\5\6"):
         with Archive(path) as archive:
             yield _archive(archive, data)
     else:

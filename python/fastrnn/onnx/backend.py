@@ -9,7 +9,7 @@ from onnx.backend.base import BackendRep, namedtupledict
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from .nodes import OPERATORS
+from ..nodes import OPERATORS
 from .reading import attributes, read_model
 from .running import run_node
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import printable
+from ..nodes import DOMAINS, OPERATORS, Node, departure, parse, unknown_operator, unused, weight_names
 from ..storage import FileError
 from .constants import Constants, constants_of
-from .nodes import INPUTS, OPERATORS, Node, departure, parse
-from .reading import OLDEST, attributes, label, opset, ordered, subgraphs
+from .reading import attributes, label, opset, ordered, subgraphs
 from .running import Prepared
 
-_OURS = ("", "ai.onnx")
 _AROUND = ("If", "Loop", "Scan")  # the nodes around graphs that this package can run itself
 _RELATIVES = ("DynamicQuantizeLSTM", "AttnLSTM")  # of ONNX Runtime's own domain
 
@@ -33,6 +32,9 @@ class Report:
     taken: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     sessions: int = 0
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.taken or name in self.left
 
     def __str__(self) -> str:
         lines = [f"fastrnn runs {len(self.taken)} of {len(self.taken) + len(self.left)} recurrent nodes"]
@@ -69,8 +71,8 @@ def choose(model: Any, name: str) -> tuple[Scope, Report]:
         nodes = ordered(graph, name)
         scope = Scope(graph, nodes, constants_of(graph, nodes, model, name, around))
         for k, node in enumerate(nodes):
-            if node.op_type in OPERATORS and node.domain in _OURS:
-                where = _unused(path + label(node), report)
+            if node.op_type in OPERATORS and node.domain in DOMAINS:
+                where = unused(path + label(node), report)
                 found = blocked or _parsed(node, scope.constants, opset(model))
                 if isinstance(found, str):
                     report.left[where] = found
@@ -78,7 +80,7 @@ def choose(model: Any, name: str) -> tuple[Scope, Report]:
                     report.taken[where] = describe(found)
                     scope.taken[k] = found
             elif node.op_type in _RELATIVES:
-                report.left[_unused(path + label(node), report)] = f"{node.domain}.{node.op_type} is another operator"
+                report.left[unused(path + label(node), report)] = f"{node.domain}.{node.op_type} is another operator"
             else:
                 why = blocked or _no_way_into(node, opset(model))
                 scope.inner[k] = [
@@ -89,16 +91,8 @@ def choose(model: Any, name: str) -> tuple[Scope, Report]:
     return look(model.graph, None, "", None), report
 
 
-def _unused(name: str, report: Report) -> str:
-    """The name, numbered if another recurrent node has it."""
-    n, found = 2, name
-    while found in report.taken or found in report.left:
-        found, n = f"{name} ({n})", n + 1
-    return found
-
-
 def _no_way_into(node: Any, version: int) -> str | None:
-    if node.op_type not in _AROUND or node.domain not in _OURS:
+    if node.op_type not in _AROUND or node.domain not in DOMAINS:
         return f"it stands inside {node.op_type} {label(node)}"
     if node.op_type == "Scan" and version < 9:
         return f"it stands inside Scan {label(node)} of opset 8"
@@ -107,14 +101,11 @@ def _no_way_into(node: Any, version: int) -> str | None:
 
 def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
     """The description of a node that can be taken, or why it cannot."""
-    if version < OLDEST:
-        return f"opset {version}; the operators are as they are since opset {OLDEST}"
-    most = len(INPUTS) if node.op_type == "LSTM" else len(INPUTS) - 2
-    if len(node.input) > most or len(node.input) < 3:
-        return f"it has {len(node.input)} inputs instead of 3 to {most}"
+    if problem := unknown_operator(node.op_type, version, len(node.input)):
+        return problem
     try:
         found = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), f"{node.op_type} node")
-        names = weight_names(node)
+        names = weight_names(node.input)
         weights = [constants.get(one) if one else None for one in names]
         if all(w is not None or not one for w, one in zip(weights, names, strict=True)):
             Prepared(found, weights, who=f"{node.op_type} node", packed=False)
@@ -123,12 +114,6 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
     except (ValueError, TypeError) as error:
         return " ".join(str(error).split())
     return departure(found) or found
-
-
-def weight_names(node: Any) -> list[str]:
-    """The names of W, R, B and P; "" for what a node leaves out."""
-    inputs = [*node.input, *[""] * 8]
-    return [*inputs[1:4], inputs[7]]
 
 
 def describe(node: Node) -> str:
@@ -151,8 +136,8 @@ def recurrent_nodes(model: Any, name: str) -> Iterator[tuple[str, Any, Constants
         constants = constants_of(graph, nodes, model, name, around)
         makers = {**makers, **{output: node for node in nodes for output in node.output if output}}
         for node in nodes:
-            if node.op_type in OPERATORS and node.domain in _OURS:
-                seen.taken[where := _unused(label(node), seen)] = node.op_type
+            if node.op_type in OPERATORS and node.domain in DOMAINS:
+                seen.taken[where := unused(label(node), seen)] = node.op_type
                 yield where, node, constants, makers.get
             for inner in subgraphs(node):
                 yield from into(inner, constants, makers)

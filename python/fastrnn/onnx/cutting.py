@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..storage import FileError
 from . import types
+from .arithmetic import small
 from .choosing import Scope
 from .reading import attributes, free_names, label, serialised
 from .steps import Axis, Branch, Loop, Plan, Recurrence, Scan, Segment, Step
@@ -129,6 +130,10 @@ class Cut:
                 steps += self._segment(time)
             else:
                 steps += [self._step(k) for k in self._at[time]]
+        segments = [step for step in steps if isinstance(step, Segment)]
+        if any(segment.small is None for segment in segments):  # going to and fro costs more than NumPy gains
+            for segment in segments:
+                segment.small = None
         constants = {name: self._constant(name) for name in dict.fromkeys(self.outputs) if self._is_constant(name)}
         inputs = [value.name for value in self.scope.graph.input]
         made = {*inputs, *constants, *(name for step in steps for name in step.writes)}
@@ -156,7 +161,7 @@ class Cut:
         return later | set(self.outputs)
 
     def _segment(self, time: int) -> list[Step]:
-        """The nodes of one odd time as a session, with the constants that they read."""
+        """The nodes of one odd time as a session, with the constants that they read, and in NumPy if that can be."""
         nodes = [self.scope.nodes[k] for k in self._at[time]]
         written = {name for node in nodes for name in node.output if name}
         writes = [name for name in dict.fromkeys(n for node in nodes for n in node.output) if name in written]
@@ -182,7 +187,7 @@ class Cut:
         for output in session.get_outputs():
             self.types[output.name] = types.from_words(output.type, output.shape)
             types.refuse_foreign(output.name, self.types[output.name])
-        return [Segment(session, reads, writes)]
+        return [Segment(session, reads, writes, small(nodes, reads, writes, self.scope.constants))]
 
     def _serialised(self, graph: Any) -> bytes:
         versions = {"opset_imports": self._model.opset_import, "ir_version": max(self._model.ir_version, 4)}

@@ -13,11 +13,11 @@ from ..convert import ONNX_GATES
 from ..frozen import Frozen
 from ..layers import GRU, LSTM, RNN
 from ..memory import as_real
+from ..nodes import OLDEST, activation_attributes, no_layer, parse, weight_names
 from ..storage import FileError, replacing
-from .choosing import recurrent_nodes, weight_names
+from .choosing import recurrent_nodes
 from .constants import Constants
-from .nodes import activation_attributes, parse
-from .reading import OLDEST, attributes, opset, read_model, readable
+from .reading import attributes, opset, read_model, readable
 from .running import Prepared, as_parameters, make_layer
 
 Array = NDArray[Any]
@@ -97,12 +97,11 @@ def _layer(node: Any, constants: Constants, who: str) -> Layer:
     """The layer that computes what a node does."""
     try:
         parsed = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), who)
-        if parsed.direction == "reverse":
-            raise FileError(f"{who}: its attribute direction=reverse is of no layer: they run forwards or both ways")
-        names = weight_names(node)
+        names = weight_names(node.input)
         weights = [constants.get(one) if one else None for one in names]
-        if missing := [one for one, value in zip(names, weights, strict=True) if one and value is None]:
-            raise FileError(f"{who}: its weights {', '.join(missing)} are not known before the model runs")
+        missing = [one for one, value in zip(names, weights, strict=True) if one and value is None]
+        if problem := no_layer(parsed, missing):
+            raise FileError(f"{who}: {problem}")
         checked = Prepared(parsed, weights, who=who, packed=False)
         weights = [None if a is None else a.astype(checked.computed) for a in weights]
         layer: Layer = make_layer(parsed, as_parameters(parsed, weights), bool(parsed.layout))

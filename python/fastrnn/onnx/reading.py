@@ -13,7 +13,6 @@ from google.protobuf.message import DecodeError, EncodeError
 from ..checks import readable as in_words
 from ..storage import FileError
 
-OLDEST = 7  # the opset that defined the three operators as they are
 _PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # bits where several share a byte
 MOST_NODES = 1_000_000  # of a model whose functions were written out
 MOST_BYTES = 2**28  # that writing them out may add

@@ -11,16 +11,15 @@ from ..checks import Problems
 from ..convert import ONNX_GATES
 from ..initialise import as_generator
 from ..memory import in_rows
+from ..nodes import INPUTS, OPERATORS, WEIGHTS, Node, check_weights, parse
 from ..options import read_options
 from ..parameters import Parameters
 from ..threads import get_num_threads
-from .nodes import INPUTS, OPERATORS, Node, parse
 
 Array = NDArray[Any]
 
 _COMPUTED = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
 _SMALL = 1 << 22  # numbers in an X for which memory is not asked about first
-WEIGHTS = ("W", "R", "B", "P")  # among the inputs
 CHUNK = 4096  # time steps between two reports of progress
 
 
@@ -174,7 +173,7 @@ class Prepared:
         problems = Problems(lambda: who)
         self.dtype = _dtype(problems, X if X is not None else weights[0])
         self.computed = np.dtype(_COMPUTED.get(self.dtype.name, np.float32))
-        self.input_size = _weights_shape(problems, node, weights)
+        self.input_size = check_weights(problems, node, [None if a is None else a.shape for a in weights])
         for name, array in zip(WEIGHTS, weights, strict=True):
             self._same_dtype(problems, name, array)
         problems.refuse()
@@ -182,6 +181,7 @@ class Prepared:
         self.layer = _Layer(node, computed, packed)
         plain = not node.layout and node.direction != "reverse" and self.dtype == self.computed
         self._simple = self.layer.frozen if plain else None
+        self._steps = self._simple.step if self._simple is not None and node.directions == 1 else None
 
     def __call__(
         self, X: Array | None, lengths: Array | None, states: Sequence[Array | None], progress: Any = None
@@ -217,6 +217,10 @@ class Prepared:
     def _as_it_comes(self, X: Array | None, states: Sequence[Array | None]) -> list[Array] | None:
         """Compute where nothing has to be converted or said: a step takes about as long as some checks; else None."""
         computed, group = self.computed, self._simple
+        if self._steps is not None and X is not None and X.ndim == 3 and len(X) == 1:
+            stepped = self._one_step(self._steps, X, states)
+            if stepped is not None:
+                return stepped
         if X is None or X.dtype != computed or X.ndim != 3 or not _is_plain(X) or not 0 < X.size <= _SMALL:
             return None
         T, B, I = X.shape
@@ -231,17 +235,21 @@ class Prepared:
                 starts = states
         if starts is not None and any(s is None for s in states):
             return None
-        if T == 1 and self.node.directions == 1:
-            several = len(states) > 1
-            begin = None if starts is None else tuple(starts) if several else starts[0]
-            stepped = group.step(X[0], begin, None, None, get_num_threads())
-            if stepped is not None:
-                y, ends = stepped
-                return [y[None, None], *(ends if several else [ends])]
         y, ends = group.forward(X, starts, None, None, False, get_num_threads(), None)
         if self.node.directions == 1:
             return [y[:, None], *ends]
         return [y.reshape(T, B, 2, self.node.hidden_size).transpose(0, 2, 1, 3), *ends]
+
+    def _one_step(self, step: Any, X: Array, states: Sequence[Array | None]) -> list[Array] | None:
+        """Compute one time step, if the core takes all arrays as they are; else None."""
+        if len(states) == 1:
+            found = step(X[0], states[0], None, None, get_num_threads())
+            return None if found is None else [found[0][None, None], found[1]]
+        h, c = states
+        if (h is None) != (c is None):
+            return None
+        found = step(X[0], None if h is None else (h, c), None, None, get_num_threads())
+        return None if found is None else [found[0][None, None], *found[1]]
 
     def _chunks(self, T: int, lengths: Array | None, progress: Any) -> Any:
         """Return what to call after each CHUNK of time steps, where that is possible and asked for."""
@@ -351,23 +359,6 @@ def _dtype(problems: Problems, array: Array | None) -> np.dtype[Any]:
     if array.dtype.name not in _COMPUTED:
         problems.type(f"X with dtype {array.dtype}", f"It must be {', '.join(_COMPUTED)}.")
     return array.dtype
-
-
-def _weights_shape(problems: Problems, node: Node, weights: Sequence[Array | None]) -> int:
-    """Check the shapes of the weights; return the number of features."""
-    W, R, B, P = weights
-    D, H = node.directions, node.hidden_size
-    rows = len(ONNX_GATES[node.op_type]) * H
-    features = W.shape[2] if W is not None and W.ndim == 3 else 0
-    wanted = ((D, rows, features), (D, rows, H), (D, 2 * rows), (D, 3 * H))
-    for name, array, shape in zip(WEIGHTS, (W, R, B, P), wanted, strict=True):
-        if array is None and name in ("W", "R"):
-            problems.value(f"no {name}", "It is not optional.")
-        elif array is not None and (array.shape != shape or 0 in shape):
-            text = f"({D}, {rows}, features), features at least 1" if name == "W" else str(shape)
-            why = f"With direction={node.direction} and hidden_size={H} it must be {text}."
-            problems.shape(f"{name} with shape {array.shape}", why)
-    return features
 
 
 def _read_lengths(problems: Problems, lengths: Array, T: int, B: int) -> Array | None:

@@ -32,7 +32,8 @@ def accelerate(
     The graph is cut at the RNN, GRU and LSTM nodes: ONNX Runtime runs the pieces between them. Nodes inside If, Loop,
     Scan and the model's own functions are found as well; their weights may be initializers, Constants, simple operators
     of them (Transpose, Unsqueeze, Concat and others), or come with the call. Nodes that only move axes beside a
-    recurrent node cost nothing. What fastrnn cannot compute is left to ONNX Runtime: ``print(session.report)``.
+    recurrent node cost nothing; if all pieces are of simple nodes, NumPy computes them where arrays are small, which
+    takes less than calls of ONNX Runtime. What fastrnn cannot compute is left to it: ``print(session.report)``.
 
     Parameters
     ----------
@@ -185,15 +186,17 @@ class Session:
         ValueError, TypeError
             For names that the model does not have, inputs that are missing, and arrays that do not fit.
         """
-        wanted = list(output_names or self._names)
-        if unknown := [name for name in wanted if name not in self._names]:
+        wanted = output_names or self._names
+        if output_names and (unknown := [name for name in wanted if name not in self._names]):
             raise ValueError(f"run got the output {unknown[0]!r}; the model's are {', '.join(self._names)}.")
         env = dict(self._defaults)
         for name, value in input_feed.items():
             env[name] = self._read(name, value)
-        if missing := [one.name for one in self._inputs if one.name not in env]:
+        if len(env) < len(self._expected):
+            missing = [one.name for one in self._inputs if one.name not in env]
             raise ValueError(f"run got no input {', '.join(missing)}; the model's are {', '.join(self._expected)}.")
-        self._plan(env, Run(run_options, progress, self._owned))
+        with np.errstate(all="ignore"):  # NumPy warns of infinities and NaN, ONNX Runtime does not
+            self._plan(env, Run(run_options, progress, self._owned))
         taken = {id(_root(value)) for value in input_feed.values()}
         return [_own(env[name], taken) for name in wanted]
 
@@ -202,6 +205,8 @@ class Session:
         expected = self._expected.get(name)
         if expected is None:
             raise ValueError(f"run got the input {name!r}; the model's are {', '.join(self._expected)}.")
+        if type(value) is np.ndarray and value.shape == expected.shape and value.dtype == expected.dtype:
+            return value
         if not expected.is_tensor:
             return value
         array = value if type(value) is np.ndarray else np.asarray(value)
@@ -240,6 +245,8 @@ class _Expected:
         self.is_tensor = types.element_of(kind) is not None
         self.dtype = types.dtype_of(kind)
         self.sizes = types.sizes_of(kind)
+        # no array's if a size is open
+        self.shape = tuple(self.sizes) if self.sizes and self.dtype is not None else None
         self.fixed = [(axis, size) for axis, size in enumerate(self.sizes or []) if isinstance(size, int)]
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .nodes import Node
+from ..nodes import Node
+from .arithmetic import Small
 from .running import Prepared
 
 Array = NDArray[Any]
@@ -80,12 +81,17 @@ class Plan:
 
 
 class Segment(Step):
-    """Nodes that ONNX Runtime runs."""
+    """Nodes that ONNX Runtime runs, or, where it can be and the arrays are small, NumPy."""
 
-    def __init__(self, session: Any, reads: Sequence[str], writes: Sequence[str]) -> None:
-        self.session, self.reads, self.writes = session, list(reads), list(writes)
+    def __init__(self, session: Any, reads: Sequence[str], writes: Sequence[str], small: Small | None = None) -> None:
+        self.session, self.reads, self.writes, self.small = session, list(reads), list(writes), small
 
     def __call__(self, env: Env, run: Run) -> None:
+        if self.small is not None:
+            results = self.small([env[name] for name in self.reads])
+            if results is not None:
+                env.update(zip(self.writes, results, strict=True))
+                return
         found = self.session.run(self.writes, {name: env[name] for name in self.reads}, run.options)
         env.update(zip(self.writes, found, strict=True))
 

@@ -64,9 +64,16 @@ def _unsqueeze(given: dict[str, Any], second: Array | None) -> Change | None:
         new, rest = {axis % rank for axis in axes}, iter(old)
         return [1 if k in new else next(rest, None) for k in range(rank)]
 
+    places: dict[int, tuple[Any, ...]] = {}  # by the number of axes: None for a new one
+
     def change(a: Array) -> Array:
-        shape = sizes(list(a.shape))
-        return a.reshape(shape)  # type: ignore[arg-type]
+        place = places.get(a.ndim)
+        if place is None:
+            rank = a.ndim + len(axes)
+            new = {axis % rank for axis in axes}
+            place = places[a.ndim] = tuple(None if k in new else slice(None) for k in range(rank))
+        found: Array = a[place]
+        return found
 
     return change, sizes, False
 

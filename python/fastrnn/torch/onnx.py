@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..convert import ONNX_GATES
+from ..nodes import general_attributes
 from .options import Options
 
 _OPSET = 14  # of the three nodes' definition
@@ -100,8 +101,6 @@ def _node(
     if options.cell == "gru":
         attributes["linear_before_reset"] = 1
     if options.general is not None:
-        from ..onnx.nodes import general_attributes
-
         attributes.update(general_attributes(options.general, options.bidirectional))
     elif options.cell.startswith("rnn"):
         attributes["activations"] = [options.cell.removeprefix("rnn_").capitalize()] * options.directions

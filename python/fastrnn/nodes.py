@@ -1,21 +1,26 @@
-"""A recurrent node by its attributes."""
+"""A recurrent node of ONNX by its attributes and the shapes of its weights; of what it takes to read one, nothing."""
 
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import Problems
-from ..layers import GRU, LSTM, RNN
-from ..options import NUMBERS, General
+from .checks import Problems
+from .convert import ONNX_GATES
+from .layers import GRU, LSTM, RNN
+from .options import NUMBERS, General
 
 OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
+WEIGHTS = ("W", "R", "B", "P")  # among the inputs
+OLDEST = 7  # the opset that defined the three operators as they are
+DOMAINS = ("", "ai.onnx")
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+_USUAL = {op_type: tuple(name.lower() for name in names) for op_type, names in _DEFAULTS.items()}
 
 # The activations by their names in lower case, as which ONNX Runtime compares them, with alpha and beta where there
 # is one.
@@ -105,10 +110,59 @@ class Node:
         activations = sides[0] if sides[0] == sides[-1] else dict(zip(("forward", "reverse"), sides, strict=True))
         if self.op_type == "RNN":
             return {"nonlinearity": activations, "clip": self.clip}
-        shared = {"activations": activations, "clip": self.clip}
+        usual = all(tuple(one.as_option() for one in side) == _USUAL[self.op_type] for side in self.activations)
+        shared = {"activations": None if usual else activations, "clip": self.clip}
         if self.op_type == "GRU":
             return {"reset_after": self.linear_before_reset, **shared}
         return {"peephole": self.peepholes, "coupled": self.input_forget, **shared}
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """The name, numbered if another recurrent node of the model has it."""
+    n, found = 2, name
+    while found in taken:
+        found, n = f"{name} ({n})", n + 1
+    return found
+
+
+def weight_names(inputs: Sequence[str]) -> list[str]:
+    """The names of W, R, B and P among the inputs of a node; "" for what it leaves out."""
+    found = [*inputs, *[""] * len(INPUTS)]
+    return [*found[1:4], found[INPUTS.index("P")]]
+
+
+def unknown_operator(op_type: str, version: int, inputs: int) -> str | None:
+    """Say what of an opset and a number of inputs is not of the operators as they are known here; None: nothing."""
+    if version < OLDEST:
+        return f"opset {version}; the operators are as they are since opset {OLDEST}"
+    most = len(INPUTS) if op_type == "LSTM" else len(INPUTS) - 2
+    if 3 <= inputs <= most:
+        return None
+    return f"it has {inputs} inputs instead of 3 to {most}"
+
+
+def no_layer(node: Node, missing: Sequence[str]) -> str | None:
+    """Say why no layer of fastrnn is equal to a node, `missing` of whose weights are not constant; None: one is."""
+    if node.direction == "reverse":
+        return "its attribute direction=reverse is of no layer: they run forwards or both ways"
+    return f"its weights {', '.join(missing)} are not known before the model runs" if missing else None
+
+
+def check_weights(problems: Problems, node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
+    """Check the shapes of W, R, B and P, None for what is left out; return the number of features."""
+    W = shapes[0]
+    D, H = node.directions, node.hidden_size
+    rows = len(ONNX_GATES[node.op_type]) * H
+    features = W[2] if W is not None and len(W) == 3 else 0
+    wanted = ((D, rows, features), (D, rows, H), (D, 2 * rows), (D, 3 * H))
+    for name, shape, want in zip(WEIGHTS, shapes, wanted, strict=True):
+        if shape is None and name in ("W", "R"):
+            problems.value(f"no {name}", "It is not optional.")
+        elif shape is not None and (shape != want or 0 in want):
+            text = f"({D}, {rows}, features), features at least 1" if name == "W" else str(want)
+            why = f"With direction={node.direction} and hidden_size={H} it must be {text}."
+            problems.shape(f"{name} with shape {shape}", why)
+    return features
 
 
 def departure(node: Node) -> str | None:
