@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .bits import Bits
 from .guards import NO_TORCHSCRIPT, computes_on, traced_for_onnx
 
 _set_class = object.__dict__["__class__"].__set__
@@ -57,6 +58,7 @@ class StandIn:
     _original: type[nn.Module]  # torch.nn's
     _was: type
     _fallback = False  # whether tensors where fastrnn cannot compute go to torch.nn's own forward
+    _bits: Bits | None = None  # what inference computes with in place of the parameters
     __class__ = property(_class, _set)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -136,6 +138,7 @@ def give_back(module: nn.Module) -> None:
     if not issubclass(kind, StandIn) or not ("_was" in vars(kind) or is_dynamic(kind)):
         return
     module.__dict__.pop("_fallback", None)
+    module.__dict__.pop("_bits", None)
     _set_class(module, _given_back(kind))
 
 
