@@ -1,15 +1,18 @@
 """Which recurrent nodes of a model run here, in whatever graph they stand, and why the others do not."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..checks import printable
+import numpy as np
+
+from ..checks import Problems, printable
+from ..frozen import Words, as_given, check_matrices
 from ..storage import FileError
 from .constants import Constants, constants_of
 from .nodes import INPUTS, OPERATORS, Node, departure, parse
 from .reading import OLDEST, attributes, label, opset, ordered, subgraphs
-from .running import Prepared
+from .running import Prepared, as_parameters
 
 _OURS = ("", "ai.onnx")
 _AROUND = ("If", "Loop", "Scan")  # the nodes around graphs that this package can run itself
@@ -61,8 +64,8 @@ class Scope:
         return bool(self.taken) or any(scope.any_taken() for scopes in self.inner.values() for scope in scopes)
 
 
-def choose(model: Any, name: str) -> tuple[Scope, Report]:
-    """Look at every node of a model."""
+def choose(model: Any, name: str, words: Words | None = None) -> tuple[Scope, Report]:
+    """Look at every node of a model; `words`: what to keep weights as that are constant and float32."""
     report = Report()
 
     def look(graph: Any, around: Constants | None, path: str, blocked: str | None) -> Scope:
@@ -75,8 +78,8 @@ def choose(model: Any, name: str) -> tuple[Scope, Report]:
                 if isinstance(found, str):
                     report.left[where] = found
                 else:
-                    report.taken[where] = describe(found)
-                    scope.taken[k] = found
+                    scope.taken[k], more = _in_bits(found, node, scope.constants, words)
+                    report.taken[where] = describe(found) + more
             elif node.op_type in _RELATIVES:
                 report.left[_unused(path + label(node), report)] = f"{node.domain}.{node.op_type} is another operator"
             else:
@@ -123,6 +126,24 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
     except (ValueError, TypeError) as error:
         return " ".join(str(error).split())
     return departure(found) or found
+
+
+def _in_bits(parsed: Node, node: Any, constants: Constants, words: Words | None) -> tuple[Node, str]:
+    """A node with weights in fewer bits, or as it was where they stay in full, and what the report says of that."""
+    if words is None:
+        return parsed, ""
+    weights = [constants.get(one) if one else None for one in weight_names(node)]
+    problems = Problems(lambda: "the node")
+    if weights[0] is None or weights[1] is None:
+        why = "they come with the call"
+    elif weights[0].dtype != np.float32:
+        why = f"they are {weights[0].dtype}"
+    else:
+        check_matrices(problems, as_parameters(parsed, weights), words, "")
+        why = " ".join(problems.text().split())
+    if why:
+        return parsed, f", weights in full: {why}"
+    return replace(parsed, words=words), f", weights={as_given(words)!r}"
 
 
 def weight_names(node: Any) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import Problems
+from ..frozen import Words
 from ..layers import GRU, LSTM, RNN
 from ..options import NUMBERS
 
@@ -80,6 +81,8 @@ class Node:
     input_forget, linear_before_reset : bool
     peepholes : bool
         Whether the node has the input P.
+    words : pair of str or None
+        What its weights are packed as, where they are packed once, in place of their own type.
     """
 
     op_type: str
@@ -91,6 +94,7 @@ class Node:
     input_forget: bool
     linear_before_reset: bool
     peepholes: bool
+    words: Words | None = None
 
     @property
     def directions(self) -> int:

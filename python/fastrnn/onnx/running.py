@@ -284,7 +284,7 @@ class _Layer:
 
     def __init__(self, node: Node, weights: Sequence[Array | None], packed: bool) -> None:
         self.layer = make_layer(node, as_parameters(node, weights), bool(node.layout))
-        self.frozen = self.layer._network.freeze(self.layer._arrays()) if packed else None
+        self.frozen = self.layer._network.freeze(self.layer._arrays(), node.words) if packed else None
         self.backwards = node.direction == "reverse"
         self.options = node.directions, node.hidden_size, bool(node.layout)
 

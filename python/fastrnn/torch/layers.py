@@ -277,7 +277,7 @@ class LSTM(_Layer):
         if self._bits is not None and lengths is None and reset is None:
             found = step_layer(self, input, hx)
             if found is not None:
-                return found[0], tuple(found[1])  # type: ignore[return-value]
+                return found[0], tuple(found[1])
         y, (h, c) = self._run(input, () if hx is None else hx, lengths, reset)
         return y, (h, c)
 
