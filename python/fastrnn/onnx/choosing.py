@@ -9,14 +9,15 @@ import numpy as np
 from ..checks import Problems, printable
 from ..frozen import Words, as_given, check_matrices
 from ..storage import FileError
+from . import quantized
 from .constants import Constants, constants_of
-from .nodes import INPUTS, OPERATORS, Node, departure, parse
+from .nodes import Node, departure, inputs_of, operator_of, parse
 from .reading import OLDEST, attributes, label, opset, ordered, subgraphs
 from .running import Prepared, as_parameters
 
 _OURS = ("", "ai.onnx")
 _AROUND = ("If", "Loop", "Scan")  # the nodes around graphs that this package can run itself
-_RELATIVES = ("DynamicQuantizeLSTM", "AttnLSTM")  # of ONNX Runtime's own domain
+_RELATIVES = ("DynamicQuantizeLSTM", "AttnLSTM")  # of ONNX Runtime's own domain, or what other domains call so
 
 
 @dataclass
@@ -72,7 +73,7 @@ def choose(model: Any, name: str, words: Words | None = None) -> tuple[Scope, Re
         nodes = ordered(graph, name)
         scope = Scope(graph, nodes, constants_of(graph, nodes, model, name, around))
         for k, node in enumerate(nodes):
-            if node.op_type in OPERATORS and node.domain in _OURS:
+            if operator_of(node):
                 where = _unused(path + label(node), report)
                 found = blocked or _parsed(node, scope.constants, opset(model))
                 if isinstance(found, str):
@@ -112,13 +113,15 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
     """The description of a node that can be taken, or why it cannot."""
     if version < OLDEST:
         return f"opset {version}; the operators are as they are since opset {OLDEST}"
-    most = len(INPUTS) if node.op_type == "LSTM" else len(INPUTS) - 2
+    most = len(inputs_of(node.op_type))
     if len(node.input) > most or len(node.input) < 3:
         return f"it has {len(node.input)} inputs instead of 3 to {most}"
     try:
         found = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), f"{node.op_type} node")
         names = weight_names(node)
         weights = [constants.get(one) if one else None for one in names]
+        if found.stored and any(w is None and one for w, one in zip(weights, names, strict=True)):
+            return "its weights come with the call"
         if all(w is not None or not one for w, one in zip(weights, names, strict=True)):
             Prepared(found, weights, who=f"{node.op_type} node", packed=False)
     except FileError:
@@ -130,7 +133,7 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
 
 def _in_bits(parsed: Node, node: Any, constants: Constants, words: Words | None) -> tuple[Node, str]:
     """A node with weights in fewer bits, or as it was where they stay in full, and what the report says of that."""
-    if words is None:
+    if words is None or parsed.stored:
         return parsed, ""
     weights = [constants.get(one) if one else None for one in weight_names(node)]
     problems = Problems(lambda: "the node")
@@ -147,9 +150,9 @@ def _in_bits(parsed: Node, node: Any, constants: Constants, words: Words | None)
 
 
 def weight_names(node: Any) -> list[str]:
-    """The names of W, R, B and P; "" for what a node leaves out."""
-    inputs = [*node.input, *[""] * 8]
-    return [*inputs[1:4], inputs[7]]
+    """The names of W, R, B and P, and of a DynamicQuantizeLSTM its four more; "" for what a node leaves out."""
+    inputs = [*node.input, *[""] * 12]
+    return [*inputs[1:4], inputs[7], *inputs[8:12][: 4 * (node.op_type == quantized.OPERATOR)]]
 
 
 def describe(node: Node) -> str:
@@ -160,11 +163,11 @@ def describe(node: Node) -> str:
     parts += ["linear_before_reset"] * node.linear_before_reset
     if node.op_type == "RNN":
         parts += [side[0].name for side in node.activations]
-    return f"{node.op_type}({', '.join(parts)})"
+    return f"{quantized.OPERATOR if node.stored else node.op_type}({', '.join(parts)})"
 
 
 def recurrent_nodes(model: Any, name: str) -> Iterator[tuple[str, Any, Constants, Callable[[str], Any]]]:
-    """Every RNN, GRU and LSTM node of a model: its unique name, itself, what is constant there, who makes a value."""
+    """Every recurrent node of a model: its unique name, itself, what is constant there, who makes a value."""
     seen = Report()
 
     def into(graph: Any, around: Constants | None, makers: dict[str, Any]) -> Iterator[Any]:
@@ -172,7 +175,7 @@ def recurrent_nodes(model: Any, name: str) -> Iterator[tuple[str, Any, Constants
         constants = constants_of(graph, nodes, model, name, around)
         makers = {**makers, **{output: node for node in nodes for output in node.output if output}}
         for node in nodes:
-            if node.op_type in OPERATORS and node.domain in _OURS:
+            if operator_of(node):
                 seen.taken[where := _unused(label(node), seen)] = node.op_type
                 yield where, node, constants, makers.get
             for inner in subgraphs(node):

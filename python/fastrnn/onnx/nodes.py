@@ -10,6 +10,7 @@ from ..checks import Problems
 from ..frozen import Words
 from ..layers import GRU, LSTM, RNN
 from ..options import NUMBERS
+from . import quantized
 
 OPERATORS: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  # the last two are the LSTM's
@@ -83,6 +84,8 @@ class Node:
         Whether the node has the input P.
     words : pair of str or None
         What its weights are packed as, where they are packed once, in place of their own type.
+    stored : bool
+        Whether it is a DynamicQuantizeLSTM, whose weights are int8 already.
     """
 
     op_type: str
@@ -95,6 +98,7 @@ class Node:
     linear_before_reset: bool
     peepholes: bool
     words: Words | None = None
+    stored: bool = False
 
     @property
     def directions(self) -> int:
@@ -112,6 +116,20 @@ class Node:
         if self.op_type == "GRU":
             return {"reset_after": self.linear_before_reset, **shared}
         return {"peephole": self.peepholes, "coupled": self.input_forget, **shared}
+
+
+def operator_of(node: Any) -> str | None:
+    """Return the operator of a NodeProto that is computed here; None of another."""
+    if node.domain in ("", "ai.onnx"):
+        return str(node.op_type) if node.op_type in OPERATORS else None
+    return quantized.OPERATOR if (node.domain, node.op_type) == (quantized.DOMAIN, quantized.OPERATOR) else None
+
+
+def inputs_of(operator: str) -> tuple[str, ...]:
+    """Return the names of its inputs, those left out behind the last one too."""
+    return (
+        (*INPUTS, *quantized.INPUTS) if operator == quantized.OPERATOR else INPUTS if operator == "LSTM" else INPUTS[:6]
+    )
 
 
 def departure(node: Node) -> str | None:
@@ -148,7 +166,7 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
     Parameters
     ----------
     op_type
-        One of OPERATORS.
+        One of OPERATORS, or DynamicQuantizeLSTM.
     attributes
         By name, as plain values: integers, floats, str or bytes, and lists of them.
     peepholes
@@ -162,12 +180,17 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
         With every attribute that does not fit.
     """
     problems = Problems(lambda: who)
+    stored = op_type == quantized.OPERATOR
+    named, op_type = op_type, "LSTM" if stored else op_type
     given: dict[str, Any] = {}
     for name, value in attributes.items():
         operators, kind = _ATTRIBUTES.get(name, ((), ""))
-        if op_type not in operators:
-            known = ", ".join(key for key, (ops, _) in _ATTRIBUTES.items() if op_type in ops)
-            problems.value(f"the attribute {name}", f"The attributes of {op_type} from opset 7 on are {known}.")
+        if op_type not in operators or (stored and name == "layout"):
+            known = ", ".join(
+                k for k, (ops, _) in _ATTRIBUTES.items() if op_type in ops and not (stored and k == "layout")
+            )
+            since = "" if stored else " from opset 7 on"
+            problems.value(f"the attribute {name}", f"The attributes of {named}{since} are {known}.")
         elif value is not None:
             given[name] = _read(problems, name, value, kind)
     problems.refuse()
@@ -197,6 +220,8 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
         bool(given.get("input_forget", 0)),
         bool(given.get("linear_before_reset", 0)),
         peepholes,
+        ("int8", "int8") if stored else None,
+        stored,
     )
 
 
