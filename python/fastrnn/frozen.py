@@ -269,3 +269,20 @@ def integers_of(values: Array, scale: Array | None = None) -> tuple[Array, Array
     steps = values.astype(np.float64) / np.where(counts, span, 1)[:, None] * 127
     rounded = np.rint(np.clip(steps, -127, 127)) * counts[:, None]
     return rounded.astype(np.int8), scale
+
+
+def keep_integers(integers: Array, scale: Array) -> tuple[Array, Array]:
+    """Return a matrix as float32 and the scales by which packing makes the same integers of it again.
+
+    Parameters
+    ----------
+    integers
+        (...,rows,K), less their zero point. Packing has -127..127: -128 becomes -127, and a row that reaches beyond
+        +-128 gets a scale of its own, which makes its largest magnitude 127.
+    scale
+        (...,rows) float32, what one counts: positive, finite and not subnormal.
+    """
+    values = integers.astype(np.float32) * scale[..., None]
+    largest = np.abs(integers).max(-1, initial=0)
+    counts = np.where(largest > 128, scale * largest.astype(np.float32) / np.float32(127), scale)
+    return values, np.ascontiguousarray(counts)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import Problems
+from ..frozen import keep_integers
 
 Array = NDArray[Any]
 
@@ -37,16 +38,13 @@ def dequantised(
     weights
         W (D,4*H,I), R (D,4*H,H), float32, B and P.
     scales
-        Of W and R, (D,4*H): rows whose integers, less the zero point, are within +-128 keep the scale that they have,
-        of which int8 here has -127..127; the others get one that makes the largest 127.
+        Of W and R, (D,4*H), as `keep_integers` has them.
     """
     W, R, B, P, *more = given
-    weights, scales = [], []
-    for name, integers, scale, zero in (("W", W, *more[:2]), ("R", R, *more[2:4])):
-        found = _matrix(problems, name, directions, 4 * hidden_size, integers, scale, zero)
-        weights.append(found[0])
-        scales.append(found[1])
-    return [*weights, B, P], scales
+    rows = 4 * hidden_size
+    of_w = _matrix(problems, "W", directions, rows, W, more[0], more[1])
+    of_r = _matrix(problems, "R", directions, rows, R, more[2], more[3])
+    return [of_w[0], of_r[0], B, P], [of_w[1], of_r[1]]
 
 
 def _matrix(
@@ -80,12 +78,7 @@ def _matrix(
         return nothing
     shift = np.zeros(directions, np.int16) if zero is None else zero.astype(np.int16)
     less = integers.swapaxes(1, 2).astype(np.int16) - _each_row(shift, rows)[:, :, None]
-    counts = np.array(_each_row(scale, rows))
-    values = less.astype(np.float32) * counts[:, :, None]
-    largest = np.abs(less).max(2)
-    own = largest > 128
-    counts[own] = counts[own] * largest[own].astype(np.float32) / np.float32(127)
-    return values, counts
+    return keep_integers(less, _each_row(scale, rows))
 
 
 def _each_row(value: Array, rows: int) -> Array:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..frozen import Weights, Words, as_given, read_words
-from . import episodes
+from . import episodes, quantized
 from .bits import Bits
 from .cells import GRUCell, LSTMCell, RNNCell
 from .guards import computes_on
@@ -89,6 +89,7 @@ def accelerate(
 ) -> Report:
     """Let fastrnn compute every nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of a model.
 
+    LSTM and GRU modules that torch.ao has quantized dynamically to int8 are computed with the integers that they hold.
     The modules stay the same objects with the same parameters, buffers, hooks and mode; only their class changes. So
     optimizers, tied weights and wrappers such as DistributedDataParallel see no difference.
 
@@ -137,6 +138,9 @@ def accelerate(
             if words and chosen:
                 _keep_in_bits(report, name, module, words, report.already)
             continue
+        if quantized.is_taken(module):
+            report.already[name] = _described(module)
+            continue
         if not _is_recurrent(module):
             continue
         why = ("excluded" if name in left else "not included") if not chosen else _obstacle(module, fallback)
@@ -144,8 +148,12 @@ def accelerate(
             report.skipped[name] = why
             continue
         report.replaced[name] = _described(module)
-        take(module)
         report._changed.append(module)
+        if quantized.is_quantized_layer(module):
+            quantized.take_quantized(module)
+            report.replaced[name] += ", of torch.ao, its int8 as it is"
+            continue
+        take(module)
         if fallback:
             module._fallback = True
         if words:
@@ -206,6 +214,7 @@ def restore(model: nn.Module) -> nn.Module:
 def _restore(module: nn.Module) -> None:
     give_back(module)
     episodes.give_back_sequences(module)
+    quantized.give_back_quantized(module)
 
 
 def _described(module: nn.Module) -> str:
@@ -233,6 +242,8 @@ def _obstacle(module: nn.Module, fallback: bool) -> str | None:
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript, which does not know fastrnn: accelerate the model that it was made of"
+    if quantized.is_quantized_layer(module):
+        return quantized.obstacle(module)
     if _is_quantized(module):
         return "it is quantized: accelerate the model that it was made of, in float32"
     if original_of(kind) is None:
