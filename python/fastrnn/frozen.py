@@ -271,6 +271,29 @@ def integers_of(values: Array, scale: Array | None = None) -> tuple[Array, Array
     return rounded.astype(np.int8), scale
 
 
+def bits_of(values: Array) -> Array:
+    """Return the nearest bfloat16, ties to even, as uint16; bit for bit as the core has it."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def stored(fast: "Frozen[Any]") -> dict[str, Array]:
+    """Return what a file holds of a layer with weights in fewer bits, by the parameters' names.
+
+    Matrices of int8 (rows,K) with ``NAME_scale`` (rows,) float32 beside them, bits of bfloat16 as uint16, and float32.
+    """
+    words, scales = fast._weights, fast._scales or {}
+    assert words is not None
+    found: dict[str, Array] = {}
+    for name, values in fast._layer.parameters().items():
+        word = word_of(name, words)
+        if word == "int8":
+            found[name], found[f"{name}_scale"] = integers_of(values, scales.get(name))
+        else:
+            found[name] = values if word is None else bits_of(values)
+    return found
+
+
 def keep_integers(integers: Array, scale: Array) -> tuple[Array, Array]:
     """Return a matrix as float32 and the scales by which packing makes the same integers of it again.
 
