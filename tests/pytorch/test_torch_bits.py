@@ -293,6 +293,15 @@ def test_modules_of_other_kinds_keep_their_weights_and_the_report_says_so() -> N
         assert model["f64"].eval()(torch.randn(2, 1, 3).double())[0].dtype == torch.float64
 
 
+def test_a_parametrization_takes_fewer_bits_away() -> None:
+    x = torch.randn(T, B, I)
+    layer, plain = made("RNN"), made("RNN", None)
+    for module in (layer, plain):
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        assert same(layer(x), plain(x))
+
+
 def test_calls_that_cannot_be_are_sentences() -> None:
     layer = made("LSTM").double()
     with torch.no_grad():

@@ -35,7 +35,13 @@ def _class(self: "StandIn") -> type:
 
 
 def _set(self: "StandIn", kind: type) -> None:
-    """Take another class, as parametrizations and FSDP give; what was torch.nn's in it is ours, until `give_back`."""
+    """Take another class, as parametrizations and FSDP give; what was torch.nn's in it is ours, until `give_back`.
+
+    The parameters of such a class are made anew in each call, FSDP's at the same address and with the same version:
+    nothing that was packed would be known to be old.
+    """
+    if is_dynamic(kind):
+        self.__dict__.pop("_bits", None)
     _set_class(self, stand_in(kind) if kind in _STAND_INS or is_dynamic(kind) else kind)
 
 
