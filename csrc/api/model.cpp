@@ -245,7 +245,8 @@ std::unique_ptr<Model> build(const Isa& isa, const char* bytes, size_t size, con
   const Json description = header_of(bytes, size, tensors);
   const Json *format = description.find("format"), *layers = description.find("layers");
   if (!format || !layers || layers->items.empty()) throw BadModel("the file is damaged: its description names no format and no layers");
-  if (whole_number(*format, "its format") > 1) throw UnsupportedModel("the file was written by a newer fastrnn");
+  if (whole_number(*format, "its format") > 1)
+    throw UnsupportedModel("the file holds weights in fewer bits, or was written by a newer fastrnn");
   auto model = std::make_unique<Model>();
   model->isa = &isa;
   for (const auto& [name, t] : tensors) model->f64 = t.dtype == "F64";

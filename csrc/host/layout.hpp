@@ -57,16 +57,17 @@ template <class Real> void take_narrow_panels(const Stack& n, int64_t I, const N
   else if (k.phases == 2) p.narrow_hh[1] = take_narrow(formats.hh, n.P, n.H, k.gates - k.first_gates, k.lanes, arena);
 }
 
-inline void pack_narrow_panels(const Stack& n, const Direction<float>& d) {
+// counts: of each matrix what the integers of its rows count, or null.
+inline void pack_narrow_panels(const Stack& n, const Direction<float>& d, const Parameters<const float>& counts) {
   const Kernel<float>& k = kernel_of<float>(n);
-  auto pack = [&](const NarrowPanel& p, const float* rows, int64_t K, int64_t units, int gates) {
-    pack_narrow(p.format, rows, K, units, gates, k.lanes, const_cast<char*>(p.data), const_cast<float*>(p.scale),
-                const_cast<int32_t*>(p.offset));
+  auto pack = [&](const NarrowPanel& p, Parameter which, int64_t row, int64_t K, int64_t units, int gates) {
+    pack_narrow(p.format, d.weight[which] + row * K, counts[which] ? counts[which] + row : nullptr, K, units, gates, k.lanes,
+                const_cast<char*>(p.data), const_cast<float*>(p.scale), const_cast<int32_t*>(p.offset));
   };
-  pack(d.panels.narrow_ih, d.weight[weight_ih], d.I, n.H, k.gates);
-  pack(d.panels.narrow_hh[0], d.weight[weight_hh], n.P, n.H, k.first_gates);
-  if (k.projected) pack(d.panels.narrow_hh[1], d.weight[weight_hr], n.H, n.P, 1);
-  else if (k.phases == 2) pack(d.panels.narrow_hh[1], d.weight[weight_hh] + k.first_gates * n.H * n.P, n.P, n.H, k.gates - k.first_gates);
+  pack(d.panels.narrow_ih, weight_ih, 0, d.I, n.H, k.gates);
+  pack(d.panels.narrow_hh[0], weight_hh, 0, n.P, n.H, k.first_gates);
+  if (k.projected) pack(d.panels.narrow_hh[1], weight_hr, 0, n.H, n.P, 1);
+  else if (k.phases == 2) pack(d.panels.narrow_hh[1], weight_hh, k.first_gates * n.H, n.P, n.H, k.gates - k.first_gates);
 }
 
 template <class Real> Panels<Real> take_panels(const Stack& n, int64_t I, bool input, bool recurrent, Arena& arena) {

@@ -16,14 +16,17 @@ uint16_t to_bfloat16(float x) {
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Writes a row to its lane, 'step' bytes from one group of columns to the next; returns what one of its integers counts.
-float quantise_row(const float* row, int64_t K, int64_t step, char* lane, int32_t& sum) {
+// Writes a row to its lane, 'step' bytes from one group of columns to the next; returns what one of its integers counts: what was
+// given, or what makes the largest one 127.
+float quantise_row(const float* row, const float* given, int64_t K, int64_t step, char* lane, int32_t& sum) {
   float largest = 0;
-  for (int64_t k = 0; k < K; k++) largest = std::max(largest, std::fabs(row[k]));
-  const float scale = largest / 127;
+  for (int64_t k = 0; !given && k < K; k++) largest = std::max(largest, std::fabs(row[k]));
+  const float scale = given ? *given : largest / 127;
+  const double range = given ? double(scale) * 127 : double(largest);
   sum = 0;
   for (int64_t k = 0; k < K; k++) {
-    const auto integer = std::fpclassify(scale) == FP_NORMAL ? int8_t(std::lrint(double(row[k]) / double(largest) * 127)) : int8_t(0);
+    const double exact = std::fpclassify(scale) == FP_NORMAL ? double(row[k]) / range * 127 : 0;
+    const auto integer = int8_t(std::lrint(std::clamp(exact, -127., 127.)));
     std::memcpy(lane + k / 4 * step + k % 4, &integer, 1);
     sum += integer;
   }
@@ -64,8 +67,8 @@ NarrowSizes narrow_sizes(Format format, int64_t K, int64_t units, int gates, int
   return {plus(times(times(rows, plus(K, depth - 1) / depth), 4), read_beyond), format == Format::int8 ? rows : 0};
 }
 
-void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int gates, int lanes, char* data, float* scale,
-                 int32_t* offset) {
+void pack_narrow(Format format, const float* rows, const float* counts, int64_t K, int64_t units, int gates, int lanes, char* data,
+                 float* scale, int32_t* offset) {
   const NarrowSizes sizes = narrow_sizes(format, K, units, gates, lanes);
   std::memset(data, 0, size_t(sizes.data));
   if (sizes.numbers)
@@ -78,7 +81,7 @@ void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int
       char* const lane = data + block * groups * step + (g * lanes + unit % lanes) * 4;
       if (format == Format::int8) {
         int32_t sum;
-        scale[at] = quantise_row(row, K, step, lane, sum);
+        scale[at] = quantise_row(row, counts ? counts + g * units + unit : nullptr, K, step, lane, sum);
         offset[at] = -128 * sum;
         continue;
       }

@@ -24,9 +24,10 @@ struct NarrowSizes {
 NarrowSizes narrow_sizes(Format format, int64_t K, int64_t units, int gates, int lanes);
 
 // Rows of float32: of unit u and gate g the one with number g * units + u, K columns each. Rounds to nearest: to bfloat16, or to
-// multiples of the 127th part of the row's largest magnitude. data, scale and offset: as NarrowPanel has them.
-void pack_narrow(Format format, const float* rows, int64_t K, int64_t units, int gates, int lanes, char* data, float* scale,
-                 int32_t* offset);
+// multiples within +-127 of what 'counts' says of each row; null: of the 127th part of the row's largest magnitude. data, scale and
+// offset: as NarrowPanel has them.
+void pack_narrow(Format format, const float* rows, const float* counts, int64_t K, int64_t units, int gates, int lanes, char* data,
+                 float* scale, int32_t* offset);
 
 // Why a matrix of so many elements in rows of K cannot be kept so; empty if it can.
 std::string unfit(Format format, const float* values, int64_t count, int64_t K);

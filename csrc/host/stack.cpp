@@ -291,7 +291,8 @@ template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return 
 // ---- frozen weights, sizes -----------------------------------------------------------------------------------------
 
 template <class Real>
-FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow) {
+FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow,
+                                   const Parameters<const float>* counts) {
   auto lay_out = [&](Arena& arena) {
     panels_.clear();
     for (int64_t i = 0; i < n.L * n.D; i++) {
@@ -312,7 +313,7 @@ FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>*
     d.panels = panels_[i];
     kernel_of<Real>(n).pack(d, seat);
     if constexpr (sizeof(Real) == sizeof(float))
-      if (narrow) pack_narrow_panels(n, d);
+      if (narrow) pack_narrow_panels(n, d, counts ? counts[i] : Parameters<const float>{});
   }
 }
 

@@ -86,10 +86,12 @@ template <class Real> class BackwardRun {
   std::unique_ptr<Job> job_;
 };
 
-// All weights packed for forward calls. narrow: in these formats, of float32 weights; or null.
+// All weights packed for forward calls. narrow: in these formats, of float32 weights; or null. counts: of int8 matrices (rows) what an
+// integer of a row counts, of each direction of each layer; or null, also for single ones, which are then as pack_narrow says.
 template <class Real> class FrozenWeights {
  public:
-  FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow = nullptr);
+  FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow = nullptr,
+                const Parameters<const float>* counts = nullptr);
   const Panels<Real>* panels() const { return panels_.data(); }
   int64_t bytes() const { return memory_.bytes(); }
 

@@ -230,9 +230,9 @@ PYBIND11_MODULE(_core, m) {
              py::object embedding) {
             return std::visit(
                 [&](const auto& core) {
-                  return py::tuple(core.network.forward(py::list(), x, embedding, core.network.given_states(states), lengths, reset,
-                                                        py::none(), 1, false, batch_first, threads, py::none(),
-                                                        core.weights.panels())[py::slice(0, 2, 1)]);
+                  return py::tuple(core.network.forward(py::list(), as_array(x), embedding, core.network.given_states(states),
+                                                        as_array(lengths), as_array(reset), py::none(), 1, false, batch_first, threads,
+                                                        py::none(), core.weights.panels())[py::slice(0, 2, 1)]);
                 },
                 f.core);
           },
@@ -287,7 +287,7 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "freeze",
           [](const CoreNetwork& self, const py::sequence& parameters, std::optional<std::pair<std::string, std::string>> formats,
-             std::optional<std::string> products) {
+             std::optional<std::string> products, std::optional<py::sequence> scales) {
             std::optional<NarrowFormats> narrow;
             if (formats) {
               if (self.f64) throw py::value_error("float64 weights are not kept in fewer bits");
@@ -297,11 +297,14 @@ PYBIND11_MODULE(_core, m) {
             return self.by_dtype([&](auto real) {
               using Real = decltype(real);
               std::vector<py::array> keep;
+              const auto weights = self.read<Real>(parameters, keep);
+              std::vector<Parameters<const float>> counts;
+              if (scales) counts = self.read_counts(*scales, keep);
               return Frozen{CoreFrozen<Real>{
-                  self, FrozenWeights<Real>(self.n, self.read<Real>(parameters, keep).data(), narrow ? &*narrow : nullptr)}};
+                  self, FrozenWeights<Real>(self.n, weights.data(), narrow ? &*narrow : nullptr, scales ? counts.data() : nullptr)}};
             });
           },
-          py::arg("parameters"), py::arg("formats") = py::none(), py::arg("products") = py::none())
+          py::arg("parameters"), py::arg("formats") = py::none(), py::arg("products") = py::none(), py::arg("scales") = py::none())
       .def(
           "memory",
           [](const CoreNetwork& self, int64_t T, int64_t B, bool training, bool dropout, std::optional<int64_t> ids, py::object lengths) {

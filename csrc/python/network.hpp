@@ -195,6 +195,21 @@ struct CoreNetwork {
     return weights;
   }
 
+  // What an integer of each row counts, of matrices of int8, in the order of the parameters; None where nothing is said.
+  std::vector<Parameters<const float>> read_counts(const py::sequence& given, std::vector<py::array>& keep) const {
+    std::vector<Parameters<const float>> counts(size_t(n.L * n.D), Parameters<const float>{});
+    size_t next = 0;
+    for_each_parameter([&](int64_t i, const ParameterShape& p, const Shape& shape) {
+      if (next >= given.size()) throw py::value_error("too few scales");
+      const py::object one = given[next++];
+      if (one.is_none()) return;
+      keep.push_back(the_array<float>(p.name, one, {shape[0]}));
+      counts[i][p.which] = static_cast<const float*>(keep.back().data());
+    });
+    if (next != given.size()) throw py::value_error("too many scales");
+    return counts;
+  }
+
   // The rows (V,I) that ids name; V is I and there are none where the ids are one-hot.
   Shape embedding_shape(py::handle embedding) const {
     if (embedding.is_none()) return {n.I, n.I};

@@ -126,7 +126,12 @@ class Network:
         is dL/dembedding, or None where they are one-hot.
         """
     def freeze(
-        self, parameters: Sequence[Array], formats: tuple[str, str] | None = None, products: str | None = None
+        self,
+        parameters: Sequence[Array],
+        formats: tuple[str, str] | None = None,
+        products: str | None = None,
+        # for each parameter (rows,) float32, what an integer of a row of int8 counts; None where nothing is said
+        scales: Sequence[Array | None] | None = None,
     ) -> Frozen: ...
     def memory(
         self,

@@ -57,7 +57,11 @@ class Problems:
             return
         kinds = {kind for kind, _ in self._found}
         kind = ShapeError if ShapeError in kinds else ValueError if ValueError in kinds else TypeError
-        raise kind(f"{self._who()} " + "\nIt also ".join(text for _, text in self._found))
+        raise kind(self.text())
+
+    def text(self) -> str:
+        """Return the message of that error, "" when all is well."""
+        return f"{self._who()} " + "\nIt also ".join(text for _, text in self._found) if self._found else ""
 
 
 def swap_hint(name: str, shape: Shape, wanted: int) -> str:

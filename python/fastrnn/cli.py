@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from . import FileError, SizeError, __version__, run_model
+from . import FileError, SizeError, __version__, quantise, run_model
 from .checks import MAX_LAYERS, printable
 from .lm.text import TextError
 from .threads import MOST, get_num_threads
@@ -357,21 +357,22 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    run_model.add_arguments(parser, _whole(1, MOST))
+def _plainly(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Return a command whose errors about what it was given are one line."""
 
-
-def _run_model(arguments: argparse.Namespace) -> int:
-    try:
-        return run_model.run(arguments)
-    except (FileError, SizeError):
-        raise
-    except (ImportError, ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "onnxruntime":
+    def call(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except (FileError, SizeError, TextError):
             raise
-        raise UsageError(str(error)) from error
+        except (ImportError, ValueError, TypeError) as error:
+            raise UsageError(str(error)) from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "onnxruntime":
+                raise
+            raise UsageError(str(error)) from error
+
+    return call
 
 
 class UsageError(Exception):
@@ -433,8 +434,16 @@ COMMANDS = (
         "run an ONNX model",
         "Run a model on arrays from NumPy's files: its recurrent nodes in fastrnn, the rest in ONNX Runtime (the extra "
         "onnx). Prints what ran where, and the outputs' types and shapes.",
-        _add_run,
-        _run_model,
+        lambda parser: run_model.add_arguments(parser, _whole(1, MOST)),
+        _plainly(run_model.run),
+    ),
+    Command(
+        "quantise",
+        "show what weights in fewer bits cost and gain",
+        "Run the recurrent layers of a file, or a language model, with weights of int8 or bfloat16 and in float32, and "
+        "show the errors, how they change over time, the time of a step and the bytes of the weights.",
+        quantise.add_arguments,
+        _plainly(quantise.run),
     ),
     Command("info", "show version, instruction set and threads", "Show what fastrnn runs on.", _add_info, _run_info),
 )

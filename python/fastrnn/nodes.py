@@ -9,6 +9,7 @@ from typing import Any
 
 from .checks import Problems
 from .convert import ONNX_GATES
+from .frozen import Words
 from .layers import GRU, LSTM, RNN
 from .options import NUMBERS, General
 
@@ -17,6 +18,9 @@ INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")  #
 WEIGHTS = ("W", "R", "B", "P")  # among the inputs
 OLDEST = 7  # the opset that defined the three operators as they are
 DOMAINS = ("", "ai.onnx")
+# ONNX Runtime's own LSTM with weights of 8 bits, whose inputs stand behind those of an LSTM
+QUANTIZED, QUANTIZED_DOMAIN = "DynamicQuantizeLSTM", "com.microsoft"
+QUANTIZED_INPUTS = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
@@ -86,6 +90,10 @@ class Node:
     input_forget, linear_before_reset : bool
     peepholes : bool
         Whether the node has the input P.
+    words : pair of str or None
+        What its weights are packed as, where they are packed once, in place of their own type.
+    stored : bool
+        Whether it is a DynamicQuantizeLSTM, whose weights are int8 already.
     """
 
     op_type: str
@@ -97,6 +105,8 @@ class Node:
     input_forget: bool
     linear_before_reset: bool
     peepholes: bool
+    words: Words | None = None
+    stored: bool = False
 
     @property
     def directions(self) -> int:
@@ -125,17 +135,35 @@ def unused(name: str, taken: Container[str]) -> str:
     return found
 
 
-def weight_names(inputs: Sequence[str]) -> list[str]:
-    """The names of W, R, B and P among the inputs of a node; "" for what it leaves out."""
-    found = [*inputs, *[""] * len(INPUTS)]
-    return [*found[1:4], found[INPUTS.index("P")]]
+def operator_of(domain: str, op_type: str) -> str | None:
+    """Return the operator of a node that is computed here; None of another."""
+    if domain in DOMAINS:
+        return op_type if op_type in OPERATORS else None
+    return QUANTIZED if (domain, op_type) == (QUANTIZED_DOMAIN, QUANTIZED) else None
+
+
+def inputs_of(operator: str) -> tuple[str, ...]:
+    """Return the names of its inputs, those left out behind the last one too."""
+    if operator == QUANTIZED:
+        return *INPUTS, *QUANTIZED_INPUTS
+    return INPUTS if operator == "LSTM" else INPUTS[:6]
+
+
+def weight_names(inputs: Sequence[str], operator: str = "LSTM") -> list[str]:
+    """The names of W, R, B and P among the inputs of a node, and of a DynamicQuantizeLSTM its four more.
+
+    "" stands for what it leaves out.
+    """
+    found = [*inputs, *[""] * (len(INPUTS) + len(QUANTIZED_INPUTS))]
+    more = found[len(INPUTS) :][: len(QUANTIZED_INPUTS)] if operator == QUANTIZED else []
+    return [*found[1:4], found[INPUTS.index("P")], *more]
 
 
 def unknown_operator(op_type: str, version: int, inputs: int) -> str | None:
     """Say what of an opset and a number of inputs is not of the operators as they are known here; None: nothing."""
     if version < OLDEST:
         return f"opset {version}; the operators are as they are since opset {OLDEST}"
-    most = len(INPUTS) if op_type == "LSTM" else len(INPUTS) - 2
+    most = len(inputs_of(op_type))
     if 3 <= inputs <= most:
         return None
     return f"it has {inputs} inputs instead of 3 to {most}"
@@ -206,7 +234,7 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
     Parameters
     ----------
     op_type
-        One of OPERATORS.
+        One of OPERATORS, or DynamicQuantizeLSTM.
     attributes
         By name, as plain values: integers, floats, str or bytes, and lists of them.
     peepholes
@@ -220,12 +248,17 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
         With every attribute that does not fit.
     """
     problems = Problems(lambda: who)
+    stored = op_type == QUANTIZED
+    named, op_type = op_type, "LSTM" if stored else op_type
     given: dict[str, Any] = {}
     for name, value in attributes.items():
         operators, kind = _ATTRIBUTES.get(name, ((), ""))
-        if op_type not in operators:
-            known = ", ".join(key for key, (ops, _) in _ATTRIBUTES.items() if op_type in ops)
-            problems.value(f"the attribute {name}", f"The attributes of {op_type} from opset 7 on are {known}.")
+        if op_type not in operators or (stored and name == "layout"):
+            known = ", ".join(
+                k for k, (ops, _) in _ATTRIBUTES.items() if op_type in ops and not (stored and k == "layout")
+            )
+            since = "" if stored else " from opset 7 on"
+            problems.value(f"the attribute {name}", f"The attributes of {named}{since} are {known}.")
         elif value is not None:
             given[name] = _read(problems, name, value, kind)
     problems.refuse()
@@ -255,6 +288,8 @@ def parse(op_type: str, attributes: Mapping[str, Any], peepholes: bool, who: str
         bool(given.get("input_forget", 0)),
         bool(given.get("linear_before_reset", 0)),
         peepholes,
+        ("int8", "int8") if stored else None,
+        stored,
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import arguments, checks, storage
 from ._core import Network
 from .arguments import Inputs, OneHot, StateLike
-from .frozen import Frozen, FrozenLSTM, Weights, read_weights
+from .frozen import Frozen, Weights, pack, read_weights
 from .initialise import RecurrentWeights, Seed, as_generator, initialise
 from .memory import NumpyMemory, read_lengths
 from .options import DEFAULTS, General, general, read_options
@@ -194,10 +194,7 @@ class Recurrent(Running[S]):
         ValueError
             For other words, layers of float64, and weights that are not finite.
         """
-        formats = read_weights(self, weights)
-        packed = self._network.freeze(self._arrays(), formats)
-        kind: type[Frozen[Any]] = FrozenLSTM if self._has_cell_state else Frozen
-        return cast(Frozen[S], kind(copy.deepcopy(self), packed, formats))
+        return cast(Frozen[S], pack(self, read_weights(self, weights)))
 
     def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:
         """Return this layer on another device, with copies of its parameters.

@@ -95,7 +95,7 @@ def _feeds(given: list[str], names: list[str]) -> dict[str, Array]:
     feeds: dict[str, Array] = {}
     for one in given:
         name, found, path = one.rpartition("=")
-        loaded = _load(path)
+        loaded = read_arrays(path)
         if isinstance(loaded, dict):
             if found:
                 raise ValueError(f"got --input {one}; an .npz file has names of its own")
@@ -107,7 +107,14 @@ def _feeds(given: list[str], names: list[str]) -> dict[str, Array]:
     return feeds
 
 
-def _load(path: str) -> Array | dict[str, Array]:
+def read_arrays(path: str) -> Array | dict[str, Array]:
+    """Return the array of an .npy file, or those of an .npz file by name.
+
+    Raises
+    ------
+    FileError
+        For files that hold something else.
+    """
     with open(path, "rb") as file:
         try:
             loaded = np.load(file, allow_pickle=False)

@@ -10,7 +10,7 @@ import pytest
 import fastrnn
 import reference
 from fastrnn import _core
-from fastrnn.frozen import Frozen, FrozenLSTM
+from fastrnn.frozen import Frozen, FrozenLSTM, integers_of, pack
 from support import CELLS, Array, Example, assert_same_bits, draw, largest, parts, whole
 
 WORDS = ("bfloat16", "int8")
@@ -242,6 +242,36 @@ def test_pickles_keep_the_weights(weights: Any) -> None:
     x = np.random.default_rng(0).standard_normal((4, 3, 5), dtype=np.float32)
     assert repr(twin) == repr(fast)
     assert_same_bits(twin(x)[0], fast(x)[0])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_scales_that_are_given_are_kept(name: str) -> None:
+    """Rows whose integers are not up to 127; the same matrix by its own scales has the same bits."""
+    layer = CELLS[name].build(24, 33, **STACK)
+    e = draw(CELLS[name], layer, 4, 3)
+    scales = {}
+    for parameter, values in layer.parameters().items():
+        if not is_matrix(parameter):
+            continue
+        integers, own = integers_of(values)
+        assert np.abs(integers).max(axis=1).min() == 127
+        scales[parameter] = own
+        values[...] = own[:, None] * integers
+        again, _ = integers_of(values, own)
+        assert np.array_equal(again, integers)
+    y, _ = layer.freeze("int8")(e.x)
+    assert largest(pack(layer, ("int8", "int8"), scales)(e.x)[0] - y) < 2e-5
+    coarse = {parameter: np.full_like(scale, np.float32(0.01)) for parameter, scale in scales.items()}
+    for parameter in coarse:
+        values = layer.parameters()[parameter]
+        values[...] = np.rint(np.clip(values, -0.5, 0.5) / 0.01) * np.float32(0.01)
+    right, _ = layer(e.x)
+    fast = pack(layer, ("int8", "int8"), coarse)
+    twin = pickle.loads(pickle.dumps(fast))
+    assert_same_bits(twin(e.x)[0], fast(e.x)[0])
+    assert largest(fast(e.x)[0] - right) < 3 * BOUND["int8"]
+    with pytest.raises(ValueError, match="too few scales"):
+        layer._network.freeze([*layer.parameters().values()], ("int8", "int8"), None, [])
 
 
 @pytest.mark.parametrize("weights", ["int4", "", {"ih": "int8"}, {"ih": "int8", "hh": None}, {"w": 1, "hh": "int8"}, 8])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import Problems
+from ..frozen import Frozen, Words, check_matrices, pack
 from ..initialise import Seed, as_generator
 from ..kit.parts import Embedding, Linear
 from ..layers import CELLS, GRU, LSTM, RNN
@@ -14,11 +16,11 @@ from ..parameters import Parameters
 from ..spec import describe
 from .errors import FileError
 from .found import SIZES, Found, fitting, options_of
-from .tensors import Array, Budget
+from .tensors import Array, Budget, Tensor
 
 # Options that may be others than a file says: they change neither the weights nor what is computed of them.
 _FREE = {"dtype", "dropout", "batch_first"}
-Layer = RNN | GRU | LSTM | Embedding | Linear
+Layer = RNN | GRU | LSTM | Embedding | Linear | Frozen[Any]
 PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
 
 
@@ -84,7 +86,10 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed, budget:
     ValueError
         If the file leaves several cells open, or says otherwise than the options.
     """
-    arrays = {name: budget.pay(tensor.load()) for name, tensor in found.tensors.items()}
+    scales = {name: budget.pay(tensor.load()) for name, tensor in found.scales.items()}
+    if wrong := [name for name, one in scales.items() if not ((one >= 0) & np.isfinite(one)).all()]:
+        raise FileError(f"{who} is damaged: a scale of {wrong[0]} is negative or not finite")
+    arrays = {name: budget.pay(_loaded(tensor, scales.get(name))) for name, tensor in found.tensors.items()}
     if found.part:
         dtype = options.get("dtype", found.said["dtype"])
         return PARTS[found.part]._of_parameters({n: a.astype(dtype, copy=False) for n, a in arrays.items()}, rng)
@@ -97,7 +102,29 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed, budget:
     }
     read = complete_options(cell, {**sizes, **chosen, **CELLS[cell].options})
     same = {n: a if a.dtype == read["dtype"] else budget.pay(a.astype(read["dtype"])) for n, a in arrays.items()}
-    return recurrent(cell, read, same, rng)
+    layer = recurrent(cell, read, same, rng)
+    return layer if found.words is None else _in_bits(layer, found.words, scales, who)
+
+
+def _loaded(tensor: Tensor, scale: Array | None) -> Array:
+    """The numbers of a tensor; of integers what they stand for."""
+    array = tensor.load()
+    if scale is None:
+        return array
+    with np.errstate(over="ignore"):  # what is not finite then is refused
+        found: Array = array.astype(np.float32) * scale[:, None]
+    return found
+
+
+def _in_bits(layer: RNN | GRU | LSTM, words: Words, scales: Mapping[str, Array], who: str) -> Frozen[Any]:
+    """Freeze a layer whose file holds weights in fewer bits."""
+    if layer.dtype != np.float32:
+        raise ValueError(f"{who} holds weights in fewer bits, which are for float32: leave dtype out of options=")
+    problems = Problems(lambda: who)
+    check_matrices(problems, layer.parameters(), words, "The file is damaged.")
+    if problems.text():
+        raise FileError(problems.text())
+    return pack(layer, words, scales or None)
 
 
 def choose(found: Found, options: Mapping[str, Any], who: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import MAX_LAYERS
+from ..frozen import Words
 from ..layers import CELLS
 from ..spec import Description, describe
 from .tensors import REAL, Array, Tensor
@@ -42,6 +43,10 @@ class Found:
         Why no layer can be made of it; empty if one can.
     part
         "Embedding" or "Linear" for one of these, which our own files hold; empty for a recurrent layer.
+    words
+        What our own file keeps the matrices as, of a layer that was frozen with weights in fewer bits.
+    scales
+        Beside matrices of int8, by their names, (rows,) what an integer of a row counts.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Found:
     sizes: dict[str, Any] = field(default_factory=dict)
     unfit: str = ""
     part: str = ""
+    words: Words | None = None
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import printable, readable
+from ..frozen import Frozen, Weights, as_given
 from ..layers import CELLS
 from ..options import DEFAULTS
 from .building import complete_options, recurrent, shapes
@@ -36,8 +37,9 @@ def report(path: Path) -> dict[str, Any]:
     dict
         ``file``, ``kind``, ``bytes``, ``arrays`` and ``layers``, each with ``name``, ``origin``, ``parameters``,
         ``dtype``, ``tensors`` (how many) and, if it fits, ``type``, ``cells`` (those it can be), ``sizes``, ``options``
-        (what the file says and what follows from its kind), ``open`` (options that must be given, with the choices) and
-        ``microseconds_per_step``, estimated for one sequence, None behind many others; else ``unfit``, the reason.
+        (what the file says and what follows from its kind), ``open`` (options that must be given, with the choices),
+        ``weights`` where they are in fewer bits, and ``microseconds_per_step``, estimated for one sequence, None behind
+        many others; else ``unfit``, the reason.
 
     Raises
     ------
@@ -50,10 +52,11 @@ def report(path: Path) -> dict[str, Any]:
         layers = [_described(layer) for layer in contents.layers]
     for layer in layers:
         if "cells" in layer:
-            key = repr((layer["cells"][0], layer["sizes"], layer["dtype"]))
+            key = repr((layer["cells"][0], layer["sizes"], layer["dtype"], layer.get("weights")))
             if key not in paces and time.perf_counter() < until:
                 double = "float64" in layer["dtype"]
-                paces[key] = round(microseconds_per_step(layer["cells"][0], layer["sizes"], double), 2)
+                pace = microseconds_per_step(layer["cells"][0], layer["sizes"], double, layer.get("weights"))
+                paces[key] = round(pace, 2)
             layer["microseconds_per_step"] = paces.get(key)
     name = os.fspath(path)
     return {
@@ -79,6 +82,8 @@ def _described(found: Found) -> dict[str, Any]:
         options["dtype"] = str(options["dtype"])
     deciding = {name for cell in cells for name in CELLS[cell].options} if len(cells) > 1 else set()
     asked = {name: [CELLS[cell].options[name] for cell in cells] for name in sorted(deciding)}
+    if found.words is not None:
+        facts["weights"] = as_given(found.words)
     return {
         **facts,
         "type": CELLS[cells[0]].layer.__name__,
@@ -89,7 +94,7 @@ def _described(found: Found) -> dict[str, Any]:
     }
 
 
-def microseconds_per_step(cell: str, sizes: Mapping[str, Any], double: bool) -> float:
+def microseconds_per_step(cell: str, sizes: Mapping[str, Any], double: bool, weights: Weights = None) -> float:
     """Return about how long a frozen layer of these sizes takes for a time step of one sequence on this machine.
 
     A layer of zeros is timed; one that is too large to be made for that is scaled down, and its time up by the number
@@ -102,7 +107,7 @@ def microseconds_per_step(cell: str, sizes: Mapping[str, Any], double: bool) -> 
         scaled = {name: max(int(small[name] * factor), 1) for name in ("input_size", "hidden_size", "proj_size")}
         small |= {name: size for name, size in scaled.items() if sizes[name]}
         made = _parameters(cell, small)
-    return _timed(cell, small, double) * wanted / made * 1e6
+    return _timed(cell, small, double, weights) * wanted / made * 1e6
 
 
 def _arguments(cell: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,16 +119,21 @@ def _parameters(cell: str, sizes: Mapping[str, Any]) -> int:
     return sum(math.prod(shape) for shape in shapes(cell, read).values())
 
 
-def _timed(cell: str, sizes: Mapping[str, Any], double: bool) -> float:
+def _timed(cell: str, sizes: Mapping[str, Any], double: bool, weights: Weights) -> float:
     """Return the seconds of a step, the least of some turns."""
     dtype = np.dtype(np.float64 if double else np.float32)
     options = complete_options(cell, {**_arguments(cell, sizes), **CELLS[cell].options, "dtype": dtype})
     arrays = {name: np.zeros(shape, dtype) for name, shape in shapes(cell, options).items()}
-    fast = recurrent(cell, options, arrays, 0).freeze()
-    if sizes["bidirectional"]:
-        x = np.zeros((_STEPS, 1, sizes["input_size"]), dtype)
+    layer = recurrent(cell, options, arrays, 0)
+    return pace(layer.freeze(weights), layer)
+
+
+def pace(fast: Frozen[Any], layer: Any) -> float:
+    """Return the seconds that a frozen layer takes for a time step of one sequence, the least of some turns."""
+    if layer.bidirectional:
+        x = np.zeros((1, _STEPS, layer.input_size) if layer.batch_first else (_STEPS, 1, layer.input_size), layer.dtype)
         return _least(lambda: fast(x)) / _STEPS
-    x = np.zeros((1, sizes["input_size"]), dtype)
+    x = np.zeros((1, layer.input_size), layer.dtype)
     out, state = fast.step(x)
     return _least(lambda: fast.step(x, state, out=out, state_out=state))
 
@@ -163,4 +173,5 @@ def _line(layer: Mapping[str, Any]) -> str:
     )
     pace = layer.get("microseconds_per_step")
     about = f", about {pace:,.1f} us a step here" if pace is not None else ""
-    return f"{layer['type']}({listed})  {counted}{about}"
+    kept = f".freeze(weights={layer['weights']!r})" if "weights" in layer else ""
+    return f"{layer['type']}({listed}){kept}  {counted}{about}"

@@ -34,11 +34,12 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
     Returns
     -------
     layer, or dict of str to layer
-        The layer of a file that was saved from one; a dict by name from a file of several, in the order of the file,
-        and from files of other programs always. float16 and bfloat16 are widened to float32. Arrays of safetensors,
-        PyTorch's and Keras' files that are float32 or float64 in the order that is needed are not read but mapped: they
-        come into memory when they are used, and writing to them changes nothing in the file. As with any mapping, the
-        file must not be cut short meanwhile; to be replaced, as `fastrnn.save` does it, is fine.
+        The layer of a file that was saved from one, frozen where it has weights in fewer bits; a dict by name from a
+        file of several, in the order of the file, and from files of other programs always. float16 and bfloat16 are
+        widened to float32. Arrays of safetensors, PyTorch's and Keras' files that are float32 or float64 in the order
+        that is needed are not read but mapped: they come into memory when they are used, and writing to them changes
+        nothing in the file. As with any mapping, the file must not be cut short meanwhile; to be replaced, as
+        `fastrnn.save` does it, is fine.
 
     Raises
     ------

@@ -109,5 +109,6 @@ def _own_npz(archive: Archive) -> Contents:
     tensors = {name: t for name, t in npz.tensors(archive).items() if name != description.KEY}
     options = told.get("options")
     entry = {"name": "", "cell": told.get("cell"), "options": options if isinstance(options, dict) else None}
-    layers = description.read_layers({"format": told["format"], "layers": [entry]}, tensors, archive.name)
+    whole = {"format": told["format"], "layers": [entry]}
+    layers = description.read_layers(whole, tensors, archive.name, storage.FORMAT)
     return Contents("npz of fastrnn", layers, True, len(tensors))

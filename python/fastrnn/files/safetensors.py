@@ -15,6 +15,7 @@ from .tensors import REAL, Array, Bytes, Tensor, as_array, count, not_real
 MAX_HEADER = 2**24  # of 100,000 tensors; the header is parsed whole
 METADATA = "__metadata__"
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WRITTEN = {np.float64: "F64", np.float32: "F32", np.uint16: "BF16", np.int8: "I8"}
 _SIZES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -117,14 +118,19 @@ def _check_places(name: str, places: list[tuple[int, int, str]], size: int) -> N
 
 def _tensor(who: str, data: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     name = _NAMES.get(dtype, dtype)
+    if dtype == "I8":  # of our own files; parameters of others are not made of it
+        return Tensor("int8", shape, lambda: data.view(np.int8).reshape(shape))
     if name not in REAL:
         return Tensor(name, shape, not_real(who, dtype))
     return Tensor(name, shape, lambda: as_array(data, name, shape))
 
 
 def write(file: IO[bytes], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write float32 and float64 arrays; the numbers start at a multiple of 64 bytes, so that they can be mapped."""
-    names = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
+    """Write float32, float64 and int8 arrays, and uint16 as bfloat16, whose bits it holds.
+
+    The numbers start at a multiple of 64 bytes, so that they can be mapped.
+    """
+    names = {np.dtype(kind): word for kind, word in _WRITTEN.items()}
     # the larger type first, so that each array is aligned
     ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {METADATA: dict(metadata)}

@@ -1,10 +1,11 @@
 """`fastrnn.save`: layers into a file that fastrnn and others read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
+from ..frozen import Frozen
 from ..kit.parts import Embedding, Linear
 from ..layers import GRU, LSTM, RNN
 from .tensors import Path
@@ -23,7 +24,9 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
         complete.
     layers
         A layer, or several by name, in the order in which they run; of a sequence the names are "0", "1", ... as in
-        ``torch.nn.Sequential``. RNN, GRU, LSTM, Embedding and Linear.
+        ``torch.nn.Sequential``. RNN, GRU, LSTM, Embedding and Linear, and what ``freeze`` makes: with
+        ``weights="int8"`` or "bfloat16" the file holds these, and `load` returns a frozen layer with the same bits;
+        without weights it is saved as its layer is.
 
     Raises
     ------
@@ -39,6 +42,10 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
     description of the layers, which `load` makes them from::
 
         {"format": 1, "layers": [{"name": "rnn", "type": "GRU", "cell": "gru", "options": {"input_size": 3, ...}}]}
+
+    A layer with weights in fewer bits has ``"weights": {"ih": "int8", "hh": "int8"}`` there as well, and the format is
+    2. Its matrices are I8 or BF16, and beside one of I8 lies ``NAME_scale``, (rows,), which each row is to be
+    multiplied by.
     """
     import json
 
@@ -71,11 +78,22 @@ def _named(layers: Any) -> "dict[str, Layer]":
     if not named:
         raise ValueError("save got no layers")
     for name, layer in named.items():
-        if not isinstance(layer, (RNN, GRU, LSTM, Embedding, Linear)):
-            raise TypeError(f"save got {type(layer).__name__}; it takes RNN, GRU, LSTM, Embedding and Linear")
+        if isinstance(layer, Frozen) and layer._weights is None:
+            named[name] = layer._layer
+    for name, layer in named.items():
+        if not isinstance(layer, (RNN, GRU, LSTM, Embedding, Linear, Frozen)):
+            what = "RNN, GRU, LSTM, Embedding, Linear and frozen layers"
+            raise TypeError(f"save got {type(layer).__name__}; it takes {what}")
         if not isinstance(name, str) or (not name and len(named) > 1):
             raise TypeError(f"save got a layer of the name {name!r}; several layers need names, which are texts")
-    arrays = [f"{name}.{own}" for name, layer in named.items() for own in layer.parameters()]
+    arrays = [f"{name}.{own}" for name, layer in named.items() for own in _names(layer)]
     if len(set(arrays)) < len(arrays):
         raise ValueError(f"save got names whose arrays cannot be told apart: {', '.join(named)}")
     return named
+
+
+def _names(layer: "Layer") -> Iterable[str]:
+    """The names of a layer's arrays in a file, and of those that they may have beside them."""
+    if not isinstance(layer, Frozen):
+        return layer.parameters()
+    return [word for name in layer._layer.parameters() for word in (name, f"{name}_scale")]

@@ -25,7 +25,10 @@ REAL = ("float64", "float32", "float16", "bfloat16")  # what becomes a parameter
 
 
 class Tensor(NamedTuple):
-    """One array of a file; `load` reads it, widened to float32 or float64, as memory that may be written to."""
+    """One array of a file; `load` reads it, widened to float32 or float64, as memory that may be written to.
+
+    What is of int8 stays so.
+    """
 
     dtype: str  # NumPy's name, or one that NumPy lacks, such as bfloat16
     shape: Shape

@@ -9,7 +9,7 @@ from onnx.backend.base import BackendRep, namedtupledict
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from ..nodes import OPERATORS
+from ..nodes import QUANTIZED_DOMAIN, operator_of
 from .reading import attributes, read_model
 from .running import run_node
 
@@ -36,12 +36,19 @@ class LSTM(_Recurrent):
     """LSTM, computed by `run_node`."""
 
 
-def operators() -> list[type[Any]]:
-    """Return RNN, GRU and LSTM for ``onnx.reference.ReferenceEvaluator(model, new_ops=fastrnn.onnx.operators())``.
+class DynamicQuantizeLSTM(_Recurrent):
+    """DynamicQuantizeLSTM, computed by `run_node`."""
 
-    The evaluator's own ones ignore sequence_lens, activations, clip and input_forget; these follow the text.
+    op_domain = QUANTIZED_DOMAIN
+
+
+def operators() -> list[type[Any]]:
+    """Return RNN, GRU, LSTM and DynamicQuantizeLSTM for the reference evaluator of onnx.
+
+    ``onnx.reference.ReferenceEvaluator(model, new_ops=fastrnn.onnx.operators())``. Its own ones ignore sequence_lens,
+    activations, clip and input_forget; these follow the text.
     """
-    return [RNN, GRU, LSTM]
+    return [RNN, GRU, LSTM, DynamicQuantizeLSTM]
 
 
 class _Prepared(BackendRep):  # type: ignore[misc,unused-ignore]
@@ -106,7 +113,7 @@ class Backend(_Backend):  # type: ignore[misc,unused-ignore]
         given = iter(inputs)
         arrays = [np.asarray(next(given)) if name else None for name in node.input]
         names = [name for name in node.output if name]
-        if node.domain in ("", "ai.onnx") and node.op_type in OPERATORS:
+        if operator_of(node.domain, node.op_type):
             found = run_node(node.op_type, attributes(node), arrays)
             chosen = [value for name, value in zip(node.output, found, strict=False) if name]
         else:

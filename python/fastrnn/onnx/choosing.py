@@ -1,18 +1,21 @@
 """Which recurrent nodes of a model run here, in whatever graph they stand, and why the others do not."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..checks import printable
-from ..nodes import DOMAINS, OPERATORS, Node, departure, parse, unknown_operator, unused, weight_names
+import numpy as np
+
+from ..checks import Problems, printable
+from ..frozen import Words, as_given, check_matrices
+from ..nodes import DOMAINS, QUANTIZED, Node, departure, operator_of, parse, unknown_operator, unused, weight_names
 from ..storage import FileError
 from .constants import Constants, constants_of
 from .reading import attributes, label, opset, ordered, subgraphs
-from .running import Prepared
+from .running import Prepared, as_parameters
 
 _AROUND = ("If", "Loop", "Scan")  # the nodes around graphs that this package can run itself
-_RELATIVES = ("DynamicQuantizeLSTM", "AttnLSTM")  # of ONNX Runtime's own domain
+_RELATIVES = ("DynamicQuantizeLSTM", "AttnLSTM")  # of ONNX Runtime's own domain, or what other domains call so
 
 
 @dataclass
@@ -63,22 +66,22 @@ class Scope:
         return bool(self.taken) or any(scope.any_taken() for scopes in self.inner.values() for scope in scopes)
 
 
-def choose(model: Any, name: str) -> tuple[Scope, Report]:
-    """Look at every node of a model."""
+def choose(model: Any, name: str, words: Words | None = None) -> tuple[Scope, Report]:
+    """Look at every node of a model; `words`: what to keep weights as that are constant and float32."""
     report = Report()
 
     def look(graph: Any, around: Constants | None, path: str, blocked: str | None) -> Scope:
         nodes = ordered(graph, name)
         scope = Scope(graph, nodes, constants_of(graph, nodes, model, name, around))
         for k, node in enumerate(nodes):
-            if node.op_type in OPERATORS and node.domain in DOMAINS:
+            if operator_of(node.domain, node.op_type):
                 where = unused(path + label(node), report)
                 found = blocked or _parsed(node, scope.constants, opset(model))
                 if isinstance(found, str):
                     report.left[where] = found
                 else:
-                    report.taken[where] = describe(found)
-                    scope.taken[k] = found
+                    scope.taken[k], more = _in_bits(found, node, scope.constants, words)
+                    report.taken[where] = describe(found) + more
             elif node.op_type in _RELATIVES:
                 report.left[unused(path + label(node), report)] = f"{node.domain}.{node.op_type} is another operator"
             else:
@@ -105,8 +108,10 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
         return problem
     try:
         found = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), f"{node.op_type} node")
-        names = weight_names(node.input)
+        names = weight_names(node.input, node.op_type)
         weights = [constants.get(one) if one else None for one in names]
+        if found.stored and any(w is None and one for w, one in zip(weights, names, strict=True)):
+            return "its weights come with the call"
         if all(w is not None or not one for w, one in zip(weights, names, strict=True)):
             Prepared(found, weights, who=f"{node.op_type} node", packed=False)
     except FileError:
@@ -114,6 +119,24 @@ def _parsed(node: Any, constants: Constants, version: int) -> Node | str:
     except (ValueError, TypeError) as error:
         return " ".join(str(error).split())
     return departure(found) or found
+
+
+def _in_bits(parsed: Node, node: Any, constants: Constants, words: Words | None) -> tuple[Node, str]:
+    """A node with weights in fewer bits, or as it was where they stay in full, and what the report says of that."""
+    if words is None or parsed.stored:
+        return parsed, ""
+    weights = [constants.get(one) if one else None for one in weight_names(node.input, node.op_type)]
+    problems = Problems(lambda: "the node")
+    if weights[0] is None or weights[1] is None:
+        why = "they come with the call"
+    elif weights[0].dtype != np.float32:
+        why = f"they are {weights[0].dtype}"
+    else:
+        check_matrices(problems, as_parameters(parsed, weights), words, "")
+        why = " ".join(problems.text().split())
+    if why:
+        return parsed, f", weights in full: {why}"
+    return replace(parsed, words=words), f", weights={as_given(words)!r}"
 
 
 def describe(node: Node) -> str:
@@ -124,11 +147,11 @@ def describe(node: Node) -> str:
     parts += ["linear_before_reset"] * node.linear_before_reset
     if node.op_type == "RNN":
         parts += [side[0].name for side in node.activations]
-    return f"{node.op_type}({', '.join(parts)})"
+    return f"{QUANTIZED if node.stored else node.op_type}({', '.join(parts)})"
 
 
 def recurrent_nodes(model: Any, name: str) -> Iterator[tuple[str, Any, Constants, Callable[[str], Any]]]:
-    """Every RNN, GRU and LSTM node of a model: its unique name, itself, what is constant there, who makes a value."""
+    """Every recurrent node of a model: its unique name, itself, what is constant there, who makes a value."""
     seen = Report()
 
     def into(graph: Any, around: Constants | None, makers: dict[str, Any]) -> Iterator[Any]:
@@ -136,7 +159,7 @@ def recurrent_nodes(model: Any, name: str) -> Iterator[tuple[str, Any, Constants
         constants = constants_of(graph, nodes, model, name, around)
         makers = {**makers, **{output: node for node in nodes for output in node.output if output}}
         for node in nodes:
-            if node.op_type in OPERATORS and node.domain in DOMAINS:
+            if operator_of(node.domain, node.op_type):
                 seen.taken[where := unused(label(node), seen)] = node.op_type
                 yield where, node, constants, makers.get
             for inner in subgraphs(node):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import Problems
 from ..convert import ONNX_GATES
-from ..frozen import Frozen
+from ..frozen import Frozen, pack
 from ..layers import GRU, LSTM, RNN
 from ..memory import as_real
 from ..nodes import OLDEST, activation_attributes, no_layer, parse, weight_names
@@ -42,7 +42,7 @@ class Layers(dict[str, Any]):
 
 
 def load(model: Any, *, nodes: Iterable[str] | None = None, frozen: bool = False) -> Layers:
-    """Make fastrnn's layers of the RNN, GRU and LSTM nodes of a model, in whatever graph inside it they stand.
+    """Make fastrnn's layers of the RNN, GRU, LSTM and DynamicQuantizeLSTM nodes of a model, in any graph inside it.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def load(model: Any, *, nodes: Iterable[str] | None = None, frozen: bool = False
     nodes : iterable of str, optional
         The names of the nodes to load; by default all. A node without a name has that of its first output.
     frozen : bool
-        Whether to return frozen layers, for inference, instead of ones that can be trained.
+        Whether to return frozen layers, for inference, instead of ones that can be trained. The weights of a
+        DynamicQuantizeLSTM, of com.microsoft, are then the int8 that they are; else what they stand for, in float32.
 
     Returns
     -------
@@ -83,8 +84,7 @@ def _load(proto: Any, name: str, wanted: Mapping[str, None] | None, frozen: bool
             continue
         if opset(proto) < OLDEST:
             raise FileError(f"{name} is of opset {opset(proto)}; {node.op_type} is what it is since opset {OLDEST}")
-        layer = _layer(node, constants, f"{name}: the node {where} ({node.op_type})")
-        found[where] = layer.freeze() if frozen else layer
+        layer, found[where] = _layer(node, constants, f"{name}: the node {where} ({node.op_type})", frozen)
         embedding = _embedding(node, constants, maker, layer)
         if embedding is not None:
             found.embeddings[where] = embedding
@@ -93,23 +93,23 @@ def _load(proto: Any, name: str, wanted: Mapping[str, None] | None, frozen: bool
     return found
 
 
-def _layer(node: Any, constants: Constants, who: str) -> Layer:
-    """The layer that computes what a node does."""
+def _layer(node: Any, constants: Constants, who: str, frozen: bool) -> tuple[Layer, Layer | Frozen[Any]]:
+    """The layer that computes what a node does, and the same frozen, where that is asked for."""
     try:
         parsed = parse(node.op_type, attributes(node), bool(node.input[7:8] and node.input[7]), who)
-        names = weight_names(node.input)
+        names = weight_names(node.input, node.op_type)
         weights = [constants.get(one) if one else None for one in names]
         missing = [one for one, value in zip(names, weights, strict=True) if one and value is None]
         if problem := no_layer(parsed, missing):
             raise FileError(f"{who}: {problem}")
         checked = Prepared(parsed, weights, who=who, packed=False)
-        weights = [None if a is None else a.astype(checked.computed) for a in weights]
+        weights = [None if a is None else a.astype(checked.computed) for a in checked.weights]
         layer: Layer = make_layer(parsed, as_parameters(parsed, weights), bool(parsed.layout))
     except FileError:
         raise
     except (ValueError, TypeError) as error:
         raise FileError(f"{error}") from error
-    return layer
+    return layer, (pack(layer, parsed.words, checked.scales) if parsed.stored else layer.freeze()) if frozen else layer
 
 
 def _embedding(node: Any, constants: Constants, maker: Any, layer: Layer) -> Array | None:

@@ -1,6 +1,6 @@
 """RNN, GRU and LSTM nodes computed by fastrnn's layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,21 @@ from ..checks import Problems
 from ..convert import ONNX_GATES
 from ..initialise import as_generator
 from ..memory import in_rows
-from ..nodes import INPUTS, OPERATORS, WEIGHTS, Node, check_weights, parse
+from ..nodes import (
+    INPUTS,
+    OPERATORS,
+    QUANTIZED,
+    QUANTIZED_INPUTS,
+    WEIGHTS,
+    Node,
+    check_weights,
+    inputs_of,
+    parse,
+)
 from ..options import read_options
 from ..parameters import Parameters
 from ..threads import get_num_threads
+from . import quantized
 
 Array = NDArray[Any]
 
@@ -28,8 +39,8 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
 
     Parameters
     ----------
-    op_type : {"RNN", "GRU", "LSTM"}
-        The operator, of the domain ai.onnx.
+    op_type : {"RNN", "GRU", "LSTM", "DynamicQuantizeLSTM"}
+        The operator, of the domain ai.onnx; the last one of com.microsoft.
     attributes : mapping
         By name: ``hidden_size``, which must be there, ``direction``, ``layout``, ``activations``, ``activation_alpha``,
         ``activation_beta``, ``clip``, of a GRU ``linear_before_reset``, of an LSTM ``input_forget``.
@@ -37,7 +48,9 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
         X (T,B,I), W (D,G*H,I), R (D,G*H,H), B (D,2*G*H), sequence_lens (B,), initial_h (D,B,H) and, of an LSTM,
         initial_c (D,B,H) and P (D,3*H), the gates in the order iofc or zrh. None, or a shorter list, leaves out what
         is optional. With ``layout=1`` X is (B,T,I) and the states are (B,D,H). X, float32, float64, float16 or
-        bfloat16 (of ml_dtypes), decides about the type: the 16-bit ones are computed in float32.
+        bfloat16 (of ml_dtypes), decides about the type: the 16-bit ones are computed in float32. DynamicQuantizeLSTM
+        has W (D,I,4*H) and R (D,H,4*H) of int8 or uint8, everything else float32, and behind P W_scale, W_zero_point,
+        R_scale and R_zero_point, each (D,) or (D,4*H).
 
     Returns
     -------
@@ -59,11 +72,17 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
     process at an LSTM or GRU with no sequence (B = 0), and at a GRU with no time step.
     `accelerate` stands in for ONNX Runtime, so there the final states of length 0 are zero, and nodes with those
     attributes are left to it.
+
+    The weights of DynamicQuantizeLSTM are multiplied as int8 of -127..127, with the scales that they have: -128 counts
+    as -127, and a row that reaches beyond +-128 of its zero point is rounded once more. The other factors, rows of X
+    and of h, are rounded to int8 with a scale each; ONNX Runtime rounds them to 8 bits with one scale for all rows of a
+    step. So results differ by as much as either is off what float32 makes of these weights. ONNX Runtime refuses zero
+    points of columns that are not the middle of the range.
     """
     who = f"run_node({op_type!r})"
-    if op_type not in OPERATORS:
-        raise ValueError(f'{who}: the operators are "RNN", "GRU" and "LSTM".')
-    expected = INPUTS if op_type == "LSTM" else INPUTS[:6]
+    if op_type not in OPERATORS and op_type != QUANTIZED:
+        raise ValueError(f'{who}: the operators are "RNN", "GRU", "LSTM" and "{QUANTIZED}".')
+    expected = inputs_of(op_type)
     problems = Problems(lambda: who)
     if not isinstance(inputs, (list, tuple)) or len(inputs) > len(expected):
         count = len(inputs) if isinstance(inputs, (list, tuple)) else type(inputs).__name__
@@ -74,7 +93,8 @@ def run_node(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Array
         given[name] = None if value is None else _as_array(problems, name, value)
     problems.refuse()
     node = parse(op_type, attributes, given.get("P") is not None, who)
-    prepared = Prepared(node, [given.get(name) for name in WEIGHTS], given["X"], who=who, packed=False)
+    weights = [given.get(name) for name in (*WEIGHTS, *QUANTIZED_INPUTS[: 4 * node.stored])]
+    prepared = Prepared(node, weights, given["X"], who=who, packed=node.stored)
     states = [given[name] for name in INPUTS[5:7] if name in given]
     return prepared(given["X"], given["sequence_lens"], states)
 
@@ -113,11 +133,8 @@ def make_layer(node: Node, arrays: Mapping[str, Array], batch_first: bool = Fals
     return layer
 
 
-def as_parameters(node: Node, weights: Sequence[Array | None]) -> dict[str, Array]:
-    """Return W, R, B and P by PyTorch's names in its order; always copies."""
-    W, R, B, P = weights
-    assert W is not None
-    assert R is not None
+def _in_our_order(node: Node) -> Callable[[Array], Array]:
+    """Return what turns rows in the order of ONNX's gates into a copy in that of PyTorch's."""
     gates = ONNX_GATES[node.op_type]
     order = [gates.index(k) for k in range(len(gates))]  # of PyTorch's gates, the positions in ONNX's
 
@@ -125,6 +142,22 @@ def as_parameters(node: Node, weights: Sequence[Array | None]) -> dict[str, Arra
         parts = rows.reshape(len(order), node.hidden_size, *rows.shape[1:])
         return np.ascontiguousarray(parts[order]).reshape(rows.shape)
 
+    return reordered
+
+
+def as_scales(node: Node, scales: Sequence[Array]) -> dict[str, Array]:
+    """Return what the integers of the rows of W and R count, (D,G*H) each, by PyTorch's names of these."""
+    reordered, suffixes = _in_our_order(node), ("l0", "l0_reverse")
+    pairs = zip(("weight_ih", "weight_hh"), scales, strict=True)
+    return {f"{name}_{suffixes[d]}": reordered(rows) for name, one in pairs for d, rows in enumerate(one)}
+
+
+def as_parameters(node: Node, weights: Sequence[Array | None]) -> dict[str, Array]:
+    """Return W, R, B and P by PyTorch's names in its order; always copies."""
+    W, R, B, P = weights
+    assert W is not None
+    assert R is not None
+    reordered = _in_our_order(node)
     found = {}
     for d, suffix in enumerate(("l0", "l0_reverse")[: node.directions]):
         found[f"weight_ih_{suffix}"], found[f"weight_hh_{suffix}"] = reordered(W[d]), reordered(R[d])
@@ -143,7 +176,7 @@ class Prepared:
     node
         What its attributes say.
     weights
-        W, R, B and P, as of `run_node`.
+        W, R, B and P, as of `run_node`, and of a DynamicQuantizeLSTM its four more.
     X
         Its dtype decides about the type of everything; None: that of W.
     packed
@@ -153,9 +186,16 @@ class Prepared:
     zero_ends
         Whether the final states of length 0 are zero, as ONNX Runtime has it.
 
+    Attributes
+    ----------
+    weights
+        W, R, B and P, of a DynamicQuantizeLSTM as an LSTM has them.
+    scales : dict of str to array
+        What the integers of its rows count, by PyTorch's names of the matrices; of other nodes empty.
+
     Raises
     ------
-    ShapeError, TypeError
+    ShapeError, TypeError, ValueError
         For weights that do not fit.
     """
 
@@ -171,6 +211,12 @@ class Prepared:
     ) -> None:
         self.node, self.who, self.zero_ends = node, who, zero_ends
         problems = Problems(lambda: who)
+        self.scales: Mapping[str, Array] = {}
+        if node.stored:
+            weights, scales = quantized.dequantised(problems, node.directions, node.hidden_size, weights)
+            problems.refuse()
+            self.scales = as_scales(node, scales)
+        self.weights = weights
         self.dtype = _dtype(problems, X if X is not None else weights[0])
         self.computed = np.dtype(_COMPUTED.get(self.dtype.name, np.float32))
         self.input_size = check_weights(problems, node, [None if a is None else a.shape for a in weights])
@@ -178,7 +224,7 @@ class Prepared:
             self._same_dtype(problems, name, array)
         problems.refuse()
         computed = [None if a is None else a.astype(self.computed, copy=False) for a in weights]
-        self.layer = _Layer(node, computed, packed)
+        self.layer = _Layer(node, computed, packed, self.scales)
         plain = not node.layout and node.direction != "reverse" and self.dtype == self.computed
         self._simple = self.layer.frozen if plain else None
         self._steps = self._simple.step if self._simple is not None and node.directions == 1 else None
@@ -290,9 +336,11 @@ class Prepared:
 class _Layer:
     """The layer that computes a node; of one that runs in reverse alone, which no layer does, on turned sequences."""
 
-    def __init__(self, node: Node, weights: Sequence[Array | None], packed: bool) -> None:
+    def __init__(self, node: Node, weights: Sequence[Array | None], packed: bool, scales: Mapping[str, Array]) -> None:
         self.layer = make_layer(node, as_parameters(node, weights), bool(node.layout))
-        self.frozen = self.layer._network.freeze(self.layer._arrays()) if packed else None
+        given = [scales.get(name) for name in self.layer.parameters()]
+        freeze = self.layer._network.freeze
+        self.frozen = freeze(self.layer._arrays(), node.words, None, given) if packed else None
         self.backwards = node.direction == "reverse"
         self.options = node.directions, node.hidden_size, bool(node.layout)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..frozen import Weights, read_words
 from ..storage import FileError
 from ..threads import get_num_threads
 from . import types
@@ -25,7 +26,11 @@ class Argument(NamedTuple):
 
 
 def accelerate(
-    model: Any, *, providers: Sequence[Any] = ("CPUExecutionProvider",), session_options: Any = None
+    model: Any,
+    *,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    session_options: Any = None,
+    weights: Weights = None,
 ) -> "Session":
     """Return a session that stands in for onnxruntime.InferenceSession, its recurrent nodes computed by fastrnn.
 
@@ -44,6 +49,9 @@ def accelerate(
     session_options : onnxruntime.SessionOptions, optional
         For those pieces. By default they use as many threads as fastrnn does, which do not spin between the pieces:
         spinning threads of one library keep the processor from the other's.
+    weights : "int8", "bfloat16" or mapping, optional
+        What to keep the weights of the nodes as, as `fastrnn.LSTM.freeze` has it, where they are float32 and constant.
+        The others stay as they are, and the report says so.
 
     Returns
     -------
@@ -57,6 +65,8 @@ def accelerate(
         where fastrnn runs none of its nodes; ONNX Runtime's own error is then the cause.
     TypeError
         If model is something else.
+    ValueError
+        For other words in weights.
     OSError
         If the file cannot be read.
     ImportError
@@ -64,14 +74,15 @@ def accelerate(
 
     Notes
     -----
-    The results are ONNX Runtime's to 1e-5, also where it departs from the text of ONNX: the final states of sequences
-    of length 0 are zero. Where ONNX Runtime computes nothing (float64, ``layout=1``, no sequence at all) they follow
-    the text.
+    Without `weights` the results are ONNX Runtime's to 1e-5, also where it departs from the text of ONNX: the
+    final states of sequences of length 0 are zero. Where ONNX Runtime computes nothing (float64,
+    ``layout=1``, no sequence at all) they follow the text.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(f"accelerate needs onnxruntime ({error}): pip install 'fastrnn[onnx]'") from error
+    words = read_words(lambda: "accelerate", weights)
     proto, name = read_model(model, "accelerate")
     if session_options is None:
         session_options = onnxruntime.SessionOptions()
@@ -82,7 +93,7 @@ def accelerate(
         return onnxruntime.InferenceSession(data, session_options, providers=list(providers))
 
     with readable(name):
-        scope, report = choose(proto, name)
+        scope, report = choose(proto, name, words)
         return Session(proto, name, scope, report, make_session)
 
 

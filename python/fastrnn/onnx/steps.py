@@ -117,10 +117,11 @@ class Recurrence(Step):
         self, name: str, node: Node, inputs: Sequence[str | Array | None], writes: Sequence[str], zero_ends: bool
     ) -> None:
         self.name, self.node, self.writes, self.zero_ends = name, node, list(writes), zero_ends
-        self._inputs = [*inputs, *[None] * (8 - len(inputs))]
+        self._inputs = [*inputs, *[None] * (12 - len(inputs))]
         self.reads = [one for one in self._inputs if isinstance(one, str)]
         self._last = 7 if node.op_type == "LSTM" else 6
-        weights = _weights(self._inputs)
+        self._count = 8 if node.stored else 4
+        weights = self._weights(self._inputs)
         self._fixed = None if any(isinstance(w, str) for w in weights) else self._prepare(weights, True)
         self._kept: tuple[Sequence[Any], Prepared] | None = None  # of weights that the session owns
 
@@ -141,7 +142,7 @@ class Recurrence(Step):
 
     def __call__(self, env: Env, run: Run) -> None:
         values: list[Any] = [env[one] if type(one) is str else one for one in self._inputs]
-        prepared = self._fixed or self._prepared(_weights(values), run.owned)
+        prepared = self._fixed or self._prepared(self._weights(values), run.owned)
         states, progress = values[5 : self._last], run.progress
         if progress is None:
             found = prepared(values[0], values[4], states)
@@ -151,10 +152,9 @@ class Recurrence(Step):
             progress(self.name, steps, steps)
         self._write(env, found)
 
-
-def _weights(inputs: Sequence[Any]) -> list[Any]:
-    """W, R, B and P of the inputs of a node."""
-    return [*inputs[1:4], inputs[7]]
+    def _weights(self, inputs: Sequence[Any]) -> list[Any]:
+        """W, R, B and P of the inputs of a node, and of a DynamicQuantizeLSTM its four more."""
+        return [*inputs[1:4], *inputs[7:12]][: self._count]
 
 
 class View(Step):

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import onnx, ops, textbook
-from .guards import check_devices, exporting_to_onnx
+from .bits import Bits, infer
+from .guards import check_devices, exporting_to_onnx, nobody_looks
 from .ops import library
 from .options import Options
 
@@ -171,15 +172,6 @@ def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     return nobody_looks()
 
 
-def nobody_looks() -> bool:
-    """Whether no transform, mode or profiler wants to see operators."""
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd._profiler_enabled()
-    )
-
-
 class _Packing(NamedTuple):
     """The arguments of train that are no differentiable tensors, and how to tell the others apart."""
 
@@ -267,11 +259,13 @@ def run(
     scale: float,
     options: Options,
     training: bool,
+    bits: Bits | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Call the operator that fits, with a tape where something is to be differentiated or dropped: y and final states.
 
     A program exported of a module that is not `training` gets the operator without a tape, which computes everything
-    again where it is differentiated after all. Forward-mode derivatives, and transforms inside transforms, go through
+    again where it is differentiated after all. `bits`: what a module that is not `training` computes with where nothing
+    is to be differentiated. Forward-mode derivatives, and transforms inside transforms, go through
     `textbook`, which PyTorch differentiates.
 
     Raises
@@ -293,6 +287,8 @@ def run(
     if forward_ad._current_level >= 0 or (mapped and torch._C._functorch.maybe_current_level() > 1):
         return textbook.run(x, call[1], call[2], lengths, reset, masks, scale, options)
     wanted = torch.is_grad_enabled() and (mapped or x.requires_grad or any(t.requires_grad for t in tensors))
+    if bits is not None and not training and (exporting or not wanted):
+        return infer(bits, plain, call[:5], options)
     if masks is None and (not wanted or (exporting and not training)):
         y, ends = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
     elif not wanted or compiling:
@@ -309,4 +305,4 @@ def _zeros(x: Tensor, lengths: Tensor | None, options: Options) -> list[Tensor]:
     return [x.new_zeros(shape) for shape in options.state_shapes(batch)]
 
 
-__all__ = ["gradients", "nobody_looks", "run"]
+__all__ = ["gradients", "run"]

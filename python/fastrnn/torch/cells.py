@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from . import steps
 from .autograd import run
+from .bits import step_cell
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
 from .options import Options
@@ -22,6 +23,9 @@ class _Cell(StandIn, nn.RNNCellBase):
         return self._core
 
     def _run(self, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._bits is not None and not self.training:
+            ends = step_cell(self, input, states)
+            return self._run_operators(input, states) if ends is None else ends
         if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
             ends = steps.run(self, self._cell(), input, states, self._weights())
             if ends is not None:
@@ -56,7 +60,8 @@ class _Cell(StandIn, nn.RNNCellBase):
             input, states, weights = as_autocast(input), tuple(map(as_autocast, states)), [*map(as_autocast, weights)]
         self._check(input, states, weights)
         options = Options(self._cell(), self.hidden_size, 0, 1, False, False)
-        _, ends = run(input[None], [s[None] for s in states], weights, None, None, None, 1.0, options, self.training)
+        state = [s[None] for s in states]
+        _, ends = run(input[None], state, weights, None, None, None, 1.0, options, self.training, self._bits)
         ends = [s[0] if batched else s[0, 0] for s in ends]
         return tuple(ends if to is None else (s.to(to) for s in ends))
 

@@ -78,6 +78,15 @@ def check_devices(cell: str, input: Tensor, *tensors: Tensor) -> None:
             )
 
 
+def nobody_looks() -> bool:
+    """Whether no transform, mode or profiler wants to see operators."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd._profiler_enabled()
+    )
+
+
 def in_autocast(device: torch.device) -> bool:
     """Tell whether autocast is on for tensors on a device."""
     return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)

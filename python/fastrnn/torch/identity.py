@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .bits import Bits
 from .guards import NO_TORCHSCRIPT, computes_on, traced_for_onnx
 
 _set_class = object.__dict__["__class__"].__set__
@@ -34,7 +35,13 @@ def _class(self: "StandIn") -> type:
 
 
 def _set(self: "StandIn", kind: type) -> None:
-    """Take another class, as parametrizations and FSDP give; what was torch.nn's in it is ours, until `give_back`."""
+    """Take another class, as parametrizations and FSDP give; what was torch.nn's in it is ours, until `give_back`.
+
+    The parameters of such a class are made anew in each call, FSDP's at the same address and with the same version:
+    nothing that was packed would be known to be old.
+    """
+    if is_dynamic(kind):
+        self.__dict__.pop("_bits", None)
     _set_class(self, stand_in(kind) if kind in _STAND_INS or is_dynamic(kind) else kind)
 
 
@@ -57,6 +64,7 @@ class StandIn:
     _original: type[nn.Module]  # torch.nn's
     _was: type
     _fallback = False  # whether tensors where fastrnn cannot compute go to torch.nn's own forward
+    _bits: Bits | None = None  # what inference computes with in place of the parameters
     __class__ = property(_class, _set)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -136,6 +144,7 @@ def give_back(module: nn.Module) -> None:
     if not issubclass(kind, StandIn) or not ("_was" in vars(kind) or is_dynamic(kind)):
         return
     module.__dict__.pop("_fallback", None)
+    module.__dict__.pop("_bits", None)
     _set_class(module, _given_back(kind))
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import layers
 from ..options import NAMES, Activations, as_text, general_rnn
 from .autograd import run
+from .bits import step_layer
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
 from .options import Options
@@ -97,7 +98,7 @@ class _Layer(StandIn, nn.RNNBase):
             reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
         masks, scale = self._masks((T, B))
         options = self._options()
-        y, ends = run(input, states, weights, lengths, reset, masks, scale, options, self.training)
+        y, ends = run(input, states, weights, lengths, reset, masks, scale, options, self.training, self._bits)
         if not batched:
             y, ends = y.squeeze(batch_dim), [s.squeeze(1) for s in ends]
         return y, tuple(ends)
@@ -115,7 +116,7 @@ class _Layer(StandIn, nn.RNNBase):
         of_rows = _lengths_of(batch_sizes)
         masks, scale = self._packed_masks(batch_sizes)
         options = self._options()._replace(batch_first=False)
-        y, ends = run(data, states, weights, of_rows, None, masks, scale, options, self.training)
+        y, ends = run(data, states, weights, of_rows, None, masks, scale, options, self.training, self._bits)
         if back is not None:
             ends = [s.index_select(1, back) for s in ends]
         return PackedSequence(y, batch_sizes, order, back), tuple(ends)
@@ -324,6 +325,10 @@ class LSTM(_Layer):
             return nn.LSTM.forward(self, input, hx)
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
+        if self._bits is not None and lengths is None and reset is None:
+            found = step_layer(self, input, hx)
+            if found is not None:
+                return found[0], tuple(found[1])
         y, (h, c) = self._run(input, () if hx is None else hx, lengths, reset)
         return y, (h, c)
 
@@ -361,6 +366,10 @@ class _OneState(_Layer):
         if self._elsewhere(input):
             _refuse_elsewhere(self, lengths, reset)
             return self._original.forward(self, input, hx)
+        if self._bits is not None and lengths is None and reset is None:
+            found = step_layer(self, input, hx)
+            if found is not None:
+                return found[0], found[1][0]
         y, (h,) = self._run(input, () if hx is None else (hx,), lengths, reset)
         return y, h
 

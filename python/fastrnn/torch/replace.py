@@ -10,7 +10,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from . import episodes
+from ..frozen import Weights, Words, as_given, read_words
+from . import episodes, quantized
+from .bits import Bits
 from .cells import GRUCell, LSTMCell, RNNCell
 from .guards import computes_on
 from .identity import give_back, is_dynamic, obstacle, original_of, take
@@ -37,6 +39,8 @@ class Report:
     sequences : dict of str to str
         Names of modules of sb3-contrib and torchrl whose sequences run in one call even where episodes start inside,
         and what they are.
+    full : dict of str to str
+        Names of the modules whose weights stay float32 or what they are, although `weights` was given, and why.
     """
 
     model: nn.Module
@@ -44,10 +48,13 @@ class Report:
     already: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     sequences: dict[str, str] = field(default_factory=dict)
+    full: dict[str, str] = field(default_factory=dict)
     _changed: list[nn.Module] = field(default_factory=list, repr=False)
+    _bits_before: list[tuple[Any, Bits | None]] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         ours = self.replaced | self.already
+        ours |= {name: f"{ours[name]}, weights in full: {why}" for name, why in self.full.items()}
         lines = [f"fastrnn runs {len(ours)} of {len(ours) + len(self.skipped)} recurrent modules"]
         width = max((len(name or "(the model)") for name in (*ours, *self.sequences, *self.skipped)), default=0)
         lines += [f"  {name or '(the model)':{width}}  {what}" for name, what in (ours | self.sequences).items()]
@@ -67,6 +74,8 @@ class Report:
     ) -> None:
         for module in self._changed:
             _restore(module)
+        for module, bits in self._bits_before:
+            module._bits = bits
 
 
 def accelerate(
@@ -76,9 +85,11 @@ def accelerate(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     fallback: bool = False,
+    weights: Weights = None,
 ) -> Report:
     """Let fastrnn compute every nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of a model.
 
+    LSTM and GRU modules that torch.ao has quantized dynamically to int8 are computed with the integers that they hold.
     The modules stay the same objects with the same parameters, buffers, hooks and mode; only their class changes. So
     optimizers, tied weights and wrappers such as DistributedDataParallel see no difference.
 
@@ -92,6 +103,12 @@ def accelerate(
         Patterns, as in a shell, of the names of modules to take, and of those to leave out; by default all are taken.
     fallback : bool
         Whether torch.nn's own code runs where fastrnn cannot compute with an input's device, instead of an error.
+    weights : "int8", "bfloat16" or mapping, optional
+        What modules compute with in eval mode where no gradient is wanted, as `fastrnn.LSTM.freeze` has it: packed at
+        the first such call, and again when a parameter's version counter or address has changed. Writing through
+        ``parameter.data`` or a NumPy view changes neither: give weights once more. Training, and whatever wants
+        gradients, computes in float32. Parameters, state_dict and pickles hold float32 as before. None leaves each
+        module with what it has; `restore` takes it away.
 
     Returns
     -------
@@ -103,10 +120,11 @@ def accelerate(
     TypeError
         If model is no Module.
     ValueError
-        If a pattern of include or exclude fits no module of the model.
+        If a pattern of include or exclude fits no module of the model, or for other words in weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
+    words = read_words(lambda: "accelerate", weights)
     report = Report(model if inplace else copy.deepcopy(model))
     modules = dict(report.model.named_modules())
     taken = _matching("include", include, modules) if include is not None else set(modules)
@@ -117,6 +135,11 @@ def accelerate(
             report.already[name] = _described(module)
             if fallback and chosen:
                 module._fallback = True
+            if words and chosen:
+                _keep_in_bits(report, name, module, words, report.already)
+            continue
+        if quantized.is_taken(module):
+            report.already[name] = _described(module)
             continue
         if not _is_recurrent(module):
             continue
@@ -125,14 +148,45 @@ def accelerate(
             report.skipped[name] = why
             continue
         report.replaced[name] = _described(module)
-        take(module)
         report._changed.append(module)
+        if quantized.is_quantized_layer(module):
+            quantized.take_quantized(module)
+            report.replaced[name] += ", of torch.ao, its int8 as it is"
+            continue
+        take(module)
         if fallback:
             module._fallback = True
+        if words:
+            _keep_in_bits(report, name, module, words, report.replaced)
     for name, module in modules.items():
         if episodes.has_sequences(module):
             _take_sequences(report, name, module, name in left)
     return report
+
+
+def _keep_in_bits(report: Report, name: str, module: Any, words: Words, listed: dict[str, str]) -> None:
+    """Let a module compute with weights in fewer bits, or say why it does not."""
+    why = _only_full(module, words)
+    if why:
+        report.full[name] = why
+        return
+    if module not in report._changed:
+        report._bits_before.append((module, module._bits))
+    module._bits = Bits(words)
+    listed[name] += f", weights={as_given(words)!r} in inference"
+
+
+def _only_full(module: nn.Module, words: Words) -> str | None:
+    if is_dynamic(type(module)):
+        return "a parametrization or FSDP makes them anew in every call"
+    for parameter in module.parameters():
+        if parameter.device.type != "cpu":
+            return f"they are on {parameter.device}, and fewer bits are for the CPU"
+        if parameter.is_inference():
+            return "they were made in inference mode, where PyTorch counts no changes"
+        if parameter.dtype != torch.float32:
+            return f"they are {parameter.dtype}, and only float32 ones are kept in {' and '.join(dict.fromkeys(words))}"
+    return None
 
 
 def _take_sequences(report: Report, name: str, module: nn.Module, excluded: bool) -> None:
@@ -169,6 +223,7 @@ def restore(model: nn.Module) -> nn.Module:
 def _restore(module: nn.Module) -> None:
     give_back(module)
     episodes.give_back_sequences(module)
+    quantized.give_back_quantized(module)
 
 
 def _described(module: nn.Module) -> str:
@@ -196,6 +251,8 @@ def _obstacle(module: nn.Module, fallback: bool) -> str | None:
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript, which does not know fastrnn: accelerate the model that it was made of"
+    if quantized.is_quantized_layer(module):
+        return quantized.obstacle(module)
     if _is_quantized(module):
         return "it is quantized: accelerate the model that it was made of, in float32"
     if original_of(kind) is None:

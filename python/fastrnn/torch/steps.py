@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._core import Cell, Network, Tensors
-from .autograd import gradients, nobody_looks
+from .autograd import gradients
+from .guards import nobody_looks
 from .loops import Loop, Rows, loop_of
 from .options import Options
 from .workers import HOST, team_size
