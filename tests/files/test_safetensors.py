@@ -86,6 +86,7 @@ def test_the_description_is_plain_json(tmp_path: Path) -> None:
                     "coupled": False,
                     "activations": None,
                     "clip": None,
+                    "heads": 1,
                     "dtype": "float32",
                 },
             },
@@ -119,7 +120,7 @@ def test_what_save_refuses(tmp_path: Path) -> None:
         ("a.npz", [layer], ValueError, "an .npz file holds one recurrent layer"),
         ("a.npz", fastrnn.Linear(2, 2), ValueError, "an .npz file holds one recurrent layer"),
         ("a.safetensors", [], ValueError, "save got no layers"),
-        ("a.safetensors", [np.zeros(2)], TypeError, "save got ndarray; it takes RNN, GRU, LSTM, Embedding and Linear"),
+        ("a.safetensors", [np.zeros(2)], TypeError, "it takes RNN, GRU, LSTM, sLSTM, Embedding and Linear"),
         ("a.safetensors", {"": layer, "b": layer}, TypeError, "a layer of the name ''"),
         ("a.safetensors", {1: layer}, TypeError, "a layer of the name 1"),
     ):

@@ -81,6 +81,8 @@ class Layer(Generic[S]):
             raise ValueError(f'{layer._brief()}.to got fp32_precision={fp32_precision!r}; it must be "ieee" or "tf32".')
         if fp32_precision == "tf32" and name != "float32":
             raise ValueError(f'{layer._brief()}.to got fp32_precision="tf32" for {name}; it is for float32 only.')
+        if layer.heads > 1:
+            raise ValueError(f"{layer._brief()}.to: a layer with heads={layer.heads} runs on the CPU only.")
         self.device = index_of(device)
         self.dtype = name
         self.fp32_precision = fp32_precision

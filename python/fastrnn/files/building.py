@@ -8,9 +8,10 @@ import numpy as np
 
 from ..initialise import Seed, as_generator
 from ..kit.parts import Embedding, Linear
-from ..layers import CELLS, GRU, LSTM, RNN
+from ..layers import CELLS
 from ..options import read_options
 from ..parameters import Parameters
+from ..recurrent import Recurrent
 from ..spec import describe
 from .errors import FileError
 from .found import SIZES, Found, fitting, options_of
@@ -18,11 +19,11 @@ from .tensors import Array, Budget
 
 # Options that may be others than a file says: they change neither the weights nor what is computed of them.
 _FREE = {"dtype", "dropout", "batch_first"}
-Layer = RNN | GRU | LSTM | Embedding | Linear
+Layer = Recurrent[Any] | Embedding | Linear
 PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
 
 
-def recurrent(cell: str, options: Mapping[str, Any], arrays: Mapping[str, Array], rng: Seed) -> RNN | GRU | LSTM:
+def recurrent(cell: str, options: Mapping[str, Any], arrays: Mapping[str, Array], rng: Seed) -> Recurrent[Any]:
     """Make a layer whose parameters are the given arrays themselves; nothing is drawn.
 
     Raises

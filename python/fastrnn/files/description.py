@@ -9,7 +9,8 @@ of the parameter; those of a layer whose name is empty, which is then the only o
 from collections.abc import Mapping
 from typing import Any
 
-from ..layers import CELLS, GRU, LSTM, RNN
+from ..layers import CELLS
+from ..recurrent import Recurrent
 from .building import PARTS, Layer, complete_options, shapes
 from .errors import FileError
 from .found import SIZES, Found
@@ -26,7 +27,7 @@ def describe_layers(layers: Mapping[str, Layer]) -> dict[str, Any]:
 
 def _entry(name: str, layer: Layer) -> dict[str, Any]:
     kind = type(layer).__name__
-    if isinstance(layer, (RNN, GRU, LSTM)):
+    if isinstance(layer, Recurrent):
         return {"name": name, "type": kind, "cell": layer._cell(), "options": layer._plain_options()}
     return {"name": name, "type": kind, "options": layer._plain_options()}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..kit.parts import Embedding, Linear
-from ..layers import GRU, LSTM, RNN
+from ..recurrent import Recurrent
 from .tensors import Path
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
         complete.
     layers
         A layer, or several by name, in the order in which they run; of a sequence the names are "0", "1", ... as in
-        ``torch.nn.Sequential``. RNN, GRU, LSTM, Embedding and Linear.
+        ``torch.nn.Sequential``. RNN, GRU, LSTM, sLSTM, Embedding and Linear.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
     name = str(os.fspath(path))
     if name.endswith(".npz"):
         ((only, layer),) = named.items() if len(named) == 1 else [("several", None)]
-        if only or not isinstance(layer, (RNN, GRU, LSTM)):
+        if only or not isinstance(layer, Recurrent):
             raise ValueError(f"save got {name}: an .npz file holds one recurrent layer; use a name in .safetensors")
         layer.save(path)
         return
@@ -71,8 +71,8 @@ def _named(layers: Any) -> "dict[str, Layer]":
     if not named:
         raise ValueError("save got no layers")
     for name, layer in named.items():
-        if not isinstance(layer, (RNN, GRU, LSTM, Embedding, Linear)):
-            raise TypeError(f"save got {type(layer).__name__}; it takes RNN, GRU, LSTM, Embedding and Linear")
+        if not isinstance(layer, (Recurrent, Embedding, Linear)):
+            raise TypeError(f"save got {type(layer).__name__}; it takes RNN, GRU, LSTM, sLSTM, Embedding and Linear")
         if not isinstance(name, str) or (not name and len(named) > 1):
             raise TypeError(f"save got a layer of the name {name!r}; several layers need names, which are texts")
     arrays = [f"{name}.{own}" for name, layer in named.items() for own in layer.parameters()]
