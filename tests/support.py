@@ -245,6 +245,15 @@ def state_shapes(layer: Any, B: int) -> list[tuple[int, int, int]]:
     return [(LD, B, P), *[(LD, B, layer.hidden_size)] * beside]
 
 
+def possible(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """A drawn state; of an sLSTM n is positive, or zero, which with a c of zero is an empty memory."""
+    if len(state) < 4:
+        return state
+    h, c, n, m = state
+    empty = np.sin(50 * h) > 0.8
+    return h, np.where(empty, 0, c).astype(c.dtype), np.where(empty, 0, np.abs(n) + 0.5).astype(c.dtype), m
+
+
 def draw(
     cell: Cell, layer: Any, T: int, B: int, *, lengths: bool = False, reset: bool = False, seed: int = 1
 ) -> Example:
@@ -256,11 +265,6 @@ def draw(
 
     shapes = state_shapes(layer, B)
     D = 2 if layer.bidirectional else 1
-    state = tuple(normal(*s) for s in shapes)
-    if len(state) == 4:  # what c is divided by is positive, or zero: nothing is remembered then
-        h, c, divisor, m = state
-        empty = np.sin(50 * h) > 0.8
-        state = (h, np.where(empty, 0, c).astype(c.dtype), np.where(empty, 0, np.abs(divisor) + 0.5).astype(c.dtype), m)
     n = None
     if lengths:
         n = rng.integers(0, T + 1, B)
@@ -270,7 +274,7 @@ def draw(
         cell=cell,
         layer=layer,
         x=normal(T, B, layer.input_size),
-        state=state,
+        state=possible(tuple(normal(*s) for s in shapes)),
         dy=normal(T, B, D * shapes[0][2]),
         dstate=tuple(normal(*s) for s in shapes),
         lengths=n,

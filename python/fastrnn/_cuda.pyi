@@ -83,6 +83,8 @@ class Network:
         bidirectional: bool,
         bias: bool,
         device: int,
+        general: Any = None,  # as of _core.Network
+        heads: int = 1,
     ) -> None: ...
     def tape_bytes(self, T: int, B: int, dropout: bool) -> int: ...
     def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more

@@ -255,9 +255,10 @@ PYBIND11_MODULE(_cuda, m) {
 
   py::class_<CoreNetwork>(m, "Network")
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, int,
-                    const std::optional<General>&>(),
+                    const std::optional<General>&, int64_t>(),
            py::arg("cell"), py::arg("precision"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
-           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none())
+           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none(),
+           py::arg("heads") = 1)
       .def("tape_bytes", &CoreNetwork::tape_bytes)
       .def("tape_room", &CoreNetwork::tape_room)
       .def("forward", &CoreNetwork::forward, py::kw_only(), py::arg("stream"), py::arg("parameters"), py::arg("x"), py::arg("y"),

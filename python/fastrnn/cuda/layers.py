@@ -81,15 +81,13 @@ class Layer(Generic[S]):
             raise ValueError(f'{layer._brief()}.to got fp32_precision={fp32_precision!r}; it must be "ieee" or "tf32".')
         if fp32_precision == "tf32" and name != "float32":
             raise ValueError(f'{layer._brief()}.to got fp32_precision="tf32" for {name}; it is for float32 only.')
-        if layer.heads > 1:
-            raise ValueError(f"{layer._brief()}.to: a layer with heads={layer.heads} runs on the CPU only.")
         self.device = index_of(device)
         self.dtype = name
         self.fp32_precision = fp32_precision
         self._host = copy.deepcopy(layer)
         precision = "tf32" if fp32_precision == "tf32" else name
         self._network = make_network(
-            self.device, precision, layer.bias, layer, layer._cell(), layer.input_size, layer._general()
+            self.device, precision, layer.bias, layer, layer._cell(), layer.input_size, layer._general(), layer.heads
         )
         uploaded = {key: arrays.upload(p, name, self.device, 0).lasting() for key, p in layer.parameters().items()}
         core().synchronize(self.device)  # calls in any stream may read them
