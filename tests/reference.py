@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-State = tuple[Array, ...]  # (h,), or (h, c) of an LSTM
+State = tuple[Array, ...]  # (h,), (h, c) of an LSTM, (h, c, n, m) of an sLSTM
 
 STEP = 1e-200
 
@@ -78,7 +78,7 @@ class Weights:
     """Parameters of one layer in one direction, by PyTorch's names; an absent bias is zero."""
 
     weight_ih: Array  # (G*H, I)
-    weight_hh: Array  # (G*H, P)
+    weight_hh: Array  # (G*H, P), block diagonal with heads
     bias_ih: Array  # (G*H,)
     bias_hh: Array  # (G*H,)
     weight_hr: Array | None  # (P, H)
@@ -137,6 +137,35 @@ def lstm(p: Weights, x: Array, state: State) -> State:
     return (h if p.weight_hr is None else p.weight_hr @ h, c)
 
 
+def log_sigmoid(z: Array) -> Array:
+    y: Array = np.where(z.real < 0, z, 0) - np.log1p(np.exp(np.where(z.real < 0, z, -z)))
+    return y
+
+
+def slstm_with(p: Weights, x: Array, state: State, log_f: Callable[[Array], Array]) -> State:
+    """The sLSTM of Beck et al. 2024, stabilised; m is z_i where n_prev is 0. Equal powers: m is z_i."""
+    h_prev, c_prev, n_prev, m_prev = state
+    a, b = p.products(x, h_prev)
+    z_i, z_f, z_g, z_o = np.split(a + b, 4)
+    k = log_f(z_f) + m_prev
+    m = np.where((n_prev.real != 0) & (k.real > z_i.real), k, z_i)
+    i = np.exp(z_i - m)
+    f = np.exp(np.where((k - m).real > 0, 0, k - m))
+    c = f * c_prev + i * tanh(z_g)
+    n = f * n_prev + i
+    return (sigmoid(z_o) * c / n, c, n, m)
+
+
+def slstm(p: Weights, x: Array, state: State) -> State:
+    """`slstm_with` a sigmoid forget gate."""
+    return slstm_with(p, x, state, log_sigmoid)
+
+
+def slstm_exponential(p: Weights, x: Array, state: State) -> State:
+    """`slstm_with` an exponential forget gate."""
+    return slstm_with(p, x, state, lambda z: z)
+
+
 def rnn_general(p: Weights, x: Array, state: State) -> State:
     """h = f(W_ih x + b_ih + W_hh h_prev + b_hh)."""
     (h_prev,) = state
@@ -184,11 +213,24 @@ CELLS: dict[str, Callable[[Weights, Array, State], State]] = {
     "gru": gru,
     "gru_original": gru_original,
     "lstm": lstm,
+    "slstm": slstm,
+    "slstm_exponential": slstm_exponential,
     "rnn_general": rnn_general,
     "gru_general": gru_general,
     "gru_original_general": gru_original_general,
     "lstm_general": lstm_general,
 }
+
+
+def block_diagonal(weight: Array, heads: int) -> Array:
+    """The whole matrix (G*H, H) of which each row is stored with the columns of its unit's head only."""
+    size = weight.shape[1]
+    H = size * heads
+    whole = np.zeros((len(weight), H), weight.dtype)
+    for row, values in enumerate(weight):
+        head = row % H // size
+        whole[row, head * size : (head + 1) * size] = values
+    return whole
 
 
 @dataclass(frozen=True)
@@ -201,13 +243,14 @@ class Problem:
     cell: str
     parameters: dict[str, Array]
     x: Array  # (T, B, I)
-    state: State  # h (L*D, B, P) and, for an LSTM, c (L*D, B, H)
+    state: State  # h (L*D, B, P) and, for an LSTM, c (L*D, B, H), for an sLSTM c, n, m
     lengths: Array | None = None  # (B,)
     reset: Array | None = None  # (T, B) bool
     masks: Array | None = None  # (L-1, T, B, D*P) bool, True keeps
     scale: float = 1.0  # of what a mask keeps
     hidden: Array | None = None  # (T, B, D*P) added to h of the last layer, to differentiate by it
     variants: tuple[Variant, ...] = ()  # of a general cell, for each direction
+    heads: int = 1  # weight_hh is (G*H, P / heads): the columns of each unit's own head
 
     @property
     def num_layers(self) -> int:
@@ -222,7 +265,7 @@ class Problem:
         zero = np.zeros(len(weight_ih))
         return Weights(
             weight_ih=weight_ih,
-            weight_hh=self.parameters[f"weight_hh_l{layer}{suffix}"],
+            weight_hh=block_diagonal(self.parameters[f"weight_hh_l{layer}{suffix}"], self.heads),
             bias_ih=self.parameters.get(f"bias_ih_l{layer}{suffix}", zero),
             bias_hh=self.parameters.get(f"bias_hh_l{layer}{suffix}", zero),
             weight_hr=self.parameters.get(f"weight_hr_l{layer}{suffix}"),
@@ -266,7 +309,7 @@ def forward(problem: Problem) -> tuple[Array, State]:
         x = y
         if layer > 0 and q.masks is not None:
             x = np.where(q.masks[layer - 1], x * q.scale, 0)
-        P = q.parameters[f"weight_hh_l{layer}"].shape[1]
+        P = q.parameters[f"weight_hh_l{layer}"].shape[1] * q.heads
         y = np.zeros((T, B, D * P), dtype)
         for d, suffix in enumerate(q.suffixes):
             p = q.weights(layer, suffix)
@@ -284,20 +327,20 @@ def forward(problem: Problem) -> tuple[Array, State]:
     return y, final
 
 
-STATE_NAMES = ("h0", "c0")
+STATE_NAMES = ("h0", "c0", "n0", "m0")
 
 
 def loss(problem: Problem, dy: Array, dstate: State) -> Any:
-    """sum(y*dy) + sum(hn*dhn) + sum(cn*dcn): its gradients are what backward(tape, dy, dstate) returns."""
+    """sum(y*dy) + sum(hn*dhn) + sum(cn*dcn) + ...: its gradients are what backward(tape, dy, dstate) returns."""
     y, state = forward(problem)
     return np.sum(y * dy) + sum(np.sum(s * ds) for s, ds in zip(state, dstate, strict=True))
 
 
 def variables(problem: Problem) -> dict[str, Array]:
-    """What the loss can be differentiated by: x, h0, c0, hidden (every h_t of the last layer), each parameter."""
+    """What the loss can be differentiated by: x, h0, c0, ..., hidden (every h_t of the last layer), each parameter."""
     T, B, _ = problem.x.shape
-    last = problem.parameters[f"weight_hh_l{problem.num_layers - 1}"]
-    hidden = np.zeros((T, B, len(problem.suffixes) * last.shape[1])) if problem.hidden is None else problem.hidden
+    P = problem.parameters[f"weight_hh_l{problem.num_layers - 1}"].shape[1] * problem.heads
+    hidden = np.zeros((T, B, len(problem.suffixes) * P)) if problem.hidden is None else problem.hidden
     state = dict(zip(STATE_NAMES, problem.state, strict=False))
     return {"x": problem.x, **state, "hidden": hidden, **problem.parameters}
 

@@ -101,9 +101,11 @@ CELLS: dict[str, Cell] = {
         {"peephole": True, "coupled": True, "clip": 2.5, "activations": ["hard_sigmoid", "softsign", "tanh"]},
     ),
     "lstm_proj_general": Cell(fastrnn.LSTM, "lstm_general", {"peephole": True}, projected=True),
+    "slstm": Cell(fastrnn.sLSTM, "slstm", {}),
+    "slstm_exponential": Cell(fastrnn.sLSTM, "slstm_exponential", {"forget_gate": "exponential"}),
 }
-# The general ones share all but their equations with these.
-USUAL = [name for name in CELLS if "general" not in name]
+# The general ones share all but their equations with these, and so does the other sLSTM with the first.
+USUAL = [name for name in CELLS if "general" not in name and name != "slstm_exponential"]
 
 
 def variants(layer: Any) -> tuple[reference.Variant, ...]:
@@ -116,12 +118,14 @@ def variants(layer: Any) -> tuple[reference.Variant, ...]:
 
 
 def parts(state: Any) -> tuple[Array, ...]:
-    """A state of the API, an array or LSTMState(h, c), as the reference has it."""
+    """A state of the API, an array, LSTMState(h, c) or sLSTMState(h, c, n, m), as the reference has it."""
     return tuple(state) if isinstance(state, tuple) else (state,)
 
 
 def whole(state: tuple[Array, ...]) -> Any:
     """The other way round."""
+    if len(state) == 4:
+        return fastrnn.sLSTMState(*state)
     return fastrnn.LSTMState(*state) if len(state) == 2 else state[0]
 
 
@@ -182,7 +186,7 @@ class Example:
         """The same in float64, for the reference; dropout: masks and scale."""
         wide = {name: p.astype(np.float64) for name, p in self.layer.parameters().items()}
         state = tuple(s.astype(np.float64) for s in self.state)
-        dropout = {"variants": variants(self.layer), **dropout}
+        dropout = {"variants": variants(self.layer), "heads": self.layer.heads, **dropout}
         return Problem(self.cell.textbook, wide, self.x.astype(np.float64), state, self.lengths, self.reset, **dropout)
 
     def infer(self) -> tuple[Array, Any]:
@@ -206,7 +210,7 @@ class Example:
 
     def assert_close_to(self, actual: tuple[Array, Any], expected: tuple[Array, tuple[Array, ...]], path: str) -> None:
         assert_close(actual[0], expected[0], self.dtype, "forward", f"y, {path}")
-        for name, s, e in zip("hc", parts(actual[1]), expected[1], strict=False):
+        for name, s, e in zip("hcnm", parts(actual[1]), expected[1], strict=False):
             assert_close(s, e, self.dtype, "forward", f"{name}n, {path}")
 
     def check_backward(self, problem: Problem | None = None, gradients: dict[str, Array] | None = None) -> None:
@@ -234,11 +238,20 @@ class Example:
 
 
 def state_shapes(layer: Any, B: int) -> list[tuple[int, int, int]]:
-    """Shapes of h and, for an LSTM, c."""
+    """Shapes of h and, for an LSTM, c, for an sLSTM c, n, m."""
     LD = layer.num_layers * (2 if layer.bidirectional else 1)
-    P = layer.parameters()["weight_hh_l0"].shape[1]
-    h = (LD, B, P)
-    return [h, (LD, B, layer.hidden_size)] if isinstance(layer, fastrnn.LSTM) else [h]
+    P = layer.parameters()["weight_hh_l0"].shape[1] * layer.heads
+    beside = 1 if isinstance(layer, fastrnn.LSTM) else 3 if isinstance(layer, fastrnn.sLSTM) else 0
+    return [(LD, B, P), *[(LD, B, layer.hidden_size)] * beside]
+
+
+def possible(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """A drawn state; of an sLSTM n is positive, or zero, which with a c of zero is an empty memory."""
+    if len(state) < 4:
+        return state
+    h, c, n, m = state
+    empty = np.sin(50 * h) > 0.8
+    return h, np.where(empty, 0, c).astype(c.dtype), np.where(empty, 0, np.abs(n) + 0.5).astype(c.dtype), m
 
 
 def draw(
@@ -261,7 +274,7 @@ def draw(
         cell=cell,
         layer=layer,
         x=normal(T, B, layer.input_size),
-        state=tuple(normal(*s) for s in shapes),
+        state=possible(tuple(normal(*s) for s in shapes)),
         dy=normal(T, B, D * shapes[0][2]),
         dstate=tuple(normal(*s) for s in shapes),
         lengths=n,

@@ -36,6 +36,7 @@ RESULTS = {
     "denoise.py": rf"signal to noise of new melodies: raw {NUMBER} dB, Wiener filter {NUMBER} dB, GRU {NUMBER} dB",
     "forecasting.py": rf"MASE for new shops: seasonal naive {NUMBER}, mean of four weeks {NUMBER}, GRU {NUMBER}",
     "onnx_models.py": rf"  detector: ONNX Runtime {NUMBER} us, fastrnn {NUMBER} us, ratio {NUMBER}",
+    "parity.py": r"sLSTM, 4 heads +1,408 +\d+ steps +\d+\.\d% +\d+\.\d%",
     "recurrent_ppo.py": rf"torch.nn's time over fastrnn's: {NUMBER}; acting {NUMBER}, learning {NUMBER}",
     "sentences.py": rf"right sentences: LSTM {NUMBER}%, bag of words {NUMBER}%",
     "tagging.py": rf"bidirectional: before the city {NUMBER}%, after it {NUMBER}%",

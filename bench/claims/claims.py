@@ -22,7 +22,7 @@ from ..grid.timing import Clock, compare, undisturbed
 from ..peers.base import Job
 from ..peers.ours import FastRNN
 from ..report.results import ClaimResult
-from . import dropin, language
+from . import dropin, heads, language
 from .memory import MEMORY_POINT, allowed_bytes
 
 TINY = 1e-36  # what scales float32 so that gradients and states vanish into subnormal numbers
@@ -296,7 +296,7 @@ def _all() -> Iterator[Claim]:
     )
     note = "peak : x + y + dy + dx + 5*T*B*H floats"
     yield Claim("memory of training, LSTM T=1000 B=64 H=512", _memory, 1.1, True, "x", note)
-    for claim in (*dropin.claims(), *language.claims()):
+    for claim in (*dropin.claims(), *heads.claims(), *language.claims()):
         yield Claim(*claim)
 
 

@@ -91,7 +91,7 @@ template <class Real> class StreamOf final : public Stream {
     const int64_t i = l * n.D + side;
     Direction<Real> d{};
     d.schedule = schedule_;
-    d.I = n.input_size(l), d.H = n.H, d.P = n.P;
+    d.I = n.input_size(l), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.reverse = side == 1, d.options = n.options[side];
     d.panels = part.frozen->panels()[i];
     d.x = Layers<Real>::to_read(x), d.y = Layers<Real>::side(y, side * n.P);

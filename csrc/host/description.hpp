@@ -7,9 +7,9 @@
 
 namespace fastrnn {
 
-// The axes of parameters and states: the layer's inputs (I, above the first layer D*P), H, P, G*H, the peepholes of a unit.
-enum class Extent { inputs, hidden, output, gates, peepholes };
-constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates", "peepholes"};
+// The axes of parameters and states: the layer's inputs (I, above the first layer D*P), H, P, G*H, the peepholes of a unit, P / heads.
+enum class Extent { inputs, hidden, output, gates, peepholes, head };
+constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates", "peepholes", "head"};
 constexpr int64_t peepholes = 3;  // of i, f and o
 
 // What decides which parameters a layer has.
@@ -26,7 +26,7 @@ struct ParameterShape {
 
 // In PyTorch's order.
 constexpr ParameterShape all_parameters[] = {{weight_ih, "weight_ih", {Extent::gates, Extent::inputs}, 2},
-                                             {weight_hh, "weight_hh", {Extent::gates, Extent::output}, 2},
+                                             {weight_hh, "weight_hh", {Extent::gates, Extent::head}, 2},
                                              {bias_ih, "bias_ih", {Extent::gates}, 1},
                                              {bias_hh, "bias_hh", {Extent::gates}, 1},
                                              {weight_hr, "weight_hr", {Extent::output, Extent::hidden}, 2},
@@ -43,16 +43,13 @@ struct StateShape {
   const char* name;
   Extent size;
 };
-// c is the only one that a cell has beside h so far.
-inline std::vector<StateShape> states_of(int states) {
-  std::vector<StateShape> all{{"h", Extent::output}};
-  if (states > 1) all.push_back({"c", Extent::hidden});
-  return all;
-}
+// A cell has the first so many of these.
+constexpr StateShape all_states[max_states] = {{"h", Extent::output}, {"c", Extent::hidden}, {"n", Extent::hidden}, {"m", Extent::hidden}};
+inline std::vector<StateShape> states_of(int states) { return {all_states, all_states + states}; }
 
 // The shape of a parameter in a layer of either device's stack.
 template <class Stack> std::vector<int64_t> shape_of(const ParameterShape& p, const Stack& n, int64_t layer, int64_t gates) {
-  const int64_t sizes[] = {n.input_size(layer), n.H, n.P, gates * n.H, peepholes};  // by Extent
+  const int64_t sizes[] = {n.input_size(layer), n.H, n.P, gates * n.H, peepholes, n.P / n.heads};  // by Extent
   std::vector<int64_t> shape;
   for (int i = 0; i < p.dimensions; i++) shape.push_back(sizes[int(p.axes[i])]);
   return shape;

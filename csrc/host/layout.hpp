@@ -31,7 +31,7 @@ template <class Real> Load load_of(const Stack& n, const ForwardCall<Real>& call
   const NarrowProducts* const narrow = call.frozen ? call.frozen->narrow : nullptr;
   const Format format = narrow ? call.frozen->narrow_hh[0].format : Format{};
   const int bytes = !narrow ? int(sizeof(Real)) : format == Format::int8 ? 1 : 2, speed = narrow ? narrow->speed[int(format)] : 1;
-  return {k.lanes, k.gates, k.phases, bytes, speed, I, n.H, n.P, n.L, T, n.D, rows, backward};
+  return {k.lanes, k.gates, k.phases, bytes, speed, I, n.H, n.P, n.heads, n.L, T, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
@@ -78,7 +78,7 @@ template <class Real> Panels<Real> take_panels(const Stack& n, int64_t I, bool i
   p.bias_hidden = arena.take<Real>(h);
   if (k.slots.vectors) p.vectors = arena.take<Real>(times(h, k.slots.vectors));
   if (input) p.ih = arena.take<Real>(times(times(h, G), I));
-  if (recurrent) p.hh = arena.take<Real>(times(times(h, G), n.P));
+  if (recurrent) p.hh = arena.take<Real>(times(times(h, G), n.columns_hh(k.lanes)));
   if (recurrent && k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
   return p;
 }
@@ -133,31 +133,32 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   const Kernel<Real>& k = kernel_of<Real>(n);
   Direction<Real>& d = q.forward;
   const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots.count, n.H);
-  const int64_t h = round_up(n.H, N), p = round_up(n.P, N), rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
+  const int64_t h = round_up(n.H, N), p = round_up(n.P, N), of_heads = times(n.heads, round_up(n.P / n.heads, N));
+  const int64_t rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
   q.chunk_steps = gradient_steps(T, B);
   const int64_t tokens = times(q.chunk_steps, B);
   q.chunk_pitch = round_up(tokens, N) + N;
   const int64_t multiplied = d.tokens ? d.tokens->distinct : times(T, B);
   const bool input_once = multiplied <= tokens && (plan.size == 1 || d.I >= plan.size * vectors_at_once * N);
   const bool few = times(T, B) <= few_tokens && k.phases == 1;
-  if (few) q.few = arena.take<Real>(times(B, n.P));
-  else if (input_once) q.pack_buffer = arena.take<Real>(times(times(vectors_at_once * N, GH), plan.size));
-  else q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
-  if (!few) q.panel_hh = arena.take<Real>(times(p, GH));
+  if (few || n.heads > 1) q.few = arena.take<Real>(times(B, n.P));
+  if (!few && input_once) q.pack_buffer = arena.take<Real>(times(times(vectors_at_once * N, GH), plan.size));
+  else if (!few) q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
+  if (!few) q.panel_hh = arena.take<Real>(times(p, n.heads > 1 ? times(k.gates, n.columns_hh(k.lanes)) : GH));
   q.dgates = arena.take<Real>(times(plus(tokens, B), SH + 16));
   q.carry = arena.take<Real>(times(B, n.P));
   for (int i = 1; i < k.states; i++) q.drunning[i] = arena.take<Real>(times(B, n.H));
   q.columns = arena.take<Real>(times(SH + n.P, q.chunk_pitch));
   if (!few && !q.dz) q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
-  if (!few && !q.dz) q.h_panel = arena.take<Real>(times(p, q.chunk_pitch));
+  if (!few && !q.dz) q.h_panel = arena.take<Real>(times(of_heads, q.chunk_pitch));
   q.column_sums = arena.take<Real>(SH);
   if (d.tokens) q.dtable = arena.take<Real>(times(d.tokens->distinct, GH));
-  if (k.phases == 2) q.inner_panel = arena.take<Real>(times(h, q.chunk_pitch));
+  if (k.phases == 2) q.inner_panel = arena.take<Real>(times(std::max(h, of_heads), q.chunk_pitch));
   if (k.projected) {
     q.panel_hr = arena.take<Real>(times(h, n.P));
     q.dproj = arena.take<Real>(times(plus(tokens, B), n.P));
   }
-  d.row_pointer_count = plus(plus(times(13 + 3 * k.states, rows), times(7, tokens)), times(2, plus(plus(SH, GH), n.P)));
+  d.row_pointer_count = plus(plus(times(14 + 3 * k.states, rows), times(8, tokens)), times(2, plus(plus(SH, GH), n.P)));
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
 }
 
@@ -185,7 +186,7 @@ template <class Real> struct Layers {
     const int64_t i = l * n.D + side_index;
     Direction<Real> d{};
     d.schedule = call.batch->schedule();
-    d.I = n.input_size(l), d.H = n.H, d.P = n.P;
+    d.I = n.input_size(l), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.reverse = side_index == 1;
     d.options = n.options[side_index];
     d.training = call.saved != nullptr;

@@ -57,4 +57,11 @@ inline CellOptions options_of(const General& general, int direction) {
   return options;
 }
 
+// The number of heads, if a layer may have so many.
+inline int64_t heads_of(int64_t heads, int64_t H, bool projected) {
+  if (heads < 1 || H % heads != 0) throw std::invalid_argument("heads must divide hidden_size");
+  if (heads > 1 && projected) throw std::invalid_argument("heads are for layers without a projection");
+  return heads;
+}
+
 }  // namespace fastrnn

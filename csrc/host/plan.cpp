@@ -21,8 +21,9 @@ double step_of(const Load& load, int size, bool by_rows) {
   auto inputs = [&](int64_t layer) { return layer ? load.D * load.P : load.I; };
 
   // The recurrent weights are read at every step, the others once in a sequence. With one step all are read in turn.
-  double resident = weights(load.P);
-  for (int64_t l = 0; l < load.L && load.T == 1; l++) resident += weights(inputs(l) + (l ? load.P : 0));
+  const int64_t recurrent = load.P / load.heads;
+  double resident = weights(recurrent);
+  for (int64_t l = 0; l < load.L && load.T == 1; l++) resident += weights(inputs(l) + (l ? recurrent : 0));
   const double bytes_per_us = resident * load.item_size < second_level_cache ? bytes_from_it : bytes_from_beyond;
   auto product = [&](double elements, double reads) {
     const double compute = 2 * elements * rows / (flops_of_a_lane * load.lanes * load.speed),
@@ -31,7 +32,7 @@ double step_of(const Load& load, int size, bool by_rows) {
   };
   double step = 0;
   for (int64_t l = 0; l < load.L; l++)
-    step += product(weights(load.P), 1) + product(weights(inputs(l)), 1 / T) + 0.1 + step_of_a_row * rows +
+    step += product(weights(recurrent), 1) + product(weights(inputs(l)), 1 / T) + 0.1 + step_of_a_row * rows +
             (by_rows ? 0 : (barrier_base_us + barrier_each_us * size) * load.phases);
   return step;
 }

@@ -11,7 +11,7 @@ constexpr double flops_of_a_lane = 9e3;
 // run at a step, on average.
 struct Load {
   int lanes, gates, phases, item_size, speed;
-  int64_t I, H, P, L, T;
+  int64_t I, H, P, heads, L, T;
   int D;
   double rows;
   bool backward;

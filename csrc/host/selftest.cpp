@@ -39,16 +39,19 @@ struct Case {
   bool ragged, resets, bias;
   int64_t ids = 0;  // so many rows of x are an embedding, and the input is ids of them
   HostThreads host = {};
+  int64_t heads = 1;
 
   int64_t P() const { return kernel().projected ? (H + 1) / 2 : H; }
   bool general() const { return cell >= Cell::rnn_general; }
   int64_t peepholes() const { return kernel().slots.vectors; }
   const Kernel<double>& kernel() const { return *choose_isa("scalar").f64->cell[int(cell)]; }
   bool has_c() const { return kernel().states > 1; }
+  int64_t beside() const { return std::max(kernel().states - 1, 1); }  // states beside h that there is room for
+  bool exponential() const { return cell == Cell::slstm_exponential; }
   int gates() const { return kernel().gates; }
   // relu has a kink, which spoils differences; tests/ take the complex step.
   bool smooth() const { return cell != Cell::rnn_relu; }
-  Stack network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D, host, {options, options}}; }
+  Stack network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D, host, {options, options}, heads}; }
   // One of each, and two that are not of the usual: what sigma and tanh of other cells become. Smooth, and no clipping, which has a kink.
   static constexpr CellOptions options{
       1e9, false, true, {{ActivationKind::softplus, 0, 0}, {ActivationKind::scaled_tanh, 1.2, 0.8}, {ActivationKind::sigmoid, 0, 0}}};
@@ -58,13 +61,13 @@ struct Case {
   std::string text() const {
     return std::string(cell_names[int(cell)]) + " T=" + std::to_string(T) + " B=" + std::to_string(B) + " I=" + std::to_string(I) +
            " H=" + std::to_string(H) + " L=" + std::to_string(L) + " D=" + std::to_string(D) + (ragged ? " ragged" : "") +
-           (resets ? " resets" : "") + (ids ? " ids=" + std::to_string(ids) : "");
+           (resets ? " resets" : "") + (ids ? " ids=" + std::to_string(ids) : "") + (heads > 1 ? " heads=" + std::to_string(heads) : "");
   }
 };
 
 // Everything a case is run on, and in the same shape everything that backward gives.
 struct Values {
-  Array x, h0, c0;
+  Array x, h0, c0;  // c0: the states beside h, one after the other
   std::vector<Array> weights;  // for each layer and direction, in the order of Parameter
 
   std::vector<Array*> arrays() {
@@ -94,13 +97,16 @@ Problem make(const Case& c, unsigned seed) {
   };
   const int64_t states = c.L * c.D * c.B, GH = c.gates() * c.H, width = c.D * c.P();
   Problem p{c,
-            {fill(c.T * c.B * c.I, 1), fill(states * c.P(), 1), fill(states * c.H, 1), {}},
-            {fill(c.T * c.B * width, 1), fill(states * c.P(), 1), fill(states * c.H, 1)},
+            {fill(c.T * c.B * c.I, 1), fill(states * c.P(), 1), fill(states * c.H * c.beside(), 1), {}},
+            {fill(c.T * c.B * width, 1), fill(states * c.P(), 1), fill(states * c.H * c.beside(), 1)},
             {},
             {}};
   for (int64_t i = 0; i < c.L * c.D; i++)
-    for (int64_t n : {GH * (i / c.D ? width : c.I), GH * c.P(), c.bias ? GH : 0, c.bias ? GH : 0, c.P() * c.H, c.peepholes() * c.H})
+    for (int64_t n :
+         {GH * (i / c.D ? width : c.I), GH * c.P() / c.heads, c.bias ? GH : 0, c.bias ? GH : 0, c.P() * c.H, c.peepholes() * c.H})
       p.in.weights.push_back(fill(n, 1 / std::sqrt(double(c.H))));
+  // what c is divided by
+  for (int64_t i = 0; c.beside() == 3 && i < states * c.H; i++) p.in.c0[states * c.H + i] = 0.5 + std::fabs(p.in.c0[states * c.H + i]);
   for (int64_t b = 0; c.ragged && b < c.B; b++) p.lengths.push_back(b == 0 ? c.T : int64_t(random() % unsigned(c.T + 1)));
   for (int64_t i = 0; c.resets && i < c.T * c.B; i++) p.reset.push_back(random() % 4 == 0);
   return p;
@@ -135,7 +141,11 @@ void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out
   const DistinctIds tokens = counted.tokens();
   if (c.ids) call.tokens = &tokens, call.x = {x.data(), 0, c.I, tokens.id};
   call.y = {y.data(), c.B * width, width};
-  call.before = {{h0.data(), c0.data()}}, call.after = {{hn.data(), cn.data()}};
+  auto place = [&](auto& states, std::vector<Real>& h, std::vector<Real>& beside) {
+    states[0] = h.data();
+    for (int k = 1; k < c.kernel().states; k++) states[k] = beside.data() + (k - 1) * int64_t(beside.size()) / c.beside();
+  };
+  place(call.before, h0, c0), place(call.after, hn, cn);
   call.weights = weights.data();
   std::unique_ptr<FrozenWeights<Real>> packed;
   if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data(), formats)), call.frozen = packed->panels(), call.weights = nullptr;
@@ -151,7 +161,7 @@ void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out
   back.dy = {dy.data(), c.B * width, width};
   back.dx = {dx.data(), c.B * c.I, c.I};
   if (c.ids) dx.assign(dx.size(), 0), back.dx = {dx.data(), 0, c.I, tokens.id};
-  back.dafter = {{dhn.data(), dcn.data()}}, back.dbefore = {{dh0.data(), dc0.data()}};
+  place(back.dafter, dhn, dcn), place(back.dbefore, dh0, dc0);
   back.gradients = into.data();
   BackwardRun<Real>(n, back, threads).run({nullptr, nullptr});
   auto widen = [](const std::vector<Real>& v) { return Array(v.begin(), v.end()); };
@@ -168,12 +178,16 @@ Output textbook(const Problem& p) {
               &peephole = p.in.weights[5];
   Output o{Array(p.d.y.size()), p.in.h0, p.in.c0};
   for (int64_t b = 0; b < c.B; b++) {
-    Array h(p.in.h0.begin() + b * P, p.in.h0.begin() + (b + 1) * P), s(p.in.c0.begin() + b * H, p.in.c0.begin() + (b + 1) * H), m(H);
+    auto state = [&](int64_t k) { return Array(p.in.c0.begin() + (k * c.B + b) * H, p.in.c0.begin() + (k * c.B + b + 1) * H); };
+    Array h(p.in.h0.begin() + b * P, p.in.h0.begin() + (b + 1) * P), s = state(0), m(H), n = state(c.beside() / 2),
+                                                                     most = state(c.beside() - 1);
     for (int64_t t = 0; t < c.T; t++) {
       Array a(G * H), z(G * H);
       auto hidden = [&](int64_t row, auto value) {
         double sum = bh.empty() ? 0 : bh[row];
-        for (int64_t k = 0; k < P; k++) sum += hh[row * P + k] * value(k);
+        const int64_t own = P / c.heads,
+                      first = row % H / own * own;  // columns of the unit's head; without a projection if there are several
+        for (int64_t k = 0; k < own; k++) sum += hh[row * own + k] * value(c.heads > 1 ? first + k : k);
         return sum;
       };
       for (int64_t row = 0; row < G * H; row++) {
@@ -192,7 +206,13 @@ Output textbook(const Problem& p) {
               after ? c.gate(a[u] + z[u]) * z[2 * H + u] : hidden(2 * H + u, [&](int64_t k) { return c.gate(a[k] + z[k]) * h[k]; });
           next[u] = (1 - update) * c.candidate(a[2 * H + u] + candidate) + update * h[u];
         }
-        if (G == 4) {
+        if (c.beside() == 3) {
+          const double in = a[u] + z[u], forget = a[H + u] + z[H + u];
+          const double kept = (c.exponential() ? forget : -std::log1p(std::exp(-forget))) + most[u], before = most[u] = std::max(in, kept);
+          s[u] = std::exp(kept - before) * s[u] + std::exp(in - before) * c.candidate(a[2 * H + u] + z[2 * H + u]);
+          n[u] = std::exp(kept - before) * n[u] + std::exp(in - before);
+          next[u] = c.gate(a[3 * H + u] + z[3 * H + u]) * s[u] / n[u];
+        } else if (G == 4) {
           auto seen = [&](int64_t which, double cell) { return peephole.empty() ? 0 : peephole[which * H + u] * cell; };
           const double in = c.gate(a[u] + z[u] + seen(0, s[u])), forget = c.gate(a[H + u] + z[H + u] + seen(1, s[u]));
           s[u] = forget * s[u] + in * c.candidate(a[2 * H + u] + z[2 * H + u]);
@@ -208,7 +228,10 @@ Output textbook(const Problem& p) {
       std::copy(h.begin(), h.end(), o.y.begin() + (t * c.B + b) * P);
     }
     std::copy(h.begin(), h.end(), o.hn.begin() + b * P);
-    std::copy(s.begin(), s.end(), o.cn.begin() + b * H);
+    for (int64_t k = 0; k < c.beside(); k++) {
+      const Array& last = k == 0 ? s : k == 1 ? n : most;
+      std::copy(last.begin(), last.end(), o.cn.begin() + (k * c.B + b) * H);
+    }
   }
   return o;
 }
@@ -269,7 +292,7 @@ void check_gradient(const Problem& p, const Isa& scalar, Values& gradient) {
 // Fewer bits: near the exact result, with the same bits for any number of threads and from every version of int8's products.
 void check_narrow(const Problem& p, const Isa& isa, Output& wide) {
   Output first[format_count];
-  const double wider = p.c.general() ? 3 : 1;  // their gates are not bounded here, and neither are states and errors
+  const double wider = p.c.general() || p.c.beside() > 1 ? 3 : 1;  // some gates are not bounded, and neither are states and errors
   for (const NarrowCandidate* candidate = isa.products; candidate->products; candidate++) {
     if (!candidate->supported()) continue;
     for (int f = 0; f < format_count; f++) {
@@ -313,7 +336,7 @@ void check_case(const Case& c, const Isa& scalar) {
     }
     run<double>(p, *isa, 2, true, other, nullptr);
     check(distance(c, other, wide) < 1e-12, c.text() + ": " + isa->name + " frozen");
-    check_narrow(p, *isa, wide);
+    if (c.heads == 1) check_narrow(p, *isa, wide);
   }
 }
 
@@ -405,6 +428,9 @@ int main(int argc, char** argv) {
       cases.push_back({cell, 500, 1, 16, 100, 1, 1, false, false, true});
       cases.push_back({cell, 4, 1, 96, 200, 2, 1, false, true, true});
     }
+    if (!cases[0].kernel().projected)
+      for (Case c : {Case{cell, 3, 2, 5, 12, 1, 1, false, false, true}, {cell, 9, 5, 4, 36, 2, 2, true, true, true, 6}})
+        c.heads = 3, cases.push_back(c);
     for (const Case& c : cases) check_case(c, scalar);
   }
   check_callers();

@@ -308,7 +308,7 @@ FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>*
   const Seat seat{0, 1, true, false, &alone, &control};
   for (int64_t i = 0; i < n.L * n.D; i++) {
     Direction<Real> d{};
-    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P;
+    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.weight = weights[i];
     d.panels = panels_[i];
     kernel_of<Real>(n).pack(d, seat);

@@ -17,8 +17,11 @@ struct Stack {
   int D;
   HostThreads host = {};  // or nobody's: the process's own team runs the calls
   CellOptions options[2] = {};  // of each direction, for general cells
+  int64_t heads = 1;            // blocks on the diagonal of weight_hh, which divide H; more than one without a projection
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
+  // What a panel of weight_hh, of vectors of so many lanes, has room for: the columns that one block of units multiplies.
+  int64_t columns_hh(int lanes) const { return heads > 1 ? widest_window(H, H / heads, lanes) : P; }
 };
 
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.

@@ -19,8 +19,6 @@ template <class V> struct Activated {
   V y, slope;
 };
 
-template <class V> FASTRNN_FN V magnitude(V x) { return x < 0 ? -x : x; }
-
 // e^x - 1 for x <= 0, small x with their relative accuracy.
 template <class V> FASTRNN_FN V exp_minus_one_of_negative(V x) {
   V power, f, q;
@@ -29,7 +27,7 @@ template <class V> FASTRNN_FN V exp_minus_one_of_negative(V x) {
 }
 
 // log(1 + x) for 0 <= x <= 1 by the series of 2 artanh(x / (2 + x)), whose argument is at most 1/3.
-template <class V> FASTRNN_FN V log_of_one_plus(V x) {
+template <class V> FASTRNN_FN V log_of_one_plus(const V& x) {
   using Real = typename Lanes<V>::Real;
   constexpr int terms = sizeof(Real) == 4 ? 8 : 17;
   const V s = divide(x, x + 2), square = s * s;
@@ -38,6 +36,11 @@ template <class V> FASTRNN_FN V log_of_one_plus(V x) {
   for (int k = terms - 2; k >= 0; k--) sum = fma(sum, square, splat<V>(Real(1) / (2 * k + 1)));
   return 2 * s * sum;
 }
+
+// log(1 + e^x).
+template <class V> FASTRNN_FN V softplus(const V& x) { return at_least(x, 0) + log_of_one_plus(exp_of_negative(-1 * magnitude(x))); }
+// log(sigmoid(x)), far below zero too.
+template <class V> FASTRNN_FN V log_sigmoid(const V& x) { return -1 * softplus(-1 * x); }
 
 template <class V> FASTRNN_RARE Activated<V> rare_activation(ActivationKind kind, typename Lanes<V>::Real alpha,
                                                              typename Lanes<V>::Real beta, V x) {
@@ -63,7 +66,7 @@ template <class V> FASTRNN_RARE Activated<V> rare_activation(ActivationKind kind
       const V below = 1 + magnitude(x);  // its reciprocal may be subnormal, which is zero here
       return {x / below, (1 / below) * (1 / below)};
     }
-    case ActivationKind::softplus: return {at_least(x, 0) + log_of_one_plus(exp_of_negative(-magnitude(x))), sigmoid(x)};
+    case ActivationKind::softplus: return {softplus(x), sigmoid(x)};
     default: return {x, one};  // sigmoid and tanh never come here
   }
 }

@@ -5,7 +5,7 @@
 // step of one chunk still stands when the next begins. With token ids the gate gradients are added up by id on the way; their
 // products with the input's weights and the embedding come at the end, the distinct ids taking the place of tokens.
 #pragma once
-#include "kernels/forward.hpp"
+#include "kernels/backward_heads.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -40,7 +40,8 @@ template <class Cell, class V, class Real> struct Backward {
   Real** hidden = dproj + row_count;
   Real** dh0 = hidden + row_count;
   Real** few_out = dh0 + row_count;
-  const Real** few_rest = (const Real**)(few_out + row_count);
+  Real** few_to = few_out + row_count;
+  const Real** few_rest = (const Real**)(few_to + row_count);
   // One pointer per token of the chunk, all rows.
   const Real** token_dgates = few_rest + row_count;
   const Real** token_dinput = token_dgates + chunk_tokens;
@@ -48,7 +49,8 @@ template <class Cell, class V, class Real> struct Backward {
   const Real** token_x = token_dproj + chunk_tokens;
   const Real** token_h_prev = token_x + chunk_tokens;
   const Real** token_inner = token_h_prev + chunk_tokens;
-  Real** token_dx = (Real**)(token_inner + chunk_tokens);  // or its row of dtable
+  const Real** token_head = token_inner + chunk_tokens;  // what the tokens have for one head
+  Real** token_dx = (Real**)(token_head + chunk_tokens);  // or its row of dtable
   // Rows of the transposed gate gradients, and of the weight gradients that they give; dweight_hh in the order of the slots.
   const Real** column = (const Real**)(token_dx + chunk_tokens);
   Real** dweight_ih = (Real**)(column + S * H + P);
@@ -56,7 +58,10 @@ template <class Cell, class V, class Real> struct Backward {
   Real** dweight_hr = dweight_hh + G * H;
 
   // Whether no matrix is packed.
-  const bool few = Cell::phases == 1 && q.few;
+  const bool few = Cell::phases == 1 && !q.panel_hh;
+  // Units of a head, 0 for a full matrix; and of a gate, those that a block of dh_prev comes from.
+  const int64_t head = !Cell::projected && d.heads > 1 ? H / d.heads : 0, window = head ? widest_window(H, head, N) : H;
+  Heads<Backward> heads{*this};
 
   FASTRNN_FN bool meet() { return !wait(seat); }
   FASTRNN_FN Real* ring(Real* base, int64_t step, int64_t s, int64_t pitch) const {
@@ -68,13 +73,15 @@ template <class Cell, class V, class Real> struct Backward {
     const int64_t row = k + (hidden_slot<Cell>(p) - Cell::slots.turn) * H;
     return row < 0 ? row + G * H : row;
   }
-  FASTRNN_FN int64_t panel_start(int p) const { return blocks_of<V>(P) * Cell::phase[p].first * H * N; }
+  FASTRNN_FN int64_t panel_start(int p) const { return blocks_of<V>(P) * Cell::phase[p].first * window * N; }
 
   template <int p> FASTRNN_FN void pack_phase() {
     constexpr Phase ph = Cell::phase[p];
     if constexpr (Cell::projected && p == 1) {
       auto row = [&](int64_t k) { return d.weight[weight_hr] + k * H; };
       pack_rows<V>(row, P, H, P, share_of(blocks_of<V>(H), seat.rank, seat.size), q.panel_hr, poll);
+    } else if (head) {
+      heads.template pack<p>();
     } else {
       auto row = [&](int64_t k) { return d.weight[weight_hh] + weight_row(p, k) * P; };
       pack_rows<V>(row, ph.gates * H, P, ph.gates * H, share_of(blocks_of<V>(P), seat.rank, seat.size), q.panel_hh + panel_start(p), poll);
@@ -94,7 +101,7 @@ template <class Cell, class V, class Real> struct Backward {
     if (q.dz) return;
     for (int64_t k = 0; k < S * H + P; k++) column[k] = q.columns + k * q.chunk_pitch;
     for (int64_t k = 0; k < G * H; k++) dweight_ih[k] = q.dweight[weight_ih] + k * I;
-    for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight[weight_hh] + weight_row(0, k) * P;
+    for (int64_t k = 0; k < G * H; k++) dweight_hh[k] = q.dweight[weight_hh] + weight_row(0, k) * (head ? head : P);
     for (int64_t k = 0; Cell::projected && k < P; k++) dweight_hr[k] = q.dweight[weight_hr] + k * H;
   }
 
@@ -151,7 +158,7 @@ template <class Cell, class V, class Real> struct Backward {
     constexpr bool through_projection = Cell::projected && p == 1, only_sums = Cell::projected && p == 0;
     const int64_t units = only_sums ? P : H;
     auto start = [&](V(&z)[1], int64_t i, int64_t block)
-                     __attribute__((always_inline)) { z[0] = p == 0 ? load<V>(dy[i] + block * N, units - block * N) : V{}; };
+                     __attribute__((always_inline)) { z[0] = p == 0 || head ? load<V>(dy[i] + block * N, units - block * N) : V{}; };
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
       constexpr int M = Members<decltype(z[0])>::n;
       UnitGradient<Bundle<V, M>> u{};
@@ -198,12 +205,14 @@ template <class Cell, class V, class Real> struct Backward {
         }
       }
     };
-    const bool apart = few && linked;
-    if (apart) {
+    const bool apart = head || (few && linked);
+    if (head) {
+      if (!heads.template products<p>(p == 0 ? dy : nullptr, p == 0 ? dnext : dhere, n, linked || p > 0) && seat.by_rows) return false;
+    } else if (apart) {
       if (!few_products(dy, dnext, 0, n) && seat.by_rows) return false;
       for (int64_t i = 0; i < n; i++) dy[i] = few_out[i];
     }
-    const int64_t K = through_projection ? P : (linked && !apart) || p > 0 ? ph.gates * H : 0;
+    const int64_t K = through_projection ? P : (linked || p > 0) && !apart ? ph.gates * H : 0;
     const Matrix<Real> w{through_projection ? q.panel_hr : q.panel_hh + panel_start(p), nullptr, K, units,
                          (through_projection ? P : ph.gates * H) * N};
     const bool done =
@@ -232,8 +241,9 @@ template <class Cell, class V, class Real> struct Backward {
         copy_row(q.dbefore[k] + b * H + h_first, (const Real*)q.drunning[k] + s * H + h_first, h_end - h_first);
     }
     const int64_t K = Cell::phase[0].gates * H;
-    const bool done = few ? initial_of_few(from, n, p_first, p_end)
-                          : product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
+    const bool done = head  ? heads.template add<0>(dhere, from, n, dh0)
+                      : few ? initial_of_few(from, n, p_first, p_end)
+                            : product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
     for (int64_t i = from; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       if (!order.cut_before(t, s)) continue;
@@ -293,8 +303,9 @@ template <class Cell, class V, class Real> struct Backward {
     const int64_t slots = q.dweight[weight_peephole] ? S : S - Cell::slots.vectors;
     transpose_tokens(token_dgates, tokens, slots * H, q.columns, q.column_sums);
     if (!d.tokens && !few) pack_tokens(token_x, tokens, I, q.x_panel);
-    if (!few) pack_tokens(token_h_prev, tokens, P, q.h_panel);
-    if constexpr (Cell::phases == 2) pack_tokens(token_inner, tokens, H, q.inner_panel);
+    if (!few) head ? heads.pack_tokens(token_h_prev, tokens, q.h_panel) : pack_tokens(token_h_prev, tokens, P, q.h_panel);
+    if constexpr (Cell::phases == 2)
+      head ? heads.pack_tokens(token_inner, tokens, q.inner_panel) : pack_tokens(token_inner, tokens, H, q.inner_panel);
     if constexpr (Cell::projected) transpose_tokens(token_dproj, tokens, P, q.columns + S * H * q.chunk_pitch, nullptr);
   }
 
@@ -307,13 +318,17 @@ template <class Cell, class V, class Real> struct Backward {
     return product_into({panel, nullptr, tokens, width, q.chunk_pitch * N}, column + first + mine.first, mine.last - mine.first,
                         {0, blocks_of<V>(width)}, out + mine.first, add, poll);
   }
+  template <int p> FASTRNN_FN bool recurrent_gradient(const Real* const* operand, const Real* panel, int64_t tokens, bool add) {
+    constexpr int slot = hidden_slot<Cell>(p), gates = Cell::phase[p].gates;
+    Real** const out = dweight_hh + (p == 0 ? 0 : Cell::phase[0].gates) * H;
+    if (head) return heads.weight_gradient(slot, gates, out, operand, panel, tokens, add);
+    return weight_gradient(slot * H, gates * H, out, operand, panel, P, tokens, add);
+  }
   FASTRNN_FN bool weight_gradients(int64_t tokens, bool add) {
     bool done = (d.tokens || weight_gradient(Cell::slots.input * H, G * H, dweight_ih, token_x, q.x_panel, I, tokens, add)) &&
-                weight_gradient(hidden_slot<Cell>(0) * H, Cell::phase[0].gates * H, dweight_hh, token_h_prev, q.h_panel, P, tokens, add);
+                recurrent_gradient<0>(token_h_prev, q.h_panel, tokens, add);
     if constexpr (Cell::projected) done = done && weight_gradient(S * H, P, dweight_hr, token_inner, q.inner_panel, H, tokens, add);
-    else if constexpr (Cell::phases == 2)
-      done = done && weight_gradient(hidden_slot<Cell>(1) * H, Cell::phase[1].gates * H, dweight_hh + Cell::phase[0].gates * H, token_inner,
-                                     q.inner_panel, P, tokens, add);
+    else if constexpr (Cell::phases == 2) done = done && recurrent_gradient<1>(token_inner, q.inner_panel, tokens, add);
     return done;
   }
   __attribute__((noinline)) bool input_gradient(int64_t tokens) {

@@ -52,7 +52,7 @@ struct CellDefaults {
   static constexpr bool has_carry = false;    // backward leaves a part of dL/dh_prev in 'carry'; else it is dropped
   static constexpr bool projected = false;    // the second phase multiplies by weight_hr
   static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
-  static constexpr bool general = false;      // heeds the options; its epilogue is large, and all tiles share one copy of it
+  static constexpr bool general = false;      // may heed the options; its epilogue is large, and all tiles share one copy of it
   static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
 };
 
@@ -151,6 +151,44 @@ struct Lstm : CellDefaults {
     u.dz[2] = dc * i * (1 - g * g);
     u.dz[3] = u.dout * tanh_c * o * (1 - o);
     u.dstate[c] = dc * f;
+  }
+};
+
+// i = e^(z_i - m);  f = e^min(k - m, 0);  g = tanh(.);  o = sigma(.);  c = f c_prev + i g;  n = f n_prev + i;  h = o c / n
+// k = log f + m_prev with log f = z_f, or log sigma(z_f);  m = max(z_i, k), and z_i where n_prev = 0, which holds nothing yet.
+// The sLSTM of xLSTM (Beck et al. 2024): the stabiliser m keeps the powers in range and cancels out of h.
+template <bool exponential> struct Slstm : CellDefaults {
+  static constexpr bool general = true;
+  static constexpr int gates = 4, tape = 4;
+  static constexpr Slots slots{4};
+  static constexpr int states = 4, c = 1, n = 2, m = 3;
+  static constexpr Phase phase[] = {{0, 4, 0, 4}};
+
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
+    V log_f = u.z[1];
+    if constexpr (!exponential) log_f = log_sigmoid(u.z[1]);
+    const V z_i = u.z[0], k = log_f + u.prev[m], g = tanh(u.z[2]), o = sigmoid(u.z[3]);
+    u.next[m] = where_zero(u.prev[n], z_i, where_greater(k, z_i, k, z_i));
+    u.tape[0] = z_i - u.next[m], u.tape[1] = k - u.next[m], u.tape[2] = g, u.tape[3] = o;
+    const V i = exp_of_negative(u.tape[0]), f = exp_of_negative(at_most(u.tape[1], 0));
+    u.next[c] = fma(f, u.prev[c], i * g);
+    u.next[n] = fma(f, u.prev[n], i);
+    u.out = o * quotient(u.next[c], u.next[n]);
+  }
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
+    const V z_i = u.tape[0], k = u.tape[1], g = u.tape[2], o = u.tape[3];  // z_i and k as seen from m
+    const V i = exp_of_negative(z_i), f = exp_of_negative(at_most(k, 0));
+    const V ratio = quotient(u.next[c], u.next[n]), dratio = quotient(u.dout * o, u.next[n]);
+    const V dc = u.dstate[c] + dratio, dn = u.dstate[n] - dratio * ratio, dm = u.dstate[m];
+    const V by_i = fma(dc, g, dn) * i, by_f = where_greater(k, V{}, V{}, fma(dc, u.prev[c], dn * u.prev[n]) * f);
+    // m is k, or it is z_i: that one takes what reaches m.
+    const V dk = where_greater(V{}, z_i, dm - by_i, by_f);
+    u.dz[0] = where_greater(V{}, z_i, by_i, dm - by_f);
+    if constexpr (exponential) u.dz[1] = dk;
+    else u.dz[1] = dk * (1 - exp_of_negative(at_most(k + u.next[m] - u.prev[m], 0)));  // the slope of log sigma is 1 - sigma
+    u.dz[2] = dc * i * (1 - g * g);
+    u.dz[3] = u.dout * ratio * o * (1 - o);
+    u.dstate[c] = dc * f, u.dstate[n] = dn * f, u.dstate[m] = dk;
   }
 };
 

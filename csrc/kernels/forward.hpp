@@ -73,8 +73,15 @@ template <class Cell, class V, int p, class Real> FASTRNN_FN Matrix<Real> recurr
   if constexpr (Cell::projected && p == 1) {
     return {d.panels.hr, d.weight[weight_hr], d.H, d.P, d.H * N};
   } else {
-    const int64_t before = blocks_of<V>(d.H) * d.P * phase.first * N;
-    return {d.panels.hh ? d.panels.hh + before : nullptr, d.weight[weight_hh] + phase.first * d.H * d.P, d.P, d.H, d.P * phase.gates * N};
+    const int64_t head = d.heads > 1 ? d.H / d.heads : 0, K = head ? widest_window(d.H, head, N) : d.P;
+    const int64_t before = blocks_of<V>(d.H) * K * phase.first * N;
+    return {d.panels.hh ? d.panels.hh + before : nullptr,
+            d.weight[weight_hh] + phase.first * d.H * (head ? head : d.P),
+            K,
+            d.H,
+            K * phase.gates * N,
+            0,
+            head};
   }
 }
 
@@ -102,7 +109,12 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
   }
   auto pack_share = [&](const Matrix<Real>& w, int gates) {
     const Range mine = share_of(blocks_of<V>(w.units), seat.rank, seat.size);
-    if (w.panel) pack_panel(w, gates, mine, const_cast<Real*>(w.panel) + mine.first * w.panel_pitch, poll);
+    if (!w.panel) return;
+    if (!w.head) return pack_panel(w, gates, mine, const_cast<Real*>(w.panel) + mine.first * w.panel_pitch, poll);
+    for (int64_t block = mine.first; block < mine.last; block++) {
+      const Range one{block, block + 1};
+      pack_panel(part_of(w, window_of<V>(w, block, one)), gates, one, const_cast<Real*>(w.panel) + block * w.panel_pitch, poll);
+    }
   };
   pack_share(input_matrix<Cell, V>(d), G);
   pack_share(recurrent_matrix<Cell, V, 0>(d), Cell::phase[0].gates);
@@ -161,10 +173,11 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       NarrowRoom& room = *(NarrowRoom*)(d.narrow_room + seat.rank * d.narrow_room_size);
       return narrow_product<V, gate_count>(*d.panels.narrow, panel, w.K, w.units, a, n, share, back, room, start, finish, poll);
     } else {
-      if (w.panel) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
-      if (d.pack_buffer)
-        return product_once<V, gate_count>(w, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, share, start, finish, poll);
-      return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+      if (!w.panel && !d.pack_buffer) return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+      return each_window<V>(w, share, back && w.panel, [&](const Matrix<Real>& part, Range some) __attribute__((always_inline)) {
+        if (w.panel) return product<V, gate_count>(part, a, n, some, back, start, finish, poll);
+        return product_once<V, gate_count>(part, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, some, start, finish, poll);
+      });
     }
   }
 

@@ -9,13 +9,16 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// W: 'units' rows for each of G gates, K columns.
+// W: 'units' rows for each of G gates, K columns; or block diagonal: each head of so many units multiplies but as many columns of its own,
+// and these alone are stored.
 template <class Real> struct Matrix {
-  const Real* panel;    // [block][K][G][N], or null: read from the rows
-  const Real* rows;     // unit u of gate g starts at rows + (g * units + u) * K
+  const Real* panel;    // [block][K][G][N], or null: read from the rows; of heads, [block][columns of its heads][G][N]
+  const Real* rows;     // unit u of gate g starts at rows + (g * units + u) * K; of heads, * head
   int64_t K, units;
   int64_t panel_pitch;  // elements from block to block of the panel
   int64_t first = 0;    // the block with which the panel begins
+  int64_t head = 0;     // 0: every unit multiplies all columns
+  int64_t column = 0;   // the operand's element that column 0 multiplies
 };
 
 // What all cells share is compiled once for an instruction set, in shared.cpp.
@@ -39,6 +42,47 @@ namespace {
 
 template <class V> FASTRNN_FN int64_t blocks_of(int64_t n) { return (n + Lanes<V>::n - 1) / Lanes<V>::n; }
 
+// ---- heads -----------------------------------------------------------------------------------------------------------
+//
+// A block multiplies the columns of all heads that it has units of, most often one; where there are several, the panel holds zeros for
+// the columns of the others.
+
+// Blocks that multiply the same columns, [column, column + K).
+struct Window {
+  Range blocks;
+  int64_t column, K;
+};
+// The window of a block, with its neighbours among 'blocks' whose window is the same.
+template <class V, class Real> FASTRNN_FN Window window_of(const Matrix<Real>& w, int64_t block, Range blocks) {
+  constexpr int N = Lanes<V>::n;
+  if (!w.head) return {blocks, 0, w.K};
+  const int64_t end = (block + 1) * N < w.units ? (block + 1) * N : w.units;
+  const int64_t first = block * N / w.head * w.head, last = (end - 1) / w.head * w.head;
+  Window found{{block, block + 1}, first, last + w.head - first};
+  if (first < last) return found;
+  const int64_t from = blocks_of<V>(first), to = first + w.head < w.units ? (first + w.head) / N : blocks_of<V>(w.units);
+  found.blocks = {from > blocks.first ? from : blocks.first, to < blocks.last ? to : blocks.last};
+  return found;
+}
+// The part of a matrix that a window is.
+template <class Real> FASTRNN_FN Matrix<Real> part_of(const Matrix<Real>& w, const Window& window) {
+  Matrix<Real> part = w;
+  part.K = window.K, part.column = window.column;
+  return part;
+}
+// f(matrix, blocks) for the windows of a range of blocks, one after the other, until it gives false; 'back': from the last to the first.
+template <class V, class Real, class F> FASTRNN_FN bool each_window(const Matrix<Real>& w, Range blocks, bool back, const F& f) {
+  while (blocks.first < blocks.last) {
+    const Window window = window_of<V>(w, back ? blocks.last - 1 : blocks.first, blocks);
+    if (!f(part_of(w, window), window.blocks)) return false;
+    if (back) blocks.last = window.blocks.first;
+    else blocks.first = window.blocks.last;
+  }
+  return true;
+}
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
 // Tiles that fill the register file: 32 vector registers with AVX-512 and on Arm, 16 otherwise.
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int wide_rows = 6, tall_rows = 6, single_vectors = 8;
@@ -55,7 +99,7 @@ FASTRNN_FN void multiply(const Matrix<Real>& w, const Real* const* rows, int64_t
   const Real* a[R];
   const Real* panel[U];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) a[r] = rows[r];
+  for (int r = 0; r < R; r++) a[r] = rows[r] + w.column;
 #pragma GCC unroll 8
   for (int u = 0; u < U; u++) panel[u] = w.panel + (block - w.first + u) * w.panel_pitch;
   const int64_t K = w.K;
@@ -83,24 +127,26 @@ FASTRNN_FN void multiply_rows(const Matrix<Real>& w, const Real* const* rows, in
   constexpr int N = Lanes<V>::n;
   Real dots[R][G][N] = {};
   const int64_t first = block * N, count = w.units - first < N ? w.units - first : N;
+  const int64_t K = w.head ? w.head : w.K;
   for (int64_t lane = 0; lane < count; lane++) {
-    const Real* unit = w.rows + (first + lane) * w.K;
+    const Real* unit = w.rows + (first + lane) * K;
+    const int64_t column = w.head ? (first + lane) / w.head * w.head : 0;
     V total[R][G] = {};
     int64_t k = 0;
-    for (; k + N <= w.K; k += N) {
+    for (; k + N <= K; k += N) {
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++) {
-        const V v = load<V>(unit + g * w.units * w.K + k);
+        const V v = load<V>(unit + g * w.units * K + k);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + k), v, total[r][g]);
+        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + column + k), v, total[r][g]);
       }
     }
-    if (k < w.K) {
+    if (k < K) {
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++) {
-        const V v = load<V>(unit + g * w.units * w.K + k, w.K - k);
+        const V v = load<V>(unit + g * w.units * K + k, K - k);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + k, w.K - k), v, total[r][g]);
+        for (int r = 0; r < R; r++) total[r][g] = fma(load<V>(rows[r] + column + k, K - k), v, total[r][g]);
       }
     }
 #pragma GCC unroll 8
@@ -277,7 +323,8 @@ FASTRNN_FN bool product_once(const Matrix<Real>& w, Real* pack_buffer, const Rea
   for (int64_t block = blocks.first; block < blocks.last; block += blocks_at_once(G)) {
     const Range group{block, block + blocks_at_once(G) < blocks.last ? block + blocks_at_once(G) : blocks.last};
     pack_panel(w, G, group, pack_buffer, poll);
-    const Matrix<Real> packed{pack_buffer, w.rows, w.K, w.units, w.K * G * Lanes<V>::n, block};
+    Matrix<Real> packed = w;
+    packed.panel = pack_buffer, packed.panel_pitch = w.K * G * Lanes<V>::n, packed.first = block;
     if (!product<V, G>(packed, a, n, group, false, start, finish, poll)) return false;
   }
   return true;
@@ -289,7 +336,7 @@ FASTRNN_FN bool product_of_rows(const Matrix<Real>& w, const Real* const* a, int
                                 const Finish& finish, Poll& poll) {
   for (int64_t block = blocks.first; block < blocks.last; block++) {
     tiles<V, 2, 1, G, false>(w, a, {0, n}, block, block, start, finish);
-    if (poll.stop(2. * double(n) * w.K * G * Lanes<V>::n)) return false;
+    if (poll.stop(2. * double(n) * double(w.head ? w.head : w.K) * G * Lanes<V>::n)) return false;
   }
   return true;
 }

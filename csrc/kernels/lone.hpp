@@ -18,8 +18,8 @@ template <class Cell, class V, class Real> struct Lone {
   const Matrix<Real> input = input_matrix<Cell, V>(d), recurrent = recurrent_matrix<Cell, V, 0>(d);
 
   static bool fits(const Direction<Real>& d, const Seat& seat) {
-    return d.schedule.B == 1 && seat.size == 1 && !d.training && !d.tokens && d.panels.ih && d.panels.hh && d.H <= most_units &&
-           d.schedule.T > 0 && d.schedule.length[0] == d.schedule.T && (d.schedule.T == 1 || d.I <= most_inputs);
+    return d.heads == 1 && d.schedule.B == 1 && seat.size == 1 && !d.training && !d.tokens && d.panels.ih && d.panels.hh &&
+           d.H <= most_units && d.schedule.T > 0 && d.schedule.length[0] == d.schedule.T && (d.schedule.T == 1 || d.I <= most_inputs);
   }
 
   // The step's rows: of x, of the states before it, and of those that it makes.

@@ -105,28 +105,39 @@ FASTRNN_FN bool outer_few_of(const Real* const* a, const Real* const* b, int64_t
   return true;
 }
 
+// Lanes [lanes) of a block, rows of K columns from that of lane 0 on -> [K][G][N] of one gate; the other lanes are zero.
+template <class V, class Real> FASTRNN_FN void pack_lanes(const Real* rows, int64_t K, Range lanes, int G, Real* to) {
+  constexpr int N = Lanes<V>::n;
+  for (int64_t k = 0; k < K; k += N) {
+    const int64_t depth = K - k < N ? K - k : N;
+    V m[N];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < N; lane++) m[lane] = lane >= lanes.first && lane < lanes.last ? load<V>(rows + lane * K + k, depth) : V{};
+    if constexpr (N > 1) transpose(m);
+    if (depth == N) {
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++) store(to + (k + i) * G * N, m[i]);
+    } else {
+      for (int64_t i = 0; i < depth; i++) store(to + (k + i) * G * N, m[i]);
+    }
+  }
+}
+
 template <class V, class Real>
 FASTRNN_FN void pack_blocks(const Matrix<Real>& w, int G, Range blocks, Real* panel, Poll& poll) {
   constexpr int N = Lanes<V>::n;
-  const int64_t K = w.K, units = w.units;
+  const int64_t K = w.K, units = w.units, head = w.head ? w.head : K;
   for (int64_t block = blocks.first; block < blocks.last; block++) {
-    const int64_t count = units - block * N < N ? units - block * N : N;
+    const int64_t first = block * N, count = units - first < N ? units - first : N;
     if (poll.stop(double(K) * G * N * packing_work)) return;
     for (int g = 0; g < G; g++) {
-      const Real* from = w.rows + (g * units + block * N) * K;
+      const Real* from = w.rows + (g * units + first) * head;
       Real* to = panel + ((block - blocks.first) * K * G + g) * N;
-      for (int64_t k = 0; k < K; k += N) {
-        const int64_t depth = K - k < N ? K - k : N;
-        V m[N];
-#pragma GCC unroll 16
-        for (int lane = 0; lane < N; lane++) m[lane] = lane < count ? load<V>(from + lane * K + k, depth) : V{};
-        if constexpr (N > 1) transpose(m);
-        if (depth == N) {
-#pragma GCC unroll 16
-          for (int i = 0; i < N; i++) store(to + (k + i) * G * N, m[i]);
-        } else {
-          for (int64_t i = 0; i < depth; i++) store(to + (k + i) * G * N, m[i]);
-        }
+      // the heads of the window one after the other; without heads it is all columns at once
+      for (int64_t k = 0; k < K; k += head) {
+        const int64_t begin = w.column + k - first, end = begin + head;
+        const Range all{0, count}, own{begin > 0 ? begin : 0, end < count ? end : count};
+        pack_lanes<V>(from, head, w.head ? own : all, G, to + k * G * N);
       }
     }
   }

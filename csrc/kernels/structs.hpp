@@ -23,6 +23,8 @@ namespace fastrnn {
   X(gru_original, GruOriginal)                \
   X(lstm, Lstm)                               \
   X(lstm_projected, Projected<Lstm>)          \
+  X(slstm, Slstm<false>)                      \
+  X(slstm_exponential, Slstm<true>)           \
   X(rnn_general, RnnGeneral)                  \
   X(gru_general, GruGeneral)                  \
   X(gru_original_general, GruOriginalGeneral) \
@@ -100,7 +102,7 @@ struct NarrowProducts;
 // The forward weights, packed for the panel product; kept by a frozen layer, scratch otherwise.
 template <class Real> struct Panels {
   Real* ih;           // [blocks(H)][I][G][N]
-  Real* hh;           // for each phase: [blocks(H)][P][gates of the phase][N]
+  Real* hh;           // for each phase: [blocks(H)][P, or the widest window of heads][gates of the phase][N]
   Real* hr;           // [blocks(P)][H][N], with a projection
   Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
@@ -110,6 +112,13 @@ template <class Real> struct Panels {
   NarrowPanel narrow_ih;
   NarrowPanel narrow_hh[2];      // for each phase; weight_hr in a projected cell's second
 };
+
+// Of n units in heads: the columns that the panel of a block has room for.
+FASTRNN_INLINE int64_t widest_window(int64_t n, int64_t head, int64_t lanes) {
+  if (head % lanes == 0) return head;
+  const int64_t touched = lanes % head == 0 ? lanes / head : (lanes + head - 2) / head + 1;
+  return touched * head < n ? touched * head : n;
+}
 
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
 enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, parameter_count };
@@ -137,12 +146,12 @@ template <class Element> using States = Pointers<Element, max_states>;
 // One direction of one layer, forward. The caller owns every pointer.
 template <class Real> struct Direction {
   Schedule schedule;
-  int64_t I, H, P;
+  int64_t I, H, P, heads;  // heads: W_hh is block diagonal with so many blocks, 1 for a full matrix
   bool reverse, training;
   bool back;  // of one sequence: the first step walks the panels from their end, where the last step of the call before it stopped
   CellOptions options;
 
-  Parameters<const Real> weight;  // (G*H,I), (G*H,P), (G*H), (G*H), (P,H), (3,H); null where the layer has none
+  Parameters<const Real> weight;  // (G*H,I), (G*H,P/heads), (G*H), (G*H), (P,H), (3,H); null where the layer has none
   Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
 
   const DistinctIds* tokens;  // or null
@@ -183,7 +192,8 @@ template <class Real> struct BackwardDirection {
 
   // scratch of the whole team
   Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
-  Real* panel_hh;   // for each phase: [blocks(P)][gates*H][N]; null where there are few tokens, and no panel is packed
+  Real* panel_hh;   // for each phase: [blocks(P)][gates*H, or of the widest window of heads][N]; null where there are few tokens, and no
+                    // panel is packed
   Real* panel_hr;   // [blocks(H)][P][N], with a projection
   Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
   Real* dproj;      // [step][row s](P) total dh, with a projection
@@ -191,9 +201,9 @@ template <class Real> struct BackwardDirection {
   States<Real> drunning;  // [row s](H) of the states beside h
   Real* columns;    // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
   Real* x_panel;    // [blocks(I)][chunk_pitch][N]
-  Real* h_panel;    // [blocks(P)][chunk_pitch][N]
-  Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase
-  Real* few;          // [row s](P) products of few tokens
+  Real* h_panel;    // for each head: [blocks(P / heads)][chunk_pitch][N]
+  Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase; or for each head
+  Real* few;          // [row s](P) products of few tokens, or of heads
   Real* column_sums;  // (slots*H)
   Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
   Real* pack_buffer;         // per worker: [blocks at once][G*H][N], or null

@@ -171,6 +171,7 @@ FASTRNN_FN F64 fnma(F64 a, F64 b, F64 c) { return (F64)_mm256_fnmadd_pd((__m256d
 // of 14 bits is refined, which doubles them each time; within 1 ULP.
 template <class V> FASTRNN_FN V reciprocal(V b) { return 1 / b; }
 template <class V> FASTRNN_FN V divide(V a, V b) { return a / b; }
+template <class V> FASTRNN_FN V quotient(V a, V b) { return a / b; }  // of any numbers
 #if FASTRNN_VECTOR_BYTES == 64
 template <> FASTRNN_FN F32 reciprocal(F32 b) {
   const F32 y = (F32)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);  // the unmasked form trips -Wuninitialized
@@ -235,6 +236,10 @@ template <class V> FASTRNN_FN V power_of_two(V shifted) {
 template <class V> FASTRNN_FN V relu(V x) { return x < 0 ? V{} : x; }
 // x where h is positive or NaN, zero elsewhere.
 template <class V> FASTRNN_FN V pass_positive(V h, V x) { return h <= 0 ? V{} : x; }
+// x where the condition holds, y elsewhere.
+template <class V> FASTRNN_FN V where_greater(V a, V b, V x, V y) { return a > b ? x : y; }
+template <class V> FASTRNN_FN V where_zero(V a, V x, V y) { return a == 0 ? x : y; }
+template <class V> FASTRNN_FN V magnitude(V x) { return x < 0 ? -x : x; }
 
 // The same for bundles.
 template <class V, int M> FASTRNN_FN Bundle<V, M> fma(const Bundle<V, M>& a, const Bundle<V, M>& b, const Bundle<V, M>& c) {
@@ -252,6 +257,9 @@ template <class V, int M> FASTRNN_FN Bundle<V, M> reciprocal(const Bundle<V, M>&
 template <class V, int M> FASTRNN_FN Bundle<V, M> divide(const Bundle<V, M>& a, const Bundle<V, M>& b) {
   return map([](V x, V y) { return divide(x, y); }, a, b);
 }
+template <class V, int M> FASTRNN_FN Bundle<V, M> quotient(const Bundle<V, M>& a, const Bundle<V, M>& b) {
+  return map([](V x, V y) { return quotient(x, y); }, a, b);
+}
 template <class V, int M> FASTRNN_FN Bundle<V, M> power_of_two(const Bundle<V, M>& a) {
   return map([](V x) { return power_of_two(x); }, a);
 }
@@ -260,6 +268,16 @@ template <class V, int M> FASTRNN_FN Bundle<V, M> relu(const Bundle<V, M>& a) {
 }
 template <class V, int M> FASTRNN_FN Bundle<V, M> pass_positive(const Bundle<V, M>& h, const Bundle<V, M>& a) {
   return map([](V x, V y) { return pass_positive(x, y); }, h, a);
+}
+template <class V, int M>
+FASTRNN_FN Bundle<V, M> where_greater(const Bundle<V, M>& a, const Bundle<V, M>& b, const Bundle<V, M>& x, const Bundle<V, M>& y) {
+  return map([](V p, V q, V s, V t) { return where_greater(p, q, s, t); }, a, b, x, y);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> where_zero(const Bundle<V, M>& a, const Bundle<V, M>& x, const Bundle<V, M>& y) {
+  return map([](V p, V s, V t) { return where_zero(p, s, t); }, a, x, y);
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> magnitude(const Bundle<V, M>& a) {
+  return map([](V x) { return magnitude(x); }, a);
 }
 
 // e^(factor * x) = 2^n (1 + f q) with n an integer and |f| <= 1/2: gives 2^n, f and q. factor is a power of two or its
@@ -286,6 +304,9 @@ template <class V> FASTRNN_FN V exp_of_negative(V x) {
   V power, f, q;
   exp_parts<true>(at_least(x, limit), 1, power, f, q);
   return x < limit ? V{} : power * fma(f, q, splat<V>(1));
+}
+template <class V, int M> FASTRNN_FN Bundle<V, M> exp_of_negative(const Bundle<V, M>& a) {
+  return map([](V x) { return exp_of_negative(x); }, a);
 }
 
 // 1 / (1 + e^-x), within 3 ULP. Beyond +-sigmoid_limit it is that of the limit.

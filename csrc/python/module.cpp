@@ -247,10 +247,10 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<CoreNetwork>(m, "Network")
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, const std::optional<General>&,
-                    std::optional<std::string>, std::optional<HostThreads>>(),
+                    std::optional<std::string>, std::optional<HostThreads>, int64_t>(),
            py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
            py::arg("bidirectional"), py::arg("bias"), py::arg("general") = py::none(), py::arg("isa") = py::none(),
-           py::arg("host") = py::none())
+           py::arg("host") = py::none(), py::arg("heads") = 1)
       .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
       .def(
           "forward",
@@ -291,6 +291,7 @@ PYBIND11_MODULE(_core, m) {
             std::optional<NarrowFormats> narrow;
             if (formats) {
               if (self.f64) throw py::value_error("float64 weights are not kept in fewer bits");
+              if (self.n.heads > 1) throw py::value_error("weights of heads are not kept in fewer bits");
               narrow = NarrowFormats{format_named(formats->first), format_named(formats->second),
                                      &choose_products(*self.n.isa, products ? products->c_str() : nullptr)};
             }

@@ -130,7 +130,7 @@ struct CoreNetwork {
 
   CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
               int64_t num_layers, bool bidirectional, bool bias, const std::optional<General>& general, std::optional<std::string> isa,
-              std::optional<HostThreads> host)
+              std::optional<HostThreads> host, int64_t heads)
       : n{&choose_isa(isa ? isa->c_str() : nullptr),
           cell_named(cell, proj_size > 0, general.has_value()),
           input_size,
@@ -144,6 +144,7 @@ struct CoreNetwork {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
+    n.heads = heads_of(heads, n.H, has.projection);
     const int64_t widest = std::max(input_size, times(2, std::max(n.H, n.P)));
     times(times(times(4, plus(n.H, 64)), plus(widest, 64)), times(16, num_layers));
   }
@@ -317,7 +318,7 @@ struct CoreNetwork {
   py::tuple backward(const py::sequence& parameters, const CoreTape& tape, py::object dy, const std::vector<py::object>& dstates,
                      bool hidden, int threads) const {
     if (tape.f64 != f64 || tape.network.isa != n.isa || tape.network.cell != n.cell || tape.network.I != n.I || tape.network.H != n.H ||
-        tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D)
+        tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D || tape.network.heads != n.heads)
       throw py::value_error("the tape is of another network");
     const Sequences s(tape.x, tape.lengths, tape.reset, tape.batch_first);
     if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), tape.dropout) > tape.nbytes())

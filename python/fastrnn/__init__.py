@@ -1,4 +1,4 @@
-"""Fast recurrent layers: RNN, GRU and LSTM, for inference and training, over NumPy arrays; on GPUs too."""
+"""Fast recurrent layers: RNN, GRU, LSTM and sLSTM, for inference and training, over NumPy arrays; on GPUs too."""
 
 from typing import Any as _Any
 
@@ -15,9 +15,9 @@ from .kit.flow import Flow, flow
 from .kit.losses import binary_cross_entropy, cross_entropy
 from .kit.optimizers import SGD, Adam, clip_grad_norm, learning_rate
 from .kit.parts import Embedding, Linear
-from .layers import GRU, LSTM, RNN
+from .layers import GRU, LSTM, RNN, sLSTM
 from .parameters import Parameters
-from .results import Gradients, LSTMState, MemoryEstimate, Tape
+from .results import Gradients, LSTMState, MemoryEstimate, Tape, sLSTMState
 from .threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "info",
     "learning_rate",
     "load",
+    "sLSTM",
+    "sLSTMState",
     "save",
     "set_num_threads",
     "threads",

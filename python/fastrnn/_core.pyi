@@ -63,7 +63,7 @@ class Network:
 
     def __init__(
         self,
-        cell: str,  # "rnn_tanh", "rnn_relu", "gru" (reset_after), "gru_original", "lstm"
+        cell: str,  # "rnn_tanh", "rnn_relu", "gru" (reset_after), "gru_original", "lstm", "slstm" and so on
         dtype: str,  # "float32" or "float64"
         input_size: int,
         hidden_size: int,
@@ -75,6 +75,7 @@ class Network:
         general: tuple[float, bool, bool, Sequence[Sequence[tuple[str, float, float]]]] | None = None,
         isa: str | None = None,  # None: the best one this CPU has
         host: HostThreads | None = None,  # None: the process's own team runs the calls
+        heads: int = 1,  # blocks on the diagonal of weight_hh, which divide hidden_size
     ) -> None: ...
     @property
     def isa(self) -> str: ...
@@ -206,7 +207,8 @@ def describe(
 ) -> tuple[int, list[tuple[str, str]], list[tuple[str, list[str], bool]]]:
     """What a cell has: gates; states (name, axis); parameters of one direction (name, axes, whether it is a bias).
 
-    Axes are "inputs", "hidden", "output" (the projection's size, or hidden) and "gates" (gates times hidden).
+    Axes are "inputs", "hidden", "output" (the projection's size, or hidden), "head" (output by the number of heads),
+    "peepholes" and "gates" (gates times hidden).
     """
 
 def fill_memory(on: bool) -> None:

@@ -86,6 +86,8 @@ class Network:
         bidirectional: bool,
         bias: bool,
         device: int,
+        general: Any = None,  # as of _core.Network
+        heads: int = 1,
     ) -> None: ...
     def call(
         self,

@@ -16,7 +16,7 @@ from .spec import Spec
 
 Array = NDArray[Any]
 OneHot: TypeAlias = Literal["one-hot"]
-StateLike = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
+StateLike = ArrayLike | tuple[ArrayLike | None, ...] | None
 States = tuple[Any, ...]  # arrays, None for one of zeros; none at all: all of them
 
 
@@ -89,10 +89,11 @@ def members_of(problems: Problems, layer: Spec[Any], name: str, state: Any) -> l
             checks.one_state(problems, name, state)
             return None
         return [(name, state)]
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
-        checks.two_states(problems, name, state)
+    members = [member for member, _ in layer._states]
+    if not isinstance(state, (tuple, list)) or len(state) != len(members):
+        checks.several_states(problems, name, state, members)
         return None
-    return [(f"{name}.h", state[0]), (f"{name}.c", state[1])]
+    return [(f"{name}.{member}", value) for member, value in zip(members, state, strict=True)]
 
 
 def _read_member(

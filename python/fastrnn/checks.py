@@ -219,12 +219,17 @@ def one_state(problems: Problems, name: str, value: tuple[Any, ...]) -> None:
     )
 
 
-def two_states(problems: Problems, name: str, value: object) -> None:
-    """Say that an LSTM was given something else than a pair as its state."""
+def several_states(problems: Problems, name: str, value: object, members: Sequence[str]) -> None:
+    """Say that an LSTM, or an sLSTM, was given something else than a tuple of these members as its state."""
     shape = f" with shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    if isinstance(value, (tuple, list)):
+        shape = f" with {len(value)} members"
+    listed, rest = ", ".join(members), ", ".join(members[1:])
+    kind, count = ("LSTM", "a pair ") if len(members) == 2 else ("sLSTM", "")
     problems.type(
         f"{name} of type {type(value).__name__}{shape}",
-        f"The state of an LSTM is a pair (h, c), each an array or None for zeros: use fastrnn.LSTMState({name}, c).",
+        f"The state of an {kind} is {count}({listed}), each an array or None for zeros: "
+        f"use fastrnn.{kind}State({name}, {rest}).",
     )
 
 

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core, arguments, checks
 from .arguments import OneHot, StateLike
-from .results import LSTMState
 from .running import Running
 from .spec import S, Spec
 from .threads import get_num_threads
@@ -85,6 +84,9 @@ def read_weights(layer: Spec[Any], given: Weights) -> Words | None:
     if layer.dtype != np.float32:
         why = f'Only float32 weights are kept in fewer bits, not {layer.dtype}: use to("cpu", "float32").freeze.'
         problems.value(f"weights={given!r}", why)
+    if layer.heads > 1:
+        why = f"Weights of a layer with heads={layer.heads} are not kept in fewer bits: freeze() it."
+        problems.value(f"weights={given!r}", why)
     check_matrices(problems, layer.parameters(), words, "Freeze it without weights=.")
     problems.refuse()
     return words
@@ -141,19 +143,20 @@ class Frozen(Generic[S]):
         ----------
         x : array_like
             (B,I), or (I,) without a batch. Contiguous arrays (B,I) of the layer's dtype are the fastest.
-        state : array, LSTMState or None
-            (L,B,P), or (L,P) without a batch; of an LSTM the pair (h, c) with c (L,B,H). None is zeros.
+        state : array, LSTMState, sLSTMState or None
+            (L,B,P), or (L,P) without a batch; of an LSTM the pair (h, c) with c (L,B,H), of an sLSTM (h, c, n, m). None
+            is zeros.
         out : array, optional
             Where y is written: (B,P) or (P,), C-contiguous, of the layer's dtype.
-        state_out : array or LSTMState, optional
-            Where the new state is written, shaped like the state; it may be `state` itself. An LSTM needs both members.
+        state_out : array, LSTMState or sLSTMState, optional
+            Where the new state is written, shaped like the state; it may be `state` itself. All members are needed.
             Nothing is allocated when both `out` and `state_out` are given.
 
         Returns
         -------
         y : array
             (B,P) or (P,); `out` if it was given.
-        state : array or LSTMState
+        state : array, LSTMState or sLSTMState
             The new state, in `state_out` if it was given.
 
         Raises
@@ -206,23 +209,30 @@ class Frozen(Generic[S]):
         return f"{self._layer._brief()}.freeze({'' if given is None else f'weights={given!r}'})"
 
 
-class FrozenLSTM(Frozen[LSTMState]):
-    """A frozen LSTM: its state is a pair (h, c)."""
+class FrozenLSTM(Frozen[S]):
+    """A frozen layer whose state has several members: that of an LSTM is a pair (h, c)."""
 
-    __slots__ = ()
+    __slots__ = ("_state_type",)
+
+    def __init__(
+        self, layer: Running[S], core: _core.Frozen, weights: Words | None = None, scales: Scales | None = None
+    ) -> None:
+        super().__init__(layer, core, weights, scales)
+        self._state_type = layer._state_type
 
     def step(
         self, x: ArrayLike, state: Any = None, *, out: Array | None = None, state_out: Any = None
-    ) -> tuple[Array, LSTMState]:
+    ) -> tuple[Array, S]:
         """Run one time step; see `Frozen.step`."""
         result = self._step(x, state, out, state_out, get_num_threads())
         if result is None:
             return self._step_slowly(x, state, out, state_out)
         y, new = result
-        return y, new if type(new) is LSTMState else LSTMState(*new)
+        kind = self._state_type
+        return y, new if type(new) is kind else kind(*new)
 
 
-def pack(layer: Spec[Any], words: Words | None, scales: Scales | None = None) -> Frozen[Any]:
+def pack(layer: Running[Any], words: Words | None, scales: Scales | None = None) -> Frozen[Any]:
     """Freeze a copy of a layer whose weights are known to fit.
 
     Parameters

@@ -18,6 +18,7 @@ RecurrentWeights = Literal["uniform", "orthogonal", "identity"]
 def initialise(
     parameters: Parameters,
     hidden_size: int,
+    heads: int,
     recurrent: RecurrentWeights,
     forget_bias: float | None,
     rng: "np.random.Generator",
@@ -26,8 +27,8 @@ def initialise(
     k = 1 / np.sqrt(hidden_size)
     for name, p in parameters.items():
         if name.startswith("weight_hh") and recurrent != "uniform":
-            for gate in np.split(p, len(p) // hidden_size):
-                gate[...] = np.eye(*gate.shape) if recurrent == "identity" else orthogonal(gate.shape, rng)
+            for block in np.split(p, len(p) // hidden_size * heads):
+                block[...] = np.eye(*block.shape) if recurrent == "identity" else orthogonal(block.shape, rng)
         elif name.startswith("bias") and recurrent == "identity":
             p[...] = 0
         else:

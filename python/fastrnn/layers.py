@@ -1,7 +1,7 @@
-"""The layers RNN, GRU and LSTM: their options and equations; everything else they share stands in `recurrent`."""
+"""The layers RNN, GRU, LSTM, sLSTM: their options and equations; everything else they share stands in `recurrent`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -10,9 +10,9 @@ from .initialise import Seed
 from .options import Activation, Activations, General, general_rnn
 from .parameters import Parameters
 from .recurrent import Recurrent
-from .results import LSTMState
+from .results import LSTMState, sLSTMState
 
-__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Parameters"]
+__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Parameters", "sLSTM"]
 
 Array = NDArray[Any]
 
@@ -31,6 +31,10 @@ class RNN(Recurrent[Array]):
         also ``{"forward": ..., "reverse": ...}``.
     clip : float, optional
         What enters the activation is kept within +-clip; its gradient is zero beyond.
+    heads : int
+        Blocks on the diagonal of W_hh, which divide H: a unit sees the h_prev of its own head only, H/heads units side
+        by side, and the recurrent product takes as much less time. weight_hh is then (G*H,H/heads), each row with the
+        columns of its own head.
     bias : bool
         Whether there are b_ih and b_hh.
     batch_first : bool
@@ -64,6 +68,7 @@ class RNN(Recurrent[Array]):
         *,
         nonlinearity: Activation | Mapping[str, Activation] = "tanh",
         clip: float | None = None,
+        heads: int = 1,
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
@@ -78,6 +83,7 @@ class RNN(Recurrent[Array]):
             num_layers=num_layers,
             nonlinearity=nonlinearity,
             clip=clip,
+            heads=heads,
             bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,
@@ -91,16 +97,13 @@ class RNN(Recurrent[Array]):
     def _general(self) -> General | None:
         return general_rnn(self.nonlinearity, self.clip)
 
-    def _as_state(self, states: Sequence[Array]) -> Array:
-        return states[0]
-
 
 class GRU(Recurrent[Array]):
     """The gated recurrent unit (Cho et al. 2014), gates in the order r z n: h = (1 - z) * n + z * h_prev.
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng
+    input_size, hidden_size, num_layers, heads, bias, batch_first, bidirectional, dropout, dtype, rng
         As for `RNN`.
     reset_after : bool
         Whether the reset gate acts after the recurrent product, as in PyTorch and cuDNN:
@@ -132,6 +135,7 @@ class GRU(Recurrent[Array]):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        heads: int = 1,
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
@@ -147,6 +151,7 @@ class GRU(Recurrent[Array]):
             reset_after=reset_after,
             activations=activations,
             clip=clip,
+            heads=heads,
             bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,
@@ -157,9 +162,6 @@ class GRU(Recurrent[Array]):
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_original"
 
-    def _as_state(self, states: Sequence[Array]) -> Array:
-        return states[0]
-
 
 class LSTM(Recurrent[LSTMState]):
     """The long short-term memory with a forget gate (Gers et al. 2000), gates in the order i f g o.
@@ -168,10 +170,10 @@ class LSTM(Recurrent[LSTMState]):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng
+    input_size, hidden_size, num_layers, heads, bias, batch_first, bidirectional, dropout, dtype, rng
         As for `RNN`.
     proj_size : int
-        P, the size of h with a projection, below hidden_size; 0 is none.
+        P, the size of h with a projection, below hidden_size; 0 is none. Not with heads.
     peephole : bool
         Whether the gates see the cell state (Gers and Schmidhuber 2000): i and f add w * c_prev, o adds w * c before
         their activation. The parameter ``weight_peephole_l0`` (3,H) holds w of i, f and o.
@@ -194,6 +196,7 @@ class LSTM(Recurrent[LSTMState]):
     activations: Any
     clip: float | None
     _usual = ("sigmoid", "tanh", "tanh")
+    _state_type = LSTMState
 
     def __init__(
         self,
@@ -210,6 +213,7 @@ class LSTM(Recurrent[LSTMState]):
         coupled: bool = False,
         activations: Activations | None = None,
         clip: float | None = None,
+        heads: int = 1,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
@@ -227,21 +231,84 @@ class LSTM(Recurrent[LSTMState]):
             coupled=coupled,
             activations=activations,
             clip=clip,
+            heads=heads,
             dtype=dtype,
         )
 
     def _cell(self) -> str:
         return "lstm"
 
-    def _as_state(self, states: Sequence[Array]) -> LSTMState:
-        return LSTMState(*states)
+
+class sLSTM(Recurrent[sLSTMState]):
+    """The LSTM with exponential gates and a normaliser of xLSTM (Beck et al. 2024, arXiv 2405.04517), gates i f g o.
+
+    With the input sides and the hidden sides added up to z_i, z_f, z_g, z_o and k = log f + m_prev::
+
+        log f = log(sigmoid(z_f)), or z_f of an exponential forget gate
+        m = max(z_i, k), the stabiliser; z_i where n_prev is 0
+        i = exp(z_i - m)    f = exp(min(k - m, 0))
+        c = f * c_prev + i * tanh(z_g)    n = f * n_prev + i
+        h = sigmoid(z_o) * c / n
+
+    m keeps the powers in range and cancels out of h. n is 0 at the first step and after a reset, when the memory is
+    empty; of an initial state it must not be negative.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, heads, bias, batch_first, bidirectional, dropout, dtype, rng
+        As for `RNN`.
+    forget_gate : {"sigmoid", "exponential"}
+        What f is of z_f before it is stabilised.
+
+    Raises
+    ------
+    TypeError, ValueError, SizeError
+        As for `RNN`.
+    """
+
+    forget_gate: str
+    _usual = ()
+    _state_type = sLSTMState
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        heads: int = 1,
+        forget_gate: Literal["sigmoid", "exponential"] = "sigmoid",
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(
+            rng,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            heads=heads,
+            forget_gate=forget_gate,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            dtype=dtype,
+        )
+
+    def _cell(self) -> str:
+        return "slstm" if self.forget_gate == "sigmoid" else "slstm_exponential"
 
 
 class Kind(NamedTuple):
     """A layer of one cell: its class, and those of its options that the cell decides."""
 
-    layer: type[RNN] | type[GRU] | type[LSTM]
+    layer: type[RNN] | type[GRU] | type[LSTM] | type[sLSTM]
     options: Mapping[str, Any]
+    guessed: bool = True  # tensors of its names and shapes are taken for it where nothing else is said
 
 
 CELLS: Mapping[str, Kind] = {
@@ -251,4 +318,6 @@ CELLS: Mapping[str, Kind] = {
     "gru": Kind(GRU, {"reset_after": True}),
     "gru_original": Kind(GRU, {"reset_after": False}),
     "lstm": Kind(LSTM, {}),
+    "slstm": Kind(sLSTM, {"forget_gate": "sigmoid"}, guessed=False),
+    "slstm_exponential": Kind(sLSTM, {"forget_gate": "exponential"}, guessed=False),
 }

@@ -37,10 +37,12 @@ DEFAULTS: Mapping[str, Any] = {
     "bidirectional": False,
     "dropout": 0,
     "proj_size": 0,
+    "heads": 1,
     "peephole": False,
     "coupled": False,
     "clip": None,
     "activations": None,
+    "forget_gate": "sigmoid",
 }
 
 # a name, or (name, alpha) or (name, alpha, beta)
@@ -63,7 +65,7 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
     read = dict(options)
     for key, value in options.items():
         got = f"{key}={value!r}"
-        if key in ("input_size", "hidden_size", "num_layers", "proj_size"):
+        if key in ("input_size", "hidden_size", "num_layers", "proj_size", "heads"):
             least = 0 if key == "proj_size" else 1
             if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
                 problems.type(got, f"{key} must be an integer.")
@@ -90,14 +92,28 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
             read[key] = read_activations(problems, key, value, activations, options["bidirectional"])
         elif key == "clip":
             read[key] = read_clip(problems, value)
+        elif key == "forget_gate":
+            if not isinstance(value, str) or value not in ("sigmoid", "exponential"):
+                problems.value(got, 'forget_gate must be "sigmoid" or "exponential".')
         elif key == "dtype":
             read[key] = _layer_dtype(problems, value)
     proj_size, hidden_size = read.get("proj_size", 0), read["hidden_size"]
     if isinstance(proj_size, int) and isinstance(hidden_size, int) and proj_size >= hidden_size > 0:
         why = f"A projection makes the output smaller: proj_size must be below hidden_size, {hidden_size}; 0 is none."
         problems.value(f"proj_size={proj_size}", why)
+    _check_heads(problems, read.get("heads", 1), hidden_size, proj_size)
     problems.refuse()
     return read
+
+
+def _check_heads(problems: Problems, heads: Any, hidden_size: Any, proj_size: Any) -> None:
+    if not all(isinstance(size, int) for size in (heads, hidden_size, proj_size)) or heads < 2:
+        return
+    if hidden_size > 0 and hidden_size % heads:
+        problems.value(f"heads={heads}", f"heads must divide hidden_size, {hidden_size}: each has as many units.")
+    if proj_size > 0:
+        why = f"A projection mixes the heads: leave one of heads={heads} and proj_size={proj_size} away."
+        problems.value(f"heads={heads}", why)
 
 
 def _layer_dtype(problems: Problems, value: object) -> np.dtype[Any]:

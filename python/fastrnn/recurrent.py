@@ -1,4 +1,4 @@
-"""What RNN, GRU and LSTM share: running forwards and backwards, freezing, parameters, copies and files.
+"""What RNN, GRU, LSTM and sLSTM share: running forwards and backwards, freezing, parameters, copies and files.
 
 Every call reads the parameters as they are at that moment. `arguments` turns what it is given into what the core takes,
 `checks` words the errors, `frozen` holds what `freeze` returns.
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 
 class Recurrent(Running[S]):
-    """What RNN, GRU and LSTM share; the letters are those of `Spec`.
+    """What RNN, GRU, LSTM and sLSTM share; the letters are those of `Spec`.
 
     The options given to the constructor are attributes of the same name and cannot be changed afterwards.
     """
@@ -41,14 +41,14 @@ class Recurrent(Running[S]):
         generator = as_generator(name, rng)
         needed = {
             key: options.get(key, 0)
-            for key in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
+            for key in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "heads")
         }
         self.__dict__.update(options)
         named = self._description().shapes(**needed)
         checks.parameter_sizes(name, list(named.values()), options["dtype"])
         parameters = Parameters({key: np.empty(shape, options["dtype"]) for key, shape in named.items()})
         self.__setstate__({"options": options, "parameters": parameters, "rng": generator})
-        initialise(parameters, self.hidden_size, "uniform", None, generator)
+        initialise(parameters, self.hidden_size, self.heads, "uniform", None, generator)
 
     @property
     def isa(self) -> str:
@@ -74,9 +74,9 @@ class Recurrent(Running[S]):
             (T,B,I), with ``batch_first`` (B,T,I), or (T,I) without a batch. Kept as it is if its dtype is the layer's
             and its last axis contiguous, converted if NumPy calls that safe. With `embedding` token ids: integers
             (T,B), (B,T) or (T,).
-        state : array, LSTMState or None
+        state : array, LSTMState, sLSTMState or None
             Initial state (L*D,B,P), or (L*D,P) beside an x without a batch; never batch first. Of an LSTM the pair
-            (h, c) with c (L*D,B,H). None, also as a member, is zeros.
+            (h, c) with c (L*D,B,H), of an sLSTM (h, c, n, m). None, also as a member, is zeros.
         lengths : sequence of int, optional
             (B,), each in 0..T, in any order. Past its length a sequence's y is zero and its x does not matter; the
             final state is the one at its last step, and the reverse direction starts there. Length 0 leaves the state.
@@ -92,7 +92,7 @@ class Recurrent(Running[S]):
         -------
         y : array
             (T,B,D*P), laid out as x is: h of the last layer at each step, the directions side by side.
-        state : array or LSTMState
+        state : array, LSTMState or sLSTMState
             The final state, shaped like the initial one.
 
         Raises
@@ -133,7 +133,7 @@ class Recurrent(Running[S]):
         -------
         y : array
             As from calling the layer, but read-only, as the tape shares its memory.
-        state : array or LSTMState
+        state : array, LSTMState or sLSTMState
             The final state.
         tape : Tape
             For `backward`, any number of times.
@@ -157,7 +157,7 @@ class Recurrent(Running[S]):
             From `forward` of this layer, its parameters not changed since.
         dy : array_like or None
             dL/dy, shaped like y; None is zeros.
-        dstate : array, LSTMState or None
+        dstate : array, LSTMState, sLSTMState or None
             Gradient with respect to the final state, shaped like it; None, also as a member, is zeros.
         hidden : bool
             Whether to return dL/dh_t of the last layer for every t as well.
@@ -276,10 +276,10 @@ class Recurrent(Running[S]):
         Parameters
         ----------
         recurrent : {"uniform", "orthogonal", "identity"}
-            The recurrent weights of each gate: orthogonal (Saxe et al. 2014), or the identity with all biases zero
-            (Le, Jaitly and Hinton 2015).
+            The recurrent weights of each gate, and of each head: orthogonal (Saxe et al. 2014), or the identity with
+            all biases zero (Le, Jaitly and Hinton 2015).
         forget_bias : float, optional
-            LSTM only: the sum of the forget gate's two biases, often 1 (Jozefowicz et al. 2015).
+            LSTM and sLSTM only: the sum of the forget gate's two biases, often 1 (Jozefowicz et al. 2015).
         rng : seed or Generator, optional
             By default the layer's own generator.
 
@@ -297,12 +297,12 @@ class Recurrent(Running[S]):
         if recurrent not in ("uniform", "orthogonal", "identity"):
             problems.value(f"recurrent={recurrent!r}", 'It must be "uniform", "orthogonal" or "identity".')
         if forget_bias is not None and not (self._has_cell_state and self.bias):
-            why = "Only an LSTM with bias=True has a forget gate's bias: leave it None."
+            why = "Only an LSTM or sLSTM with bias=True has a forget gate's bias: leave it None."
             problems.value(f"forget_bias={forget_bias!r}", why)
         self._parameters.writable(problems)
         problems.refuse()
         generator = self._rng if rng is None else as_generator(name, rng)
-        initialise(self._parameters, self.hidden_size, recurrent, forget_bias, generator)
+        initialise(self._parameters, self.hidden_size, self.heads, recurrent, forget_bias, generator)
         self._parameters.changed("initialise")
         return self
 
@@ -361,6 +361,7 @@ class Recurrent(Running[S]):
             self.bias,
             self._general(),
             isa,
+            heads=self.heads,
         )
 
     def __setattr__(self, name: str, value: object) -> None:

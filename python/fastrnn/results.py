@@ -21,6 +21,18 @@ class LSTMState(NamedTuple):
     c: Array  # (L*D, B, H)
 
 
+class sLSTMState(NamedTuple):
+    """The state of an sLSTM, or the gradient with respect to it; (L*D, B, H) each.
+
+    c and n are kept as parts of e^m: those of the equations without a stabiliser are c * e^m and n * e^m.
+    """
+
+    h: Array
+    c: Array
+    n: Array  # what c is divided by; 0 of an empty memory
+    m: Array
+
+
 class Gradients(NamedTuple, Generic[S]):
     """What backward returns: the gradient of the loss with respect to each input of the call.
 
@@ -28,7 +40,7 @@ class Gradients(NamedTuple, Generic[S]):
     ----------
     x : array or None
         Shaped like x; None where the layer read token ids.
-    state : array or LSTMState
+    state : array, LSTMState or sLSTMState
         Shaped like the initial state, which need not have been given.
     parameters : dict of str to array
         By PyTorch's names in PyTorch's order.

@@ -3,7 +3,7 @@
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from .options import General
 from .parameters import Parametrised
 
 Array = NDArray[Any]
-S = TypeVar("S")  # the state: an array, or LSTMState
+S = TypeVar("S")  # the state: an array, or LSTMState or the like
 
 
 class Description(NamedTuple):
@@ -26,11 +26,19 @@ class Description(NamedTuple):
     parameters: tuple[tuple[str, tuple[str, ...], bool], ...]
 
     def shapes(
-        self, input_size: int, hidden_size: int, num_layers: int, bias: bool, bidirectional: bool, proj_size: int
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        bidirectional: bool,
+        proj_size: int,
+        heads: int = 1,
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter of a layer, by PyTorch's names in PyTorch's order."""
         output = proj_size or hidden_size
         sizes = {"hidden": hidden_size, "output": output, "gates": self.gates * hidden_size, "peepholes": 3}
+        sizes["head"] = output // heads
         found = {}
         for layer in range(num_layers):
             sizes["inputs"] = input_size if layer == 0 else output * (1 + bidirectional)
@@ -62,10 +70,12 @@ class Spec(Parametrised, Generic[S]):
     bidirectional: bool
     dropout: float
     proj_size: int = 0
+    heads: int = 1
     peephole: bool = False
     dtype: np.dtype[Any]
 
     _states: tuple[tuple[str, str], ...]  # name and axis of each, of the cell's description
+    _state_type: Any = None  # the tuple that a state of several members is
     _options: dict[str, Any]
     _network: Network
     _memory: Memory  # where the arrays of its calls are
@@ -75,9 +85,10 @@ class Spec(Parametrised, Generic[S]):
     def _cell(self) -> str:
         """Return the core's name of the cell."""
 
-    @abstractmethod
     def _as_state(self, states: Sequence[Array]) -> S:
         """Return the state as the user sees it."""
+        found: Any = states[0] if self._state_type is None else self._state_type(*states)
+        return cast(S, found)
 
     @abstractmethod
     def to(self, device: str | int, dtype: str | None = None, *, fp32_precision: str = "ieee") -> Any:

@@ -53,7 +53,7 @@ def run(e: Example, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     y_tape, state_tape, tape = layer.forward(e.x, whole(e.state), **e.cuts, training=True)
     assert_same_bits(y_tape, y)
     assert_same_bits(state_tape, state)
-    results = {"y": y, **dict(zip(("hn", "cn"), parts(state), strict=False))}
+    results = {"y": y, **dict(zip(("hn", "cn", "nn", "mn"), parts(state), strict=False))}
     return results, gradients_of(layer.backward(tape, e.dy, whole(e.dstate), hidden=True))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import reference
 from support import CELLS, DTYPES, LONG_SIZES, SIZES, USUAL, assert_same_bits, draw, gradients_of, sizes_id, whole
 
 STACKS: dict[str, dict[str, Any]] = {
@@ -131,7 +132,7 @@ def test_one_sequence_without_a_batch_axis(name: str) -> None:
     expected = e.gradients()
     _, _, tape = layer.forward(e.x[:, 0], whole(tuple(s[:, 0] for s in e.state)), reset=e.reset[:, 0], training=True)
     found = gradients_of(layer.backward(tape, e.dy[:, 0], whole(tuple(d[:, 0] for d in e.dstate)), hidden=True))
-    for variable in ("x", "h0", "c0", "hidden"):
+    for variable in ("x", *reference.STATE_NAMES, "hidden"):
         if variable in expected:
             expected[variable] = expected[variable][:, 0]
     assert_same_bits(found, expected)
@@ -164,7 +165,7 @@ def test_a_nan_in_one_row_stays_in_that_row(name: str) -> None:
     e.x[2, 4] = np.nan
     dirty = e.gradients()
     others = [0, 1, 2, 3, 5, 6]
-    for variable in ("x", "h0", "c0", "hidden"):
+    for variable in ("x", *reference.STATE_NAMES, "hidden"):
         if variable in clean:
             assert_same_bits(dirty[variable][:, others], clean[variable][:, others])
     assert np.isnan(dirty["weight_hh_l0"]).any()

@@ -371,8 +371,8 @@ def test_estimate_memory_refuses_negative_sizes(gru: fastrnn.GRU) -> None:
 
 def test_initialise_refuses_what_it_does_not_know(gru: fastrnn.GRU) -> None:
     with pytest.raises(
-        ValueError, match=r"got recurrent='eye'(.|\n)*It also got forget_bias=1.0(.|\n)*Only an LSTM with bias"
+        ValueError, match=r"got recurrent='eye'(.|\n)*It also got forget_bias=1.0(.|\n)*Only an LSTM or sLSTM with bias"
     ):
         gru.initialise("eye", 1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Only an LSTM with bias=True has a forget gate's bias"):
+    with pytest.raises(ValueError, match="Only an LSTM or sLSTM with bias=True has a forget gate's bias"):
         fastrnn.LSTM(I, H, bias=False).initialise(forget_bias=1.0)

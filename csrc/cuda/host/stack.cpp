@@ -48,7 +48,7 @@ template <class K> struct Run {
   const CellKernels<Store, Real>& cell = k.cell[int(n.cell)];
   const Sequences& sequences = call.sequences;
   const int64_t T = sequences.T, B = sequences.B, H = n.H, P = n.P, width = n.D * n.P, tokens = times(T, B);
-  const int64_t GH = times(cell.gates, H), SH = times(cell.slots.count, H);
+  const int64_t GH = times(cell.gates, H), SH = times(cell.slots.count, H), columns_hh = P / n.heads;
   char* workspace = nullptr;
 
   void copy(void* to, const void* from, int64_t bytes) {
@@ -102,6 +102,14 @@ template <class K> struct Run {
     for (int state = 0; state < cell.states; state++) copy(to[state], from[state], B * state_size(state) * int64_t(sizeof(Real)));
   }
 
+  // weight_hh of heads with all of its columns.
+  Padded<const Store> whole_rows(const Store* w, int64_t pitch) {
+    Store* const to = arena.template take<Store>(times(GH, pitch));
+    if (runs) k.spread(w, to, GH, H, columns_hh, pitch, stream);
+    return {to, pitch};
+  }
+  int64_t head() const { return n.heads > 1 ? columns_hh : 0; }
+
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
   int64_t phase_units(int p, bool forward) const {
     const bool to_projection = forward ? p == 1 : p == 0;
@@ -140,7 +148,7 @@ template <class K> struct ForwardRun : Run<K> {
     s.reverse = d == 1;
     s.options = n.options[d];
     s.vectors = w[weight_peephole];
-    s.weight[0] = padded_weight(w[weight_hh], this->GH, P);
+    s.weight[0] = n.heads > 1 ? this->whole_rows(w[weight_hh], padded<Store>(P)) : padded_weight(w[weight_hh], this->GH, P);
     s.weight[1] = cell.projected ? padded_weight(w[weight_hr], P, H) : s.weight[0];
     s.bias_ih = w[bias_ih], s.bias_hh = w[bias_hh];
     s.recurrent = arena.template take<Store>(times(2 * B, h_row));
@@ -171,7 +179,7 @@ template <class K> struct ForwardRun : Run<K> {
 
   void layer(int64_t l, Rows<Store> y) {
     const int64_t I = n.input_size(l);
-    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P;
+    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P, sweep.head = this->head();
     for (int d = 0; d < n.D; d++) prepare(sweep.side[d], l, d, y);
     chunk = chunk_steps(T, B, times(this->GH, sizeof(Real) * n.D), gpu.chunk_bytes);
     for (int d = 0; d < n.D; d++) {
@@ -244,6 +252,7 @@ template <class K> struct BackwardRun : Run<K> {
     const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots.count, inner_row);
     const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     const bool top = l + 1 == n.L;
+    const Store* const hh = n.heads > 1 ? this->whole_rows(w[weight_hh], P).base : w[weight_hh];
     s = {};
     s.reverse = d == 1;
     s.options = n.options[d];
@@ -254,7 +263,7 @@ template <class K> struct BackwardRun : Run<K> {
       const int64_t row = projects ? padded<Store>(P) : times(ph.gates, inner_row), rows = projects ? H : P;
       Store* const to = arena.template take<Store>(times(rows, row));
       if (runs && projects) k.turn(w[weight_hr], to, P, H, row, 1, 0, 1, stream);
-      else if (runs) k.turn(w[weight_hh], to, H, P, inner_row, ph.gates, ph.hidden_slot + shift(), cell.gates, stream);
+      else if (runs) k.turn(hh, to, H, P, inner_row, ph.gates, ph.hidden_slot + shift(), cell.gates, stream);
       s.weight[p] = {to, row};
     }
     s.recurrent = arena.template take<Store>(times(2 * B, wide));
@@ -282,7 +291,7 @@ template <class K> struct BackwardRun : Run<K> {
     const Parameters<Store> g = back.gradients ? back.gradients[l * n.D + d] : Parameters<Store>{};
     SideScratch& s = scratch[d];
     s = {};
-    s.dih = accumulator(g[weight_ih], times(GH, I)), s.dhh = accumulator(g[weight_hh], times(GH, P));
+    s.dih = accumulator(g[weight_ih], times(GH, I)), s.dhh = accumulator(g[weight_hh], times(GH, this->columns_hh));
     if (cell.projected) s.dhr = accumulator(g[weight_hr], times(P, H));
     s.sums = arena.template take<Real>(SH);
     if (!this->is_matrix(x, I) || call.sequences.length) s.x = arena.template take<Store>(times(rows, I));
@@ -294,6 +303,10 @@ template <class K> struct BackwardRun : Run<K> {
     for (int p = 0; p < (cell.projected ? 1 : cell.phases); p++) {
       const PhaseFacts& ph = cell.phase[p];
       const Store* const operand = p == 0 ? scratch[d].before : inner;
+      if (n.heads > 1) {
+        gradient_of_heads(d, count, operand, ph, add);
+        continue;
+      }
       for (int gate = ph.first; gate < ph.first + ph.gates;) {
         const int slot = (gate + cell.slots.turn) % cell.gates, run = std::min(ph.first + ph.gates - gate, cell.gates - slot);
         this->multiply({{sweep.side[d].dgates + slot * H, 1, SH}, {operand, 1, P}, run * H, count, P, P, add},
@@ -301,6 +314,16 @@ template <class K> struct BackwardRun : Run<K> {
         gate += run;
       }
     }
+  }
+
+  void gradient_of_heads(int d, int64_t count, const Store* operand, const PhaseFacts& ph, bool add) {
+    const int64_t head = this->columns_hh;
+    for (int gate = ph.first; gate < ph.first + ph.gates; gate++)
+      for (int64_t unit = 0; unit < H; unit += head) {
+        const int64_t slot = (gate + cell.slots.turn) % cell.gates;
+        this->multiply({{sweep.side[d].dgates + slot * H + unit, 1, SH}, {operand + unit, 1, P}, head, count, head, head, add},
+                       scratch[d].dhh + (gate * H + unit) * head, true);
+      }
   }
 
   // What the steps [first, last) give to the gradients, and their dx.
@@ -332,7 +355,7 @@ template <class K> struct BackwardRun : Run<K> {
     const Parameters<Store>& g = back.gradients[l * n.D + d];
     const SideScratch& s = scratch[d];
     hand_over(s.dih, g[weight_ih], GH * n.input_size(l));
-    hand_over(s.dhh, g[weight_hh], GH * P);
+    hand_over(s.dhh, g[weight_hh], GH * this->columns_hh);
     if (cell.projected) hand_over(s.dhr, g[weight_hr], P * H);
     hand_over(s.sums + cell.slots.input * H, g[bias_ih], GH);
     hand_over(s.sums + (cell.slots.count - cell.slots.vectors) * H, g[weight_peephole], cell.slots.vectors * H);
@@ -352,7 +375,7 @@ template <class K> struct BackwardRun : Run<K> {
   }
 
   void layer(int64_t l, Rows<const Store> y, Rows<const Store> dy) {
-    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P;
+    sweep.sequences = call.sequences, sweep.H = H, sweep.P = P, sweep.head = this->head();
     const int64_t per_token = plus(times(SH + 2 * P, sizeof(Store) * n.D), times(n.input_size(l), sizeof(Store)));
     chunk = chunk_steps(T, B, per_token, gpu.chunk_bytes);
     for (int d = 0; d < n.D; d++) {

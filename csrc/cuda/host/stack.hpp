@@ -15,6 +15,7 @@ struct Network {
   int64_t I, H, P, L;  // P == H without a projection
   int D;
   CellOptions options[2] = {};  // of each direction, for general cells
+  int64_t heads = 1;            // blocks on the diagonal of weight_hh, which divide H; more than one without a projection
 
   int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };

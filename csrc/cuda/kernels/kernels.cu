@@ -106,6 +106,9 @@ void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, c
 void pad_state(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
   run(rows * pitch, device::PadRows<Real, Store>{from, to, n, pitch}, stream);
 }
+void spread(const Store* from, Store* to, int64_t rows, int64_t H, int64_t head, int64_t pitch, cudaStream_t stream) {
+  run(rows * pitch, device::Spread<Store>{from, to, H, head, pitch}, stream);
+}
 void turn(const Store* from, Store* to, int64_t H, int64_t P, int64_t pitch, int gates, int first, int of, cudaStream_t stream) {
   run(P * gates * pitch, device::Turn<Store>{from, to, H, P, pitch, gates, first, of}, stream);
 }
@@ -124,7 +127,7 @@ using device::Lstm, device::LstmGeneral;  // whom the list names inside another
 #define FASTRNN_CELL(name, type) cell_kernels<device::type>(),
 extern const Kernels<Store, Real> FASTRNN_KERNELS;
 const Kernels<Store, Real> FASTRNN_KERNELS = {
-    {FASTRNN_CELLS(FASTRNN_CELL)}, product, gather, scatter, gather_before, pad, pad_state, turn, drop, sum_columns, narrow};
+    {FASTRNN_CELLS(FASTRNN_CELL)}, product, gather, scatter, gather_before, pad, pad_state, spread, turn, drop, sum_columns, narrow};
 
 #ifdef FASTRNN_ONCE
 int kernels_architecture() {

@@ -33,6 +33,7 @@ template <class Store_, class Real_> struct Kernels {
                         int64_t tokens, cudaStream_t);
   void (*pad)(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);
   void (*pad_state)(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);  // null: zeros
+  void (*spread)(const Store* from, Store* to, int64_t rows, int64_t H, int64_t head, int64_t pitch, cudaStream_t);
   // (of,H,P) to (P,gates,pitch): gate (s + first) % of at s
   void (*turn)(const Store* from, Store* to, int64_t H, int64_t P, int64_t pitch, int gates, int first, int of, cudaStream_t);
   void (*drop)(const Store* from, const uint8_t* mask, Store* to, Real scale, int64_t count, cudaStream_t);

@@ -69,6 +69,18 @@ template <class From, class Store> struct PadRows {
   }
 };
 
+// (rows,head) of units in heads to whole rows 'pitch' apart, of H elements and more: zeros outside a unit's own head.
+template <class Store> struct Spread {
+  const Store* from;
+  Store* to;
+  int64_t H, head, pitch;
+
+  FASTRNN_DEVICE void operator()(int64_t i) const {
+    const int64_t row = i / pitch, k = i % pitch - row % H / head * head;
+    to[i] = k >= 0 && k < head ? from[row * head + k] : Store{};
+  }
+};
+
 // (gates,H,P) to (P,gates,pitch): element (u, s, j) is that of gate (s + first) % G, row j, column u.
 template <class Store> struct Turn {
   const Store* from;

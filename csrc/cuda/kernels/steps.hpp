@@ -58,6 +58,15 @@ template <class Store> FASTRNN_DEVICE const Store* weight_row(const cuda::Padded
   return u < height ? w.base + ((first_gate + i / 16) * height + u) * w.row : nullptr;
 }
 
+// The elements of h, or of a gate's gradients, that the block's units multiply: those of their heads, all without heads. 'pitch' from one
+// gate to the next.
+template <class Store> FASTRNN_DEVICE Span window_of(int64_t unit, int64_t units, int64_t head, int64_t pitch) {
+  constexpr int64_t piece = 16 / sizeof(Store);
+  if (!head) return {};
+  const int64_t end = unit + 16 < units ? unit + 16 : units, first = unit / head * head / piece * piece;
+  return {first, pad<Store>((end - 1) / head * head + head) - first, pitch};
+}
+
 // A unit's elements of the parameters that have one for each.
 template <class Cell, class Unit, class Store> FASTRNN_DEVICE void load_vectors(Unit& u, const Store* vectors, int64_t H, int64_t unit) {
   if (!vectors) return;
@@ -92,7 +101,9 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     if (p == 1) return side.inner + b * pad<Store>(H);
     return order.cut_before(t, b) ? nullptr : before + b * pad<Store>(P);
   };
-  product.run_rows(order.any_runs(t, place.row, place.rows_end) ? p == 1 ? pad<Store>(H) : pad<Store>(P) : 0, weight, operand);
+  const Span window = window_of<Store>(place.unit, units, projects ? 0 : s.head, 0);
+  const int64_t K = window.width ? window.width : p == 1 ? pad<Store>(H) : pad<Store>(P);
+  product.run_rows(order.any_runs(t, place.row, place.rows_end) ? K : 0, weight, operand, window);
 
   for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
     const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
@@ -174,8 +185,10 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   const cuda::BackSide<Store, Real>& side = s.side[blockIdx.z];
   const DeviceOrder order(s.sequences, side.reverse);
   const int64_t B = s.sequences.B, H = s.H, P = s.P, units = p == 0 ? P : H, t = initial ? 0 : order.time(step);
-  const int64_t wide = Cell::slots.count * pad<Store>(H), K = through_projection ? pad<Store>(P) : phase.gates * pad<Store>(H);
+  const int64_t wide = Cell::slots.count * pad<Store>(H);
   const Place<N> place(units, B);
+  const Span window = window_of<Store>(place.unit, units, Cell::projected ? 0 : s.head, pad<Store>(H));
+  const int64_t K = through_projection ? pad<Store>(P) : phase.gates * (window.width ? window.width : pad<Store>(H));
   const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
   Store* const here = side.recurrent + step % 2 * B * wide;
 
@@ -188,7 +201,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
     if (p == 0 && !initial && order.cut_off_after(t, b)) return nullptr;
     return (p == 0 ? later : here) + b * wide + hidden_slot<Cell>(p) * pad<Store>(H);
   };
-  product.run_rows(initial || order.any_runs(t, place.row, place.rows_end) ? K : 0, weight, operand);
+  product.run_rows(initial || order.any_runs(t, place.row, place.rows_end) ? K : 0, weight, operand, window);
 
   for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
     const int64_t unit = place.unit + i % 16, b = place.row + i / 16;

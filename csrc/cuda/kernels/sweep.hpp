@@ -24,7 +24,7 @@ template <class Store> struct Padded {
 template <class Store, class Real> struct Side {
   bool reverse;
   CellOptions options;
-  Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates; (P,H) for a projection
+  Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates, zeros outside a unit's head; (P,H) for a projection
   const Store* vectors;           // (vectors,H), or null: zeros
   const Store *bias_ih, *bias_hh;  // (G*H) or null
   const Real* z;                   // (tokens of the chunk, G*H) W_ih x
@@ -42,6 +42,7 @@ template <class Store, class Real> struct Side {
 template <class Store, class Real> struct Sweep {
   Sequences sequences;
   int64_t H, P;
+  int64_t head;  // units of a head, each of which multiplies the elements of its own alone; 0 without heads
   Side<Store, Real> side[2];
 };
 
@@ -69,6 +70,7 @@ template <class Store, class Real> struct BackSide {
 template <class Store, class Real> struct BackSweep {
   Sequences sequences;
   int64_t H, P;
+  int64_t head;  // units of a head, each of which multiplies the elements of its own alone; 0 without heads
   BackSide<Store, Real> side[2];
 };
 

@@ -10,6 +10,13 @@ constexpr int block_threads = 128;
 // Blocks that a processor must have registers for: what the compiler may use of them for one.
 template <class T> constexpr int blocks_at_once = sizeof(typename T::Real) == 8 ? 2 : 3;
 
+// Where element k of a row lies: 'width' elements from 'first' on, then as many 'pitch' further on, and so on; width 0: all, one after the
+// other. Whole pieces each.
+struct Span {
+  int64_t first, width, pitch;
+  FASTRNN_DEVICE int64_t at(int64_t k) const { return width ? first + k / width * pitch + k % width : k; }
+};
+
 template <class T, int MT, int N> struct Tile {
   using Product = ProductOf<T>;
   using Store = typename T::Store;
@@ -30,12 +37,12 @@ template <class T, int MT, int N> struct Tile {
   static FASTRNN_DEVICE int64_t chunks_of(int64_t K) { return (K + chunk - 1) / chunk; }
 
   // Copies chunk c of 'count' rows; row(i) is where row i begins, aligned to 16 bytes, or null for zeros. K is whole pieces.
-  template <class Row> static FASTRNN_DEVICE void load(char* to, int count, int64_t c, int64_t K, const Row& row) {
+  template <class Row> static FASTRNN_DEVICE void load(char* to, int count, int64_t c, int64_t K, const Row& row, const Span& span = {}) {
     const int at = int(threadIdx.x) % pieces;
-    const int64_t k = c * chunk + at * piece;
+    const int64_t k = c * chunk + at * piece, column = span.at(k);
     for (int i = int(threadIdx.x) / pieces; i < count; i += block_threads / pieces) {
       const Store* const from = k < K ? row(i) : nullptr;
-      copy_later(to + i * pitch + at * 16, from ? from + k : nullptr);
+      copy_later(to + i * pitch + at * 16, from ? from + column : nullptr);
     }
   }
 
@@ -72,10 +79,10 @@ template <class T, int MT, int N> struct Tile {
     __syncthreads();
   }
   // The same where K is whole pieces and row(i), column(j) tell where a row begins.
-  template <class Row, class Column> FASTRNN_DEVICE void run_rows(int64_t K, const Row& row, const Column& column) const {
+  template <class Row, class Column> FASTRNN_DEVICE void run_rows(int64_t K, const Row& row, const Column& column, const Span& span) const {
     run(
-        chunks_of(K), [&](char* to, int64_t c) { load(to, rows, c, K, row); },
-        [&](char* to, int64_t c) { load(to, columns, c, K, column); });
+        chunks_of(K), [&](char* to, int64_t c) { load(to, rows, c, K, row, span); },
+        [&](char* to, int64_t c) { load(to, columns, c, K, column, span); });
   }
 
   FASTRNN_DEVICE void put(const Real (&sums)[MT][NT][4], int split, int side, int lane) const {

@@ -257,9 +257,10 @@ PYBIND11_MODULE(_cuda, m) {
 
   py::class_<CoreNetwork>(m, "Network")
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, int,
-                    const std::optional<General>&>(),
+                    const std::optional<General>&, int64_t>(),
            py::arg("cell"), py::arg("precision"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
-           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none())
+           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none(),
+           py::arg("heads") = 1)
       .def("call", &CoreNetwork::call, py::arg("x"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"),
            py::arg("masks"), py::arg("scale"))
       .def("tape_bytes", py::overload_cast<const CoreCall&>(&CoreNetwork::tape_bytes, py::const_), py::arg("call"))

@@ -62,7 +62,7 @@ struct CoreNetwork {
   int device;
 
   CoreNetwork(const std::string& cell, const std::string& precision, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-              int64_t num_layers, bool bidirectional, bool bias, int device_, const std::optional<General>& general)
+              int64_t num_layers, bool bidirectional, bool bias, int device_, const std::optional<General>& general, int64_t heads)
       : n{cell_named(cell, proj_size > 0, general.has_value()),
           precision_named(precision),
           input_size,
@@ -74,6 +74,7 @@ struct CoreNetwork {
         device(device_) {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
+    n.heads = heads_of(heads, n.H, has.projection);
     times(times(times(4, plus(n.H, 64)), plus(std::max(input_size, times(2, n.H)), 64)), times(16, num_layers));
     if (size_t(device) >= prepared().size() || !prepared()[size_t(device)]) throw py::value_error("the device was not prepared");
   }

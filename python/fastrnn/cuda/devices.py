@@ -101,7 +101,14 @@ def index_of(device: str | int) -> int:
 
 
 def make_network(
-    device: int, precision: str, bias: bool, options: Any, cell: str, input_size: int, general: General | None = None
+    device: int,
+    precision: str,
+    bias: bool,
+    options: Any,
+    cell: str,
+    input_size: int,
+    general: General | None = None,
+    heads: int = 1,
 ) -> Any:
     """Return the core's network on a device, which is made ready for it.
 
@@ -122,6 +129,7 @@ def make_network(
         bias,
         device,
         general,
+        heads,
     )
 
 

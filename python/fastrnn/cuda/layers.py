@@ -63,7 +63,7 @@ class Layer(Running[S]):
         self.fp32_precision = fp32_precision
         precision = "tf32" if fp32_precision == "tf32" else name
         self._network = make_network(
-            self.device, precision, layer.bias, layer, layer._cell(), layer.input_size, layer._general()
+            self.device, precision, layer.bias, layer, layer._cell(), layer.input_size, layer._general(), layer.heads
         )
         uploaded = {key: arrays.upload(p, name, self.device, 0).lasting() for key, p in layer.parameters().items()}
         core().synchronize(self.device)  # calls in any stream may read them

@@ -10,9 +10,10 @@ from ..checks import Problems
 from ..frozen import Frozen, Words, check_matrices, pack
 from ..initialise import Seed, as_generator
 from ..kit.parts import Embedding, Linear
-from ..layers import CELLS, GRU, LSTM, RNN
+from ..layers import CELLS
 from ..options import read_options
 from ..parameters import Parameters
+from ..recurrent import Recurrent
 from ..spec import describe
 from .errors import FileError
 from .found import SIZES, Found, fitting, options_of
@@ -20,11 +21,11 @@ from .tensors import Array, Budget, Tensor
 
 # Options that may be others than a file says: they change neither the weights nor what is computed of them.
 _FREE = {"dtype", "dropout", "batch_first"}
-Layer = RNN | GRU | LSTM | Embedding | Linear | Frozen[Any]
+Layer = Recurrent[Any] | Embedding | Linear | Frozen[Any]
 PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
 
 
-def recurrent(cell: str, options: Mapping[str, Any], arrays: Mapping[str, Array], rng: Seed) -> RNN | GRU | LSTM:
+def recurrent(cell: str, options: Mapping[str, Any], arrays: Mapping[str, Array], rng: Seed) -> Recurrent[Any]:
     """Make a layer whose parameters are the given arrays themselves; nothing is drawn.
 
     Raises
@@ -116,7 +117,7 @@ def _loaded(tensor: Tensor, scale: Array | None) -> Array:
     return found
 
 
-def _in_bits(layer: RNN | GRU | LSTM, words: Words, scales: Mapping[str, Array], who: str) -> Frozen[Any]:
+def _in_bits(layer: Recurrent[Any], words: Words, scales: Mapping[str, Array], who: str) -> Frozen[Any]:
     """Freeze a layer whose file holds weights in fewer bits."""
     if layer.dtype != np.float32:
         raise ValueError(f"{who} holds weights in fewer bits, which are for float32: leave dtype out of options=")

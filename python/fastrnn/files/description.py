@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..frozen import Frozen, Words, read_words, stored, word_of
-from ..layers import CELLS, GRU, LSTM, RNN
+from ..layers import CELLS
+from ..recurrent import Recurrent
 from .building import PARTS, Layer, complete_options, shapes
 from .errors import FileError
 from .found import SIZES, Found
@@ -37,7 +38,7 @@ def _entry(name: str, layer: Layer) -> dict[str, Any]:
         frozen: Any = layer._layer
         return {**_entry(name, frozen), "weights": dict(zip(("ih", "hh"), layer._weights, strict=True))}
     kind = type(layer).__name__
-    if isinstance(layer, (RNN, GRU, LSTM)):
+    if isinstance(layer, Recurrent):
         return {"name": name, "type": kind, "cell": layer._cell(), "options": layer._plain_options()}
     return {"name": name, "type": kind, "options": layer._plain_options()}
 

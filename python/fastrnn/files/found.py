@@ -16,7 +16,7 @@ from ..layers import CELLS
 from ..spec import Description, describe
 from .tensors import REAL, Array, Tensor
 
-SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
+SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "heads")
 
 
 @dataclass
@@ -80,9 +80,14 @@ def options_of(cell: str) -> dict[str, Any]:
 
 @functools.cache
 def described() -> list[tuple[str, bool, bool, Description]]:
-    """Return every cell without and, where it can have them, with a projection and peepholes, and its description."""
+    """Return the cells that are guessed, each with its description.
+
+    Without and, where it can have them, with a projection and peepholes.
+    """
     found = []
     for cell, kind in CELLS.items():
+        if not kind.guessed:
+            continue
         can = inspect.signature(kind.layer).parameters
         for projection in (False, True)[: 1 + ("proj_size" in can)]:
             for peephole in (False, True)[: 1 + ("peephole" in can)]:
@@ -121,8 +126,8 @@ def _complete(found: Found) -> str:
             continue
         bases = {name for name, _, _ in description.parameters}
         bias = any(f"{name}_l0" in shapes for name, _, is_bias in description.parameters if is_bias)
-        sizes = dict(zip(SIZES, (features, hidden, layers, bias, any("_reverse" in n for n in shapes), 0), strict=True))
-        sizes["proj_size"] = output if projection else 0
+        both, projected = any("_reverse" in n for n in shapes), output if projection else 0
+        sizes = dict(zip(SIZES, (features, hidden, layers, bias, both, projected, 1), strict=True))
         wanted = description.shapes(**sizes)  # type: ignore[arg-type]
         if wanted == shapes:
             found.cells.append(cell)

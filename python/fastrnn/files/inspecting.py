@@ -105,6 +105,7 @@ def microseconds_per_step(cell: str, sizes: Mapping[str, Any], double: bool, wei
     while made > _MEASURED and small["hidden_size"] > 8:
         factor = 0.98 * math.sqrt(_MEASURED / made)
         scaled = {name: max(int(small[name] * factor), 1) for name in ("input_size", "hidden_size", "proj_size")}
+        scaled["hidden_size"] = max(scaled["hidden_size"] // sizes["heads"], 1) * sizes["heads"]
         small |= {name: size for name, size in scaled.items() if sizes[name]}
         made = _parameters(cell, small)
     return _timed(cell, small, double, weights) * wanted / made * 1e6

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import storage
 from ..frozen import Frozen
 from ..kit.parts import Embedding, Linear
-from ..layers import GRU, LSTM, RNN
+from ..recurrent import Recurrent
 from .tensors import Path
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
         complete.
     layers
         A layer, or several by name, in the order in which they run; of a sequence the names are "0", "1", ... as in
-        ``torch.nn.Sequential``. RNN, GRU, LSTM, Embedding and Linear, and what ``freeze`` makes: with
+        ``torch.nn.Sequential``. RNN, GRU, LSTM, sLSTM, Embedding and Linear, and what ``freeze`` makes: with
         ``weights="int8"`` or "bfloat16" the file holds these, and `load` returns a frozen layer with the same bits;
         without weights it is saved as its layer is.
 
@@ -56,7 +56,7 @@ def save(path: Path, layers: "Layer | Mapping[str, Layer] | Sequence[Layer]") ->
     name = str(os.fspath(path))
     if name.endswith(".npz"):
         ((only, layer),) = named.items() if len(named) == 1 else [("several", None)]
-        if only or not isinstance(layer, (RNN, GRU, LSTM)):
+        if only or not isinstance(layer, Recurrent):
             raise ValueError(f"save got {name}: an .npz file holds one recurrent layer; use a name in .safetensors")
         layer.save(path)
         return
@@ -81,8 +81,8 @@ def _named(layers: Any) -> "dict[str, Layer]":
         if isinstance(layer, Frozen) and layer._weights is None:
             named[name] = layer._layer
     for name, layer in named.items():
-        if not isinstance(layer, (RNN, GRU, LSTM, Embedding, Linear, Frozen)):
-            what = "RNN, GRU, LSTM, Embedding, Linear and frozen layers"
+        if not isinstance(layer, (Recurrent, Embedding, Linear, Frozen)):
+            what = "RNN, GRU, LSTM, sLSTM, Embedding, Linear and frozen layers"
             raise TypeError(f"save got {type(layer).__name__}; it takes {what}")
         if not isinstance(name, str) or (not name and len(named) > 1):
             raise TypeError(f"save got a layer of the name {name!r}; several layers need names, which are texts")

@@ -44,7 +44,7 @@ def flow(layer: Recurrent[Any], x: ArrayLike, *, rng: Seed = 0) -> Flow:
 
     Parameters
     ----------
-    layer : RNN, GRU or LSTM
+    layer : RNN, GRU, LSTM or sLSTM
         In one direction; float64 shows smaller gradients than float32.
     x : array_like
         (T,B,I), with ``batch_first`` (B,T,I): B sequences of what the layer is to be judged by.

@@ -172,6 +172,9 @@ def save(
         if not isinstance(layer, (RNN, GRU, LSTM)):
             problems.type(f"{name!r} of type {type(one).__name__}", "It must be an RNN, GRU or LSTM of fastrnn.")
             continue
+        if layer.heads > 1:
+            problems.value(f"{name!r} with heads={layer.heads}", "The nodes of ONNX have full matrices, no heads.")
+            continue
         if layer.proj_size:
             problems.value(f"{name!r} with proj_size={layer.proj_size}", "The LSTM of ONNX has no projection.")
             continue

@@ -152,7 +152,7 @@ def _pack(weights: Sequence[Tensor], options: Options, input_size: int, words: W
     seen = _look(weights)  # before they are read: who changes them meanwhile makes them pack again
     kept = tuple(w.detach() for w in weights)
     has_bias = options.has_bias(len(weights))
-    shapes = describe(options.cell, options.proj_size > 0).shapes(
+    shapes = describe(options.cell, options.proj_size > 0, options.peephole).shapes(
         input_size, options.hidden_size, options.num_layers, has_bias, options.bidirectional, options.proj_size
     )
     problems = Problems(lambda: f"{_name(options)} with weights={as_given(words)!r}")
