@@ -1,14 +1,12 @@
 """Fixtures and settings of the whole suite; what the tests call by name stands in support.py."""
 
 import os
-import platform
 
 import hypothesis
 import pytest
 
 from fastrnn import _core
-
-KNOWN_ISAS = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512")
+from support import KNOWN_ISAS
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)

@@ -1,6 +1,7 @@
 """What the tests share: the cells, how a layer and its input are drawn, how close results have to be, bad commands."""
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from fastrnn.cli import main
 from fastrnn.lm.model import LanguageModel
 from reference import Problem
 
+KNOWN_ISAS = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512")
 Array = NDArray[Any]
 
 # Largest difference from the reference, as a part of the largest magnitude of the array compared.

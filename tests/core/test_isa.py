@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import fastrnn
-from conftest import KNOWN_ISAS
 from fastrnn import _core
-from support import CELLS, DTYPES, Array, assert_close, draw, parts
+from support import CELLS, DTYPES, KNOWN_ISAS, Array, assert_close, draw, parts
 
 # Largest error over the whole range of the argument, in units of the last place of the exact value.
 ACTIVATION_ULP = {"tanh": 4.0, "sigmoid": 3.0}
