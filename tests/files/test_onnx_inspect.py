@@ -130,6 +130,7 @@ def test_weights_behind_other_nodes(tmp_path: Path) -> None:
         "bias": True,
         "bidirectional": False,
         "proj_size": 0,
+        "heads": 1,
     }
     assert one["parameters"] == sum(p.size for p in made.parameters().values())
 

@@ -132,6 +132,16 @@ def test_copies_and_files_keep_the_options(name: str) -> None:
         torch.testing.assert_close(made(x)[0], module(x)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["peephole", "peephole-projection", "reset-before", "softplus"])
+def test_weights_in_fewer_bits(name: str) -> None:
+    model = torch.nn.ModuleList([module_of(name)]).eval()
+    module, x = model[0], torch.randn(T, B, I)
+    wanted = numpy_twin(name, module).freeze(weights="bfloat16")(x.numpy())[0]
+    ft.accelerate(model, weights="bfloat16")
+    with torch.no_grad():
+        np.testing.assert_array_equal(module(x)[0], wanted)
+
+
 def test_what_they_look_like() -> None:
     assert repr(module_of("peephole")) == "LSTM(5, 7, num_layers=2, bidirectional=True, peephole=True)"
     assert "reset_after=False" in repr(module_of("reset-before"))

@@ -18,7 +18,7 @@ from ..checks import Problems
 from ..frozen import Words, as_given, check_matrices
 from ..spec import describe
 from .guards import exporting_to_onnx, nobody_looks
-from .ops import _for_each, _kernel, _network, _outputs, _rows, _whole, library
+from .ops import _CALL, _OPTIONS, _for_each, _kernel, _network, _outputs, _rows, _whole, library
 from .options import Options
 from .workers import team_size
 
@@ -188,9 +188,7 @@ def refuse(words: Words, options: Options, x: Tensor, weights: Sequence[Tensor])
 # ---- the operator --------------------------------------------------------------------------------------------------
 
 library.define(
-    "infer_bits(Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset, str ih, str hh, int number, "
-    "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first) "
-    "-> (Tensor, Tensor[])",
+    f"infer_bits({_CALL}, str ih, str hh, int number, {_OPTIONS}) -> (Tensor, Tensor[])",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
