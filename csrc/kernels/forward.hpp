@@ -174,6 +174,8 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       return narrow_product<V, gate_count>(*d.panels.narrow, panel, w.K, w.units, a, n, share, back, room, start, finish, poll);
     } else {
       if (!w.panel && !d.pack_buffer) return product_of_rows<V, gate_count>(w, a, n, share, start, finish, poll);
+      if (w.panel && !w.head) return product<V, gate_count>(w, a, n, share, back, start, finish, poll);
+      if (!w.head) return product_once<V, gate_count>(w, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, share, start, finish, poll);
       return each_window<V>(w, share, back && w.panel, [&](const Matrix<Real>& part, Range some) __attribute__((always_inline)) {
         if (w.panel) return product<V, gate_count>(part, a, n, some, back, start, finish, poll);
         return product_once<V, gate_count>(part, d.pack_buffer + seat.rank * d.pack_buffer_size, a, n, some, start, finish, poll);

@@ -55,7 +55,6 @@ struct Window {
 // The window of a block, with its neighbours among 'blocks' whose window is the same.
 template <class V, class Real> FASTRNN_FN Window window_of(const Matrix<Real>& w, int64_t block, Range blocks) {
   constexpr int N = Lanes<V>::n;
-  if (!w.head) return {blocks, 0, w.K};
   const int64_t end = (block + 1) * N < w.units ? (block + 1) * N : w.units;
   const int64_t first = block * N / w.head * w.head, last = (end - 1) / w.head * w.head;
   Window found{{block, block + 1}, first, last + w.head - first};
