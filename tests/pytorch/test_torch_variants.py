@@ -29,6 +29,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "thresholded": ("RNN", {"nonlinearity": "thresholded_relu", "bidirectional": True}),
     "softplus": ("RNN", {"nonlinearity": "softplus"}),
     "affine": ("RNN", {"nonlinearity": ("affine", 0.4, 0.1)}),
+    "heads": ("LSTM", {"heads": 7, "num_layers": 2, "bidirectional": True}),
+    "heads-reset-before": ("GRU", {"heads": 7, "reset_after": False}),
+    "heads-relu": ("RNN", {"heads": 7, "nonlinearity": "relu"}),
+    "sLSTM": ("sLSTM", {"num_layers": 2}),
+    "sLSTM-exponential": ("sLSTM", {"heads": 7, "forget_gate": "exponential", "bidirectional": True}),
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)
 
@@ -37,6 +42,13 @@ def module_of(name: str, **more: Any) -> Any:
     kind, options = VARIANTS[name]
     torch.manual_seed(3)
     return getattr(ft, kind)(I, H, **options, **more)
+
+
+def states_for(module: Any, batch: int) -> Any:
+    state = states_of(module, batch)
+    if not isinstance(module, ft.sLSTM):
+        return state
+    return *state, torch.rand_like(state[1]) + 0.5, torch.randn_like(state[1])
 
 
 def numpy_twin(name: str, module: Any) -> Any:
@@ -49,7 +61,7 @@ def numpy_twin(name: str, module: Any) -> Any:
 @each_variant
 def test_the_same_as_in_numpy(name: str) -> None:
     module, x = module_of(name), torch.randn(T, B, I)
-    layer, state = numpy_twin(name, module), states_of(module, B)
+    layer, state = numpy_twin(name, module), states_for(module, B)
     assert list(layer.state_dict()) == list(module.state_dict())
     starts = torch.rand(T, B) < 0.3
     lengths = [T, 2, 0, 4]
@@ -84,7 +96,7 @@ def test_derivatives_of_first_and_second_order(name: str) -> None:
     assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["peephole", "reset-before", "clip"])
+@pytest.mark.parametrize("name", ["peephole", "reset-before", "clip", "heads", "sLSTM-exponential"])
 def test_compiled_and_exported(name: str) -> None:
     module, x = module_of(name).eval(), torch.randn(T, B, I)
     wanted = flat(module(x))
@@ -100,7 +112,10 @@ def test_compiled_and_exported(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("peephole-projection", "thresholded")])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in VARIANTS if n not in ("peephole-projection", "thresholded") and "LSTM" not in n and "heads" not in n],
+)
 def test_written_as_onnx(name: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -142,7 +157,23 @@ def test_weights_in_fewer_bits(name: str) -> None:
         np.testing.assert_array_equal(module(x)[0], wanted)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["heads", "sLSTM"])
+def test_what_has_no_onnx_node(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        torch.onnx.export(module_of(name).eval(), (torch.randn(T, B, I),), dynamo=True, verbose=False)
+    assert "have no ONNX node" in str(caught.value)
+
+
+def test_heads_stay_in_full() -> None:
+    model = torch.nn.ModuleDict({"heads": module_of("heads")}).eval()
+    assert "those of heads are not kept" in str(ft.accelerate(model, weights="int8").full["heads"])
+
+
 def test_what_they_look_like() -> None:
+    assert repr(module_of("sLSTM")) == "sLSTM(5, 7, num_layers=2, forget_gate='sigmoid')"
+    assert "heads=7" in repr(module_of("heads"))
     assert repr(module_of("peephole")) == "LSTM(5, 7, num_layers=2, bidirectional=True, peephole=True)"
     assert "reset_after=False" in repr(module_of("reset-before"))
     assert repr(ft.LSTM(5, 7, peephole=False, clip=None)) == repr(torch.nn.LSTM(5, 7))
@@ -170,10 +201,15 @@ def test_half_precision_autocast_and_packed_sequences() -> None:
         (lambda: ft.RNN(5, 7, nonlinearity="sin"), "Unknown nonlinearity 'sin'"),
         (lambda: ft.RNN(5, 7, nonlinearity=("elu", 1, 2)), "elu takes one number, alpha"),
         (lambda: ft.LSTM(5, 7, activations=SIDES), "of a bidirectional layer"),
+        (lambda: ft.GRU(5, 7, heads=2), "heads must divide hidden_size, 7"),
+        (lambda: ft.LSTM(5, 7, heads=7, proj_size=2), "A projection mixes the heads"),
+        (lambda: ft.sLSTM(5, 7, forget_gate="tanh"), 'forget_gate must be "sigmoid" or "exponential"'),
+        (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7),) * 2), "four hidden states"),
+        (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 6),) * 4), r"Expected hidden\[0\] size"),
     ],
 )
 def test_what_is_refused(make: Callable[[], Any], words: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=words):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
         make()
 
 

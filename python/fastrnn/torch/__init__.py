@@ -17,6 +17,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 from .onnx import onnx_decompositions
 from .replace import Report, accelerate, restore
+from .slstm import sLSTM
 
 __all__ = [
     "GRU",
@@ -29,4 +30,5 @@ __all__ = [
     "accelerate",
     "onnx_decompositions",
     "restore",
+    "sLSTM",
 ]

@@ -181,6 +181,8 @@ def refuse(words: Words, options: Options, x: Tensor, weights: Sequence[Tensor])
             raise RuntimeError(f"{who} runs on the CPU, not on {tensor.device}: move it back, or {instead}")
         if tensor.dtype != torch.float32:
             raise RuntimeError(f"{who} takes float32, not {tensor.dtype}: convert with .float(), or {instead}")
+    if options.heads > 1:
+        raise RuntimeError(f"{who} cannot have heads={options.heads}: {instead}")
     if torch.compiler.is_exporting() and not exporting_to_onnx():
         raise RuntimeError(f"{who} cannot be exported: a program holds float32 weights; {instead}")
 

@@ -39,7 +39,8 @@ def _allows_tf32() -> bool:
 @functools.lru_cache(maxsize=256)
 def _make_network(options: Options, weights: int, input_size: int, precision: str, device: int) -> Any:
     bias = options.has_bias(weights)
-    return devices.make_network(device, precision, bias, options, options.cell, input_size, options.general)
+    how = options.general, options.heads
+    return devices.make_network(device, precision, bias, options, options.cell, input_size, *how)
 
 
 def _network(options: Options, weights: int, x: Tensor) -> Any:

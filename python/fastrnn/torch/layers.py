@@ -15,7 +15,7 @@ from .bits import step_layer
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
 from .options import Options
-from .variants import DEFAULTS, add_peepholes, read_variant, text_of
+from .variants import DEFAULTS, add_peepholes, read_variant, text_of, use_heads
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -26,24 +26,26 @@ class _Layer(StandIn, nn.RNNBase):
     _original: type[nn.RNNBase]
     _core_cell: str | None = None  # the core's name of it where torch.nn has no such cell
     _variant = ""  # as in `Options`
+    heads = 1
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
         if all(value == DEFAULTS.get(key) for key, value in given.items()):
             return
-        options = read_variant(self._original.__name__, usual, self.bidirectional, given)
-        for key, value in options.items():
-            setattr(self, key, value)
+        options = read_variant(self, len(usual), given)
+        self.__dict__.update(options)
         if not options.get("reset_after", True):
             self._core_cell = "gru_original"
         self._variant = text_of(usual, options)
         if options.get("peephole"):
             add_peepholes(self)
+        if self.heads > 1:
+            use_heads(self, self.heads)
 
     @property
     def _own(self) -> str:
         """The options that torch.nn does not have, as text; "" where there are none."""
-        if not (self._variant or self._core_cell):
+        if not (self._variant or self._core_cell or self.heads > 1):
             return ""
         given = {key: getattr(self, key, default) for key, default in DEFAULTS.items()}
         return ", ".join(f"{key}={value!r}" for key, value in given.items() if value != DEFAULTS[key])
@@ -146,10 +148,9 @@ class _Layer(StandIn, nn.RNNBase):
         if not states:
             return
         sizes = [self.get_expected_hidden_size(input, batch_sizes)]
-        if len(states) == 2:
-            sizes.append((*sizes[0][:2], self.hidden_size))
+        sizes += [(*sizes[0][:2], self.hidden_size)] * (len(states) - 1)
         for i, (state, size) in enumerate(zip(states, sizes, strict=True)):
-            which = f"hidden[{i}]" if len(states) == 2 else "hidden"
+            which = f"hidden[{i}]" if len(states) > 1 else "hidden"
             self.check_hidden_size(state, size, f"Expected {which} size {{}}, got {{}}")
             if state.dtype != dtype:
                 raise ValueError(f"RNN {which} dtype ({state.dtype}) does not match input dtype ({dtype}).")
@@ -160,17 +161,24 @@ class _Layer(StandIn, nn.RNNBase):
             return
         kind = "batched 3-D" if batched else "unbatched 2-D"
         found = [f"{s.dim()}-D" for s in states]
-        if len(found) == 2:
+        if len(found) > 1:
             raise RuntimeError(
                 f"For {kind} input, hx and cx should also be {wanted}-D but got ({', '.join(found)}) tensors"
             )
         raise RuntimeError(f"For {kind} input, hx should also be {wanted}-D but got {found[0]} tensor")
 
     def _options(self) -> Options:
-        sizes = (self.hidden_size, self.proj_size, self.num_layers)
-        return Options(
-            self._core_cell or _CELLS[self.mode], *sizes, self.bidirectional, self.batch_first, self._variant
-        )
+        cell, sizes = self._core_cell or _CELLS[self.mode], (self.hidden_size, self.proj_size, self.num_layers)
+        return Options(cell, *sizes, self.bidirectional, self.batch_first, self._variant, self.heads)
+
+    def _refuse_elsewhere(self, lengths: Any, reset: Any) -> None:
+        """Refuse what torch.nn's own forward, which is to run, does not know."""
+        name = self._original.__name__
+        if self._own:
+            what = f"{type(self).__name__} with {self._own}"
+            raise ValueError(f"{what} cannot run here: torch.nn.{name}, which would, has no such options")
+        if lengths is not None or reset is not None:
+            raise ValueError(f"{name} runs as torch.nn.{name} here, which knows neither lengths nor reset")
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0 and self.num_layers > 1
@@ -257,7 +265,7 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
-    peephole, coupled, activations, clip
+    peephole, coupled, activations, clip, heads
         As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
         the gates i, f and o.
     """
@@ -277,11 +285,12 @@ class LSTM(_Layer):
         coupled: bool = False,
         activations: Activations | None = None,
         clip: float | None = None,
+        heads: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__("LSTM", *args, **kwargs)
         usual = layers.LSTM._usual
-        self._choose(usual, peephole=peephole, coupled=coupled, activations=activations, clip=clip)
+        self._choose(usual, peephole=peephole, coupled=coupled, activations=activations, clip=clip, heads=heads)
 
     def forward(
         self,
@@ -321,7 +330,7 @@ class LSTM(_Layer):
         if recorded is not None:
             return recorded
         if self._elsewhere(input):
-            _refuse_elsewhere(self, lengths, reset)
+            self._refuse_elsewhere(lengths, reset)
             return nn.LSTM.forward(self, input, hx)
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
@@ -364,7 +373,7 @@ class _OneState(_Layer):
         if recorded is not None:
             return recorded
         if self._elsewhere(input):
-            _refuse_elsewhere(self, lengths, reset)
+            self._refuse_elsewhere(lengths, reset)
             return self._original.forward(self, input, hx)
         if self._bits is not None and lengths is None and reset is None:
             found = step_layer(self, input, hx)
@@ -381,7 +390,7 @@ class GRU(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
-    reset_after, activations, clip
+    reset_after, activations, clip, heads
         As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others.
     """
 
@@ -396,11 +405,12 @@ class GRU(_OneState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        heads: int = 1,
         **kwargs: Any,
     ) -> None:
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
-        self._choose(layers.GRU._usual, reset_after=reset_after, activations=activations, clip=clip)
+        self._choose(layers.GRU._usual, reset_after=reset_after, activations=activations, clip=clip, heads=heads)
 
 
 class RNN(_OneState):
@@ -410,15 +420,15 @@ class RNN(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.RNN`.
-    nonlinearity, clip
-        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, and no clip.
+    nonlinearity, clip, heads
+        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, no clip and no heads.
     """
 
     _original = nn.RNN
     nonlinearity: Any
     clip: float | None = None
 
-    def __init__(self, *args: Any, clip: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, clip: float | None = None, heads: int = 1, **kwargs: Any) -> None:
         _refuse_projection(kwargs)
         if len(args) > 3:
             self.nonlinearity, args = args[3], args[:3] + args[4:]
@@ -427,26 +437,20 @@ class RNN(_OneState):
         if isinstance(self.nonlinearity, str) and self.nonlinearity not in NAMES:
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
-        given = {"nonlinearity": self.nonlinearity, "clip": clip}
+        given = {"nonlinearity": self.nonlinearity, "clip": clip, "heads": heads}
         if self.nonlinearity not in ("tanh", "relu"):
             self._core_cell = "rnn_general"
-        elif clip is None:
+        elif clip is None and heads == 1:
             return
-        self.__dict__.update(read_variant("RNN", ("tanh",), self.bidirectional, given))
+        self.__dict__.update(read_variant(self, 1, given))
         self._variant = as_text(general_rnn(self.nonlinearity, self.clip))
+        if self.heads > 1:
+            use_heads(self, self.heads)
 
 
 def _refuse_projection(options: dict[str, Any]) -> None:
     if "proj_size" in options:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-def _refuse_elsewhere(layer: _Layer, lengths: Any, reset: Any) -> None:
-    name = layer._original.__name__
-    if layer._own:
-        raise ValueError(f"{name} with {layer._own} cannot run here: torch.nn.{name}, which would, has no such options")
-    if lengths is not None or reset is not None:
-        raise ValueError(f"{name} runs as torch.nn.{name} here, which knows neither lengths nor reset")
 
 
 __all__ = ["GRU", "LSTM", "RNN"]

@@ -24,7 +24,10 @@ from .guards import check_devices, exporting_to_onnx
 from .options import Options
 from .workers import HOST, team_size
 
-_OPTIONS = "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first, str variant"
+_OPTIONS = (
+    "str cell, int hidden_size, int proj_size, int num_layers, bool bidirectional, bool batch_first, "
+    "str variant, int heads"
+)
 _CALL = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? lengths, Tensor? reset"
 _DROPOUT = "Tensor? masks, float scale"
 
@@ -85,7 +88,9 @@ def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype
     name = "float64" if dtype == torch.float64 else "float32"
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
     bias = options.has_bias(weights)
-    return Network(options.cell, name, *sizes, options.bidirectional, bias, options.general, host=HOST)
+    return Network(
+        options.cell, name, *sizes, options.bidirectional, bias, options.general, host=HOST, heads=options.heads
+    )
 
 
 def _whole(tensor: Tensor | None) -> Any:

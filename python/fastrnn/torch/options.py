@@ -19,6 +19,7 @@ class Options(NamedTuple):
     bidirectional: bool
     batch_first: bool
     variant: str = ""  # what makes it another than the usual cell, as `fastrnn.options.as_text` writes it
+    heads: int = 1
 
     @property
     def general(self) -> General | None:

@@ -177,6 +177,8 @@ def _keep_in_bits(report: Report, name: str, module: Any, words: Words, listed: 
 
 
 def _only_full(module: nn.Module, words: Words) -> str | None:
+    if getattr(module, "heads", 1) > 1:
+        return "those of heads are not kept in fewer bits"
     if is_dynamic(type(module)):
         return "a parametrization or FSDP makes them anew in every call"
     for parameter in module.parameters():

@@ -117,7 +117,7 @@ def _step(options: "Options", use: Functions, x: Tensor, states: list[Tensor], w
     h = states[0]
     w_ih, w_hh, *others = weights
     biases = others[: 2 * options.has_bias(len(weights) * options.num_layers * options.directions)]
-    of_x, of_h = x @ w_ih.t(), h @ w_hh.t()
+    of_x, of_h = x @ w_ih.t(), _recurrent(h, w_hh, options.heads)
     if biases:
         of_x, of_h = of_x + biases[0], of_h + biases[1]
     if options.cell.startswith("rnn"):
@@ -126,12 +126,33 @@ def _step(options: "Options", use: Functions, x: Tensor, states: list[Tensor], w
         (r_x, z_x, n_x), (r_h, z_h, n_h) = of_x.chunk(3, -1), of_h.chunk(3, -1)
         r, z = use(0, r_x + r_h), use(0, z_x + z_h)
         if options.cell == "gru_original":
-            n_h = (r * h) @ w_hh.chunk(3)[2].t()
+            n_h = _recurrent(r * h, w_hh.chunk(3)[2], options.heads)
             n = use(1, n_x + (n_h + biases[1].chunk(3)[2] if biases else n_h))
         else:
             n = use(1, n_x + r * n_h)
         return [(1 - z) * n + z * h]
+    if options.cell.startswith("slstm"):
+        return _slstm(options.cell, (of_x + of_h).chunk(4, -1), states)
     return _lstm(options, use, (of_x + of_h).chunk(4, -1), states[1], others[len(biases) :])
+
+
+def _recurrent(h: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """W_hh h of weights (G*H,H/heads), of which each head's rows multiply its own units."""
+    if heads == 1:
+        return h @ weight.t()
+    batch, size = h.shape[0], weight.shape[1]
+    blocks = weight.reshape(-1, heads, size, size)
+    return torch.einsum("bki,gkoi->bgko", h.reshape(batch, heads, size), blocks).reshape(batch, -1)
+
+
+def _slstm(cell: str, gates: Sequence[Tensor], states: list[Tensor]) -> list[Tensor]:
+    """The equations of `fastrnn.sLSTM`; where the branches of a maximum meet, that of the kernels is taken."""
+    (z_i, z_f, z_g, z_o), (_, c_prev, n_prev, m_prev) = gates, states
+    k = (torch.nn.functional.logsigmoid(z_f) if cell == "slstm" else z_f) + m_prev
+    m = torch.where((n_prev != 0) & (k > z_i), k, z_i)
+    i, f = torch.exp(z_i - m), torch.exp(torch.where(k > m, 0, k - m))
+    c, n = f * c_prev + i * torch.tanh(z_g), f * n_prev + i
+    return [torch.sigmoid(z_o) * c / n, c, n, m]
 
 
 def _lstm(

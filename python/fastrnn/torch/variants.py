@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import Problems
-from ..options import as_text, general, read_activations, read_clip, read_nonlinearity
+from ..options import as_text, general, read_options
 
 # of a module that has none
 DEFAULTS: Mapping[str, Any] = {
+    "heads": 1,
+    "forget_gate": None,
     "nonlinearity": "tanh",
     "reset_after": True,
     "peephole": False,
@@ -20,26 +21,17 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def read_variant(name: str, usual: tuple[str, ...], bidirectional: bool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the options of a module of torch.nn's name and return them as plain values.
+def read_variant(module: nn.RNNBase, activations: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options that torch.nn does not have, of a cell with so many activations; return them as plain values.
 
     Raises
     ------
     TypeError, ValueError
         With every one that does not fit.
     """
-    problems, read = Problems(lambda: name), dict(given)
-    for key, value in given.items():
-        if key in ("reset_after", "peephole", "coupled") and not isinstance(value, bool):
-            problems.type(f"{key}={value!r}", f"{key} must be True or False.")
-        elif key == "activations" and value is not None:
-            read[key] = read_activations(problems, key, value, len(usual), bidirectional)
-        elif key == "nonlinearity":
-            read[key] = read_nonlinearity(problems, value, bidirectional)
-        elif key == "clip":
-            read[key] = read_clip(problems, value)
-    problems.refuse()
-    return read
+    sizes = {key: getattr(module, key) for key in ("hidden_size", "proj_size", "bidirectional")}
+    read = read_options(type(module).__name__, {**sizes, **given}, activations)
+    return {key: read[key] for key in given}
 
 
 def text_of(usual: tuple[str, ...], options: Mapping[str, Any]) -> str:
@@ -61,4 +53,14 @@ def add_peepholes(module: nn.RNNBase) -> None:
     module._init_flat_weights()
 
 
-__all__ = ["DEFAULTS", "add_peepholes", "read_variant", "text_of"]
+def use_heads(module: nn.RNNBase, heads: int) -> None:
+    """Give a module the recurrent weights (G*H,H/heads) of so many heads."""
+    for names in module._all_weights:
+        whole = getattr(module, names[1])
+        own = nn.Parameter(whole.new_empty(whole.shape[0], module.hidden_size // heads))
+        nn.init.uniform_(own, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
+        module._parameters[names[1]] = own
+    module._init_flat_weights()
+
+
+__all__ = ["DEFAULTS", "add_peepholes", "read_variant", "text_of", "use_heads"]
