@@ -20,7 +20,8 @@ from support import (
     whole,
 )
 
-HEADED = ["rnn_tanh", "gru", "gru_original", "lstm", "slstm", "slstm_exponential", "gru_general", "lstm_general"]
+HEADED = ["rnn_tanh", "gru", "gru_original", "lstm", "slstm"]
+RELATED = ["slstm_exponential", "gru_general", "lstm_general"]  # differ from these in their equations only
 # T, B, I, H, heads: heads of one unit, narrower and wider than a vector, that end inside one and at its end
 SIZES = [
     (4, 3, 2, 5, 5),
@@ -41,8 +42,11 @@ def headed(name: str, heads: int) -> Cell:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "T{}-B{}-I{}-H{}-k{}".format(*s))
-@pytest.mark.parametrize("name", HEADED)
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [(name, sizes) for name in HEADED for sizes in SIZES] + [(name, SIZES[k]) for name in RELATED for k in (1, 2)],
+    ids=lambda one: "T{}-B{}-I{}-H{}-k{}".format(*one) if isinstance(one, tuple) else one,
+)
 def test_forward_and_backward_are_those_of_the_textbook(
     name: str, sizes: tuple[int, int, int, int, int], dtype: str, isa: str
 ) -> None:
