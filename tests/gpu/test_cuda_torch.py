@@ -24,6 +24,8 @@ CELLS = {
     "lstm_proj": lambda **o: torch.nn.LSTM(5, 7, proj_size=3, **o),
     "gru": lambda **o: torch.nn.GRU(5, 7, **o),
     "rnn_tanh": lambda **o: torch.nn.RNN(5, 7, **o),
+    "slstm_heads": lambda **o: fastrnn.torch.sLSTM(5, 7, heads=7, **o),
+    "gru_heads": lambda **o: fastrnn.torch.GRU(5, 7, heads=7, **o),
     "lstm_peephole": lambda **o: fastrnn.torch.LSTM(
         5, 7, peephole=True, activations=("sigmoid", "softsign", "tanh"), **o
     ),
@@ -61,6 +63,8 @@ def call_of(cell: str, dtype: Any, packed: bool, batch_first: bool, dropout: boo
     x = torch.randn((10, 5) if packed else (3, 4, 5) if batch_first else (4, 3, 5), dtype=dtype)
     P = ours.proj_size or 7
     hx = [torch.randn(4, 3, P, dtype=dtype)] + ([torch.randn(4, 3, 7, dtype=dtype)] if "lstm" in cell else [])
+    if "slstm" in cell:
+        hx += [torch.rand(4, 3, 7, dtype=dtype) + 0.5, torch.randn(4, 3, 7, dtype=dtype)]
     reset = None if packed else torch.rand((3, 4) if batch_first else (4, 3)) < 0.3
     masks = torch.rand(1, *((10,) if packed else (4, 3)), 2 * P) < 0.5 if dropout else None
     options = ours._options()._replace(batch_first=batch_first and not packed)
