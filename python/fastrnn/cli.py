@@ -4,16 +4,16 @@ import argparse
 import errno
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from . import FileError, SizeError, __version__, quantise, run_model
+from . import FileError, SizeError, __version__, quantise, run_bench, run_model
 from .checks import MAX_LAYERS, printable
 from .lm.text import TextError
+from .option_types import SMALLEST, UsageError, positive, real, whole
 from .threads import MOST, get_num_threads
 
 FAILED = 1
@@ -27,39 +27,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (try {self.prog} --help)\n")
-
-
-def _whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            span = f"of at least {least}" if most == sys.maxsize else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number {span}")
-        return value
-
-    return parse
-
-
-def _real(low: float, high: float, expected: str) -> Callable[[str], float]:
-    """Parse a number in [low, high); NaN is in no interval."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
-        return value
-
-    return parse
-
-
-_SMALLEST = math.ulp(0.0)
-_positive = _real(_SMALLEST, math.inf, "a number above 0")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -82,40 +49,40 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
     text = parser.add_argument_group("text")
     choose(text, "level", ("char", "word"))
-    add(text, "vocabulary", "N", _whole(1), "words, the most frequent; all others are one unknown word")
-    add(text, "min-count", "N", _whole(1), "how often a word has to come")
+    add(text, "vocabulary", "N", whole(1), "words, the most frequent; all others are one unknown word")
+    add(text, "min-count", "N", whole(1), "how often a word has to come")
     switch(text, "reset-on-newline", "start anew behind every line end")
-    add(text, "validation", "PART", _real(_SMALLEST, 1, "a number above 0 and below 1"), "of the text, its end")
+    add(text, "validation", "PART", real(SMALLEST, 1, "a number above 0 and below 1"), "of the text, its end")
 
     model = parser.add_argument_group("model")
     choose(model, "cell", ("rnn", "gru", "lstm"))
-    add(model, "hidden", "H", _whole(1), "hidden units of a layer")
-    add(model, "layers", "L", _whole(1, MAX_LAYERS), "stacked layers")
-    add(model, "embedding", "E", _whole(1), "size of a character's or word's vector")
-    add(model, "dropout", "P", _real(0, 1, "a number from 0 to below 1"), "dropout between stacked layers")
+    add(model, "hidden", "H", whole(1), "hidden units of a layer")
+    add(model, "layers", "L", whole(1, MAX_LAYERS), "stacked layers")
+    add(model, "embedding", "E", whole(1), "size of a character's or word's vector")
+    add(model, "dropout", "P", real(0, 1, "a number from 0 to below 1"), "dropout between stacked layers")
 
     training = parser.add_argument_group("training")
-    add(training, "seq-len", "T", _whole(1), "characters or words per window")
-    add(training, "batch", "B", _whole(1), "windows read at once")
-    add(training, "epochs", "N", _whole(1), "passes over the text")
-    add(training, "steps", "N", _whole(1), "stop after so many windows")
-    add(training, "patience", "N", _whole(0), "stop when so many epochs brought no lower validation loss; 0: never")
+    add(training, "seq-len", "T", whole(1), "characters or words per window")
+    add(training, "batch", "B", whole(1), "windows read at once")
+    add(training, "epochs", "N", whole(1), "passes over the text")
+    add(training, "steps", "N", whole(1), "stop after so many windows")
+    add(training, "patience", "N", whole(0), "stop when so many epochs brought no lower validation loss; 0: never")
     choose(training, "optimizer", tuple(OPTIMIZERS))
     rates = ", ".join(f"{name} {rate}" for name, (_, rate) in OPTIMIZERS.items())
-    add(training, "lr", "RATE", _positive, f"learning rate at the start ({rates})")
-    add(training, "clip", "NORM", _positive, "longest gradient")
-    add(training, "seed", "N", _whole(0), "of the weights and the sample")
-    add(training, "threads", "N", _whole(1, MOST), "default: all processors")
+    add(training, "lr", "RATE", positive, f"learning rate at the start ({rates})")
+    add(training, "clip", "NORM", positive, "longest gradient")
+    add(training, "seed", "N", whole(0), "of the weights and the sample")
+    add(training, "threads", "N", whole(1, MOST), "default: all processors")
     resumed = "go on from a checkpoint, with its options but for those given now"
     training.add_argument("--resume", metavar="FILE", help=resumed)
 
     result = parser.add_argument_group("result")
     add(result, "output", "FILE", str, "where the model is saved; until then a checkpoint is beside it")
-    add(result, "save-every", "SECONDS", _positive, "from one checkpoint to the next")
+    add(result, "save-every", "SECONDS", positive, "from one checkpoint to the next")
     switch(result, "plots", "draw the loss curve and the embedding beside the model")
-    add(result, "sample", "N", _whole(0), "characters or words to show at the end (400 or 80)")
+    add(result, "sample", "N", whole(0), "characters or words to show at the end (400 or 80)")
     add(result, "prompt", "TEXT", str, "what the sample continues (the first word)")
-    add(result, "temperature", "X", _positive, "of the sample; lower is more cautious")
+    add(result, "temperature", "X", positive, "of the sample; lower is more cautious")
 
 
 # What a checkpoint was made with and cannot be changed: the text, how it is read, and the model.
@@ -147,9 +114,9 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", metavar="MODEL", help="what fastrnn train saved")
     add("prompt", "TEXT", str, None, "what the sample continues (a line end)")
-    add("length", "N", _whole(0), 400, "characters or words; 0: until Ctrl-C (%(default)s)")
-    add("temperature", "X", _positive, 0.7, "lower is more cautious (%(default)s)")
-    add("seed", "N", _whole(0), None, "for the same sample again")
+    add("length", "N", whole(0), 400, "characters or words; 0: until Ctrl-C (%(default)s)")
+    add("temperature", "X", positive, 0.7, "lower is more cautious (%(default)s)")
+    add("seed", "N", whole(0), None, "for the same sample again")
 
 
 def _run_sample(arguments: argparse.Namespace) -> int:
@@ -188,136 +155,14 @@ def _run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _comma_separated(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: [parse(part.strip()) for part in text.split(",")]
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what to measure")
-    grid = what.add_mutually_exclusive_group()
-    grid.add_argument("--quick", dest="grid", action="store_const", const="quick", help="some points (the default)")
-    grid.add_argument("--full", dest="grid", action="store_const", const="full", help="all points, within 90 minutes")
-    device = (
-        "cpu, or cuda: fastrnn.torch against PyTorch's cuDNN on a GPU; then of these options only --quick, --full, "
-    )
-    device += "--filter, --list, --seconds and --output count"
-    what.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=device)
-    c = "steps of small models through fastrnn.h, timed by a program in C; then only --filter and --list count"
-    what.add_argument("--c", action="store_true", help=c)
-    what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
-    bits = "compare with weights of int8 and bfloat16: fastrnn's, ONNX Runtime's and PyTorch's, with their errors"
-    what.add_argument("--bits", action="store_true", help=bits)
-    what.add_argument(
-        "--in-situ", action="store_true", help="measure whole programs, with fastrnn and without, on one to all threads"
-    )
-    what.add_argument(
-        "--filter",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="only points, or of --claims or --in-situ alone only those, whose names hold this or match it as in a "
-        "shell; the whole name of a point need not be in the grid; may be repeated",
-    )
-    peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; of --bits fastrnn-int8, "
-    peers += "onnxruntime-int8, fastrnn-bfloat16, torch-bfloat16; or none (all)"
-    what.add_argument("--peers", metavar="A,B", type=_comma_separated(str), help=peers)
-    how_many = "(1,2; --in-situ: and all)"
-    what.add_argument("--threads", metavar="N,M", type=_comma_separated(_whole(1, MOST)), help=how_many)
-    what.add_argument("--list", action="store_true", help="print the names of the points and measure nothing")
-
-    how = parser.add_argument_group("how")
-    how.add_argument("--seconds", metavar="S", type=_positive, help="for a pair of fastrnn and a peer, about")
-    how.add_argument("--pin", action="store_true", help="keep N threads on N processors")
-    how.add_argument("--output", metavar="DIR", default="fastrnn-bench", help="where results go (%(default)s)")
-
-    runs = parser.add_argument_group("two runs")
-    runs.add_argument("--compare", metavar=("OLD", "NEW"), nargs=2, help="two results.json instead of measuring")
-    text = "what counts as worse, in percent (%(default)s)"
-    runs.add_argument("--threshold", metavar="PERCENT", type=_positive, default=10.0, help=text)
-
-
-def _run_bench(arguments: argparse.Namespace) -> int:
-    from .bench import command
-    from .bench.report.results import BadInput
-
-    if arguments.device == "cuda":
-        return _run_bench_on_gpu(arguments)
-    if arguments.c:
-        return _run_bench_in_c(arguments)
-    options = command.Options(
-        grid=arguments.grid or (None if arguments.claims or arguments.in_situ else "quick"),
-        filters=arguments.filter,
-        peers=[] if arguments.peers == ["none"] else arguments.peers,
-        threads=arguments.threads,
-        seconds=arguments.seconds,
-        pin=arguments.pin,
-        output=Path(arguments.output),
-        claims=arguments.claims,
-        in_situ=arguments.in_situ,
-        bits=arguments.bits,
-    )
-    try:
-        code: int
-        if arguments.compare:
-            old, new = map(Path, arguments.compare)
-            code = command.compare_files(old, new, arguments.threshold / 100)
-        elif arguments.list:
-            code = command.show_names(options)
-        else:
-            code = command.run(options)
-        return code
-    except BadInput as error:
-        raise UsageError(str(error)) from error
-
-
-# what most kinds of measurement know nothing of
-_BENCH_ON_CPU = {"claims": False, "in_situ": False, "peers": None, "threads": None, "pin": False, "compare": None}
-
-
-def _refuse_options(who: str, arguments: argparse.Namespace, ignored: dict[str, Any]) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, default in ignored.items() if getattr(arguments, name) != default]
-    if given:
-        raise UsageError(f"{who} knows no {', '.join(given)}")
-
-
-def _run_bench_in_c(arguments: argparse.Namespace) -> int:
-    from .bench.api import steps
-    from .bench.report.results import BadInput
-
-    more = {"grid": None, "bits": False, "seconds": None, "output": "fastrnn-bench"}
-    _refuse_options("--c", arguments, _BENCH_ON_CPU | more)
-    try:
-        if arguments.list:
-            print("\n".join(steps.select(arguments.filter)))
-            return 0
-        code: int = steps.run(arguments.filter)
-        return code
-    except BadInput as error:
-        raise UsageError(str(error)) from error
-
-
-def _run_bench_on_gpu(arguments: argparse.Namespace) -> int:
-    from .bench import cuda
-    from .bench.report.results import BadInput
-
-    _refuse_options("--device cuda", arguments, _BENCH_ON_CPU | {"c": False})
-    try:
-        code: int = cuda.run(
-            arguments.grid or "quick", arguments.filter, arguments.seconds, Path(arguments.output), arguments.list
-        )
-        return code
-    except BadInput as error:
-        raise UsageError(str(error)) from error
-
-
 def _add_flow(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, default: int, text: str) -> None:
-        parser.add_argument(f"--{name}", metavar=metavar, type=_whole(1), default=default, help=f"{text} (%(default)s)")
+        parser.add_argument(f"--{name}", metavar=metavar, type=whole(1), default=default, help=f"{text} (%(default)s)")
 
     add("hidden", "H", 64, "hidden units, and features of the input")
     add("time", "T", 200, "time steps")
     add("sequences", "B", 64, "sequences of white noise")
-    parser.add_argument("--seed", metavar="N", type=_whole(0), default=0, help="(%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="(%(default)s)")
     parser.add_argument("--output", metavar="FILE", default="flow.png", help="the picture (%(default)s)")
     parser.add_argument("--no-picture", action="store_true", help="print the table only; needs no matplotlib")
 
@@ -375,10 +220,6 @@ def _plainly(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     return call
 
 
-class UsageError(Exception):
-    """Options that cannot be followed; the message is one line."""
-
-
 class Command(NamedTuple):
     """A subcommand; imports what it needs when it runs."""
 
@@ -410,8 +251,8 @@ COMMANDS = (
         "measure fastrnn and its peers on this machine",
         "Verify that fastrnn and the peers that are installed compute the same, time them turn by turn, and show how "
         "far fastrnn is from what the machine can do. Ctrl-C keeps what was measured.",
-        _add_bench,
-        _run_bench,
+        run_bench.add_arguments,
+        run_bench.run,
     ),
     Command(
         "flow",
@@ -434,7 +275,7 @@ COMMANDS = (
         "run an ONNX model",
         "Run a model on arrays from NumPy's files: its recurrent nodes in fastrnn, the rest in ONNX Runtime (the extra "
         "onnx). Prints what ran where, and the outputs' types and shapes.",
-        lambda parser: run_model.add_arguments(parser, _whole(1, MOST)),
+        run_model.add_arguments,
         _plainly(run_model.run),
     ),
     Command(

@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import printable
+from .option_types import whole
 from .storage import FileError, replacing, try_folder
-from .threads import threads
+from .threads import MOST, threads
 
 Array = NDArray[Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> None:
-    """Add the options; `whole` reads a number of threads."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's options."""
     parser.add_argument("model", metavar="MODEL.onnx", help="data in other files have to lie beside it")
     text = ".npy, for the input of that name, or for the only one; or .npz with arrays by the inputs' names"
     parser.add_argument("--input", metavar="[NAME=]FILE", action="append", default=[], help=text)
     parser.add_argument("--output", metavar="FILE.npz", help="where the outputs are written, by their names")
-    parser.add_argument("--threads", metavar="N", type=whole, help="default: all processors")
+    parser.add_argument("--threads", metavar="N", type=whole(1, MOST), help="default: all processors")
 
 
 def run(arguments: argparse.Namespace) -> int:
