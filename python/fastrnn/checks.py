@@ -229,7 +229,7 @@ def several_states(problems: Problems, name: str, value: object, members: Sequen
     problems.type(
         f"{name} of type {type(value).__name__}{shape}",
         f"The state of an {kind} is {count}({listed}), each an array or None for zeros: "
-        f"use fastrnn.{kind}State({name}, {rest}).",
+        f"use fastrnn.{kind}State({name if len(members) == 2 else members[0]}, {rest}).",
     )
 
 

@@ -241,6 +241,12 @@ def test_inspect_of_our_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "LSTM(input_size=3, hidden_size=4, proj_size=2)" in lstm
 
 
+def test_inspect_of_as_many_heads_as_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fastrnn.LSTM(8, 512, 2, heads=512).save(tmp_path / "a.npz")
+    assert main(["inspect", str(tmp_path / "a.npz")]) == 0
+    assert "heads=512" in capsys.readouterr().out
+
+
 def test_inspect_reads_no_weights(tmp_path: Path) -> None:
     """A file of 600 MB with holes in it, which costs nothing; its layer is larger than what is made to be timed."""
     G, header, at = 20_000, {}, 0

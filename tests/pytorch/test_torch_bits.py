@@ -309,7 +309,9 @@ def test_calls_that_cannot_be_are_sentences() -> None:
             layer(torch.randn(T, B, I).double())
         layer.float()
         layer.weight_hh_l0[0, 0] = np.inf
-        with pytest.raises(ValueError, match=r"weight_hh_l0 with numbers that are not finite in int8(.|\n)*restore"):
+        with pytest.raises(
+            ValueError, match=r"weight_hh_l0 with numbers that are not finite in int8(.|\n)*Keep them in full"
+        ):
             layer(torch.randn(T, B, I))
         layer.to("meta")
         assert layer(torch.randn(T, B, I, device="meta"))[0].shape == (T, B, H)
@@ -335,3 +337,42 @@ def test_errors_of_torch_stay_what_they_are() -> None:
             with pytest.raises(type(theirs.value)) as ours:
                 layer(*arguments)
             assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_after_a_fused_optimizer(kind: str) -> None:
+    """It changes parameters without counting that in their version."""
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(8, 16)
+    ft.accelerate(module, weights="int8")
+    optimizer = getattr(torch.optim, kind)(module.parameters(), lr=0.1, fused=True)
+    x = torch.randn(4, 2, 8)
+
+    def infer() -> Any:
+        module.eval()
+        with torch.no_grad():
+            found = module(x)[0]
+        module.train()
+        return found
+
+    before = infer()
+    module(x)[0].sum().backward()
+    optimizer.step()
+    after = infer()
+    assert not torch.equal(before, after)
+    layer = fastrnn.LSTM(8, 16)
+    layer.load_state_dict({key: value.detach().numpy() for key, value in module.state_dict().items()})
+    np.testing.assert_array_equal(after, layer.freeze(weights="int8")(x.numpy())[0])
+
+
+def test_back_to_float32_where_torch_nn_has_no_such_module() -> None:
+    module, x = ft.LSTM(8, 16, peephole=True).eval(), torch.randn(4, 2, 8)
+    with torch.no_grad():
+        full = module(x)[0]
+        ft.accelerate(module, weights="int8")
+        assert not torch.equal(module(x)[0], full)
+        report = ft.accelerate(module, weights="float32")
+        assert torch.equal(module(x)[0], full)
+        with report:
+            pass
+        assert not torch.equal(module(x)[0], full)

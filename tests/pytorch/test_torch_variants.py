@@ -171,6 +171,23 @@ def test_heads_stay_in_full() -> None:
     assert "those of heads are not kept" in str(ft.accelerate(model, weights="int8").full["heads"])
 
 
+@pytest.mark.parametrize("spelled", [("relu",), ["relu"], {"forward": "relu", "reverse": "relu"}], ids=str)
+def test_a_nonlinearity_in_another_spelling(spelled: Any) -> None:
+    torch.manual_seed(3)
+    ours = ft.RNN(I, H, nonlinearity=spelled, bidirectional=True)
+    torch.manual_seed(3)
+    theirs = torch.nn.RNN(I, H, nonlinearity="relu", bidirectional=True)
+    x = torch.randn(T, B, I)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+def test_errors_call_an_slstm_by_its_name() -> None:
+    with pytest.raises(ValueError, match=r"^sLSTM got lengths \[5\]"):
+        ft.sLSTM(2, 3)(torch.zeros(4, 1, 2), lengths=[5])
+    with pytest.raises(TypeError, match="heads must be an integer"):
+        ft.LSTM(2, 3, heads=True)
+
+
 def test_what_they_look_like() -> None:
     assert repr(module_of("sLSTM")) == "sLSTM(5, 7, num_layers=2, forget_gate='sigmoid')"
     assert "heads=7" in repr(module_of("heads"))

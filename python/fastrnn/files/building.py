@@ -121,6 +121,8 @@ def _in_bits(layer: Recurrent[Any], words: Words, scales: Mapping[str, Array], w
     """Freeze a layer whose file holds weights in fewer bits."""
     if layer.dtype != np.float32:
         raise ValueError(f"{who} holds weights in fewer bits, which are for float32: leave dtype out of options=")
+    if layer.heads > 1:
+        raise FileError(f"{who} holds weights in fewer bits and heads={layer.heads}: those of heads are kept in full.")
     problems = Problems(lambda: who)
     check_matrices(problems, layer.parameters(), words, "The file is damaged.")
     if problems.text():

@@ -102,7 +102,7 @@ def microseconds_per_step(cell: str, sizes: Mapping[str, Any], double: bool, wei
     """
     wanted = made = _parameters(cell, sizes)
     small = dict(sizes)
-    while made > _MEASURED and small["hidden_size"] > 8:
+    while made > _MEASURED and small["hidden_size"] > max(8, sizes["heads"]):
         factor = 0.98 * math.sqrt(_MEASURED / made)
         scaled = {name: max(int(small[name] * factor), 1) for name in ("input_size", "hidden_size", "proj_size")}
         scaled["hidden_size"] = max(scaled["hidden_size"] // sizes["heads"], 1) * sizes["heads"]

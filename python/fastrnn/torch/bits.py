@@ -4,6 +4,7 @@ What is packed is a cache: of no interest to state_dict, pickles and copies, and
 another address or version counter than when it was made.
 """
 
+import functools
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import _core
 from ..checks import Problems
@@ -36,9 +38,23 @@ class _Packed(NamedTuple):
         return self.seen == _look(weights)
 
 
+_steps = 0  # of optimizers in this process: fused ones change parameters without counting it in their version
+
+
+def _after_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
 def _look(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Address and version of each; of those made in inference mode, which have no version, one that never fits."""
-    return [(w.data_ptr(), -next(_numbers) if w.is_inference() else w._version) for w in weights]
+    seen = [(w.data_ptr(), -next(_numbers) if w.is_inference() else w._version) for w in weights]
+    return [*seen, (_steps, 0)]
 
 
 _numbers = itertools.count(1)
@@ -60,6 +76,7 @@ class Bits:
         self.words = words
         self.number = next(_numbers)
         self._packed: _Packed | None = None
+        _watch_optimizers()
         _all[self.number] = self
 
     def __reduce__(self) -> tuple[type["Bits"], tuple[Words]]:
@@ -157,14 +174,15 @@ def _pack(weights: Sequence[Tensor], options: Options, input_size: int, words: W
     )
     problems = Problems(lambda: f"{_name(options)} with weights={as_given(words)!r}")
     named = {name: w.numpy() for name, w in zip(shapes, kept, strict=True)}
-    check_matrices(problems, named, words, "Call fastrnn.torch.restore(model) for float32.")
+    check_matrices(problems, named, words, 'Keep them in full: fastrnn.torch.accelerate(model, weights="float32").')
     problems.refuse()
     core = _network(options, len(weights), input_size, torch.float32).freeze([_whole(w) for w in kept], words)
     return _Packed(core, kept, seen)
 
 
 def _name(options: Options) -> str:
-    return f"fastrnn.torch.{options.cell.split('_')[0].upper()}"
+    name = options.cell.split("_")[0]
+    return f"fastrnn.torch.{'sLSTM' if name == 'slstm' else name.upper()}"
 
 
 def refuse(words: Words, options: Options, x: Tensor, weights: Sequence[Tensor]) -> None:
@@ -175,7 +193,7 @@ def refuse(words: Words, options: Options, x: Tensor, weights: Sequence[Tensor])
     RuntimeError
     """
     who = f"{_name(options)} with weights={as_given(words)!r}"
-    instead = "accelerate the model without weights= after fastrnn.torch.restore(model)"
+    instead = 'keep them in full with fastrnn.torch.accelerate(model, weights="float32")'
     for tensor in (x, *weights):
         if tensor.device.type not in ("cpu", "meta"):
             raise RuntimeError(f"{who} runs on the CPU, not on {tensor.device}: move it back, or {instead}")

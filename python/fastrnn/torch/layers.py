@@ -30,7 +30,7 @@ class _Layer(StandIn, nn.RNNBase):
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
-        if all(value == DEFAULTS.get(key) for key, value in given.items()):
+        if all(type(value) is type(DEFAULTS[key]) and value == DEFAULTS[key] for key, value in given.items()):
             return
         options = read_variant(self, len(usual), given)
         self.__dict__.update(options)
@@ -41,6 +41,11 @@ class _Layer(StandIn, nn.RNNBase):
             add_peepholes(self)
         if self.heads > 1:
             use_heads(self, self.heads)
+
+    @property
+    def _name(self) -> str:
+        """What errors call it."""
+        return "sLSTM" if (self._core_cell or "").startswith("slstm") else self._original.__name__
 
     @property
     def _own(self) -> str:
@@ -81,7 +86,7 @@ class _Layer(StandIn, nn.RNNBase):
     ) -> tuple[Any, tuple[Tensor, ...]]:
         if isinstance(input, PackedSequence):
             return self._run_packed(input, states, weights, lengths, reset)
-        name = self._original.__name__
+        name = self._name
         if input.dim() not in (2, 3):
             noun = " tensor" if name == "RNN" else ""
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{noun} instead")
@@ -108,7 +113,7 @@ class _Layer(StandIn, nn.RNNBase):
     def _run_packed(
         self, input: PackedSequence, states: Sequence[Tensor], weights: list[Tensor], lengths: Any, reset: Tensor | None
     ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
-        name = self._original.__name__
+        name = self._name
         if lengths is not None or reset is not None:
             raise ValueError(f"{name} got a PackedSequence and lengths or reset: give these beside a padded tensor")
         data, batch_sizes, order, back = input
@@ -437,12 +442,14 @@ class RNN(_OneState):
         if isinstance(self.nonlinearity, str) and self.nonlinearity not in NAMES:
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
-        given = {"nonlinearity": self.nonlinearity, "clip": clip, "heads": heads}
-        if self.nonlinearity not in ("tanh", "relu"):
-            self._core_cell = "rnn_general"
-        elif clip is None and heads == 1:
+        if self.nonlinearity in ("tanh", "relu") and clip is None and type(heads) is int and heads == 1:
             return
+        given = {"nonlinearity": self.nonlinearity, "clip": clip, "heads": heads}
         self.__dict__.update(read_variant(self, 1, given))
+        if self.nonlinearity in ("tanh", "relu"):  # perhaps in another spelling
+            self.mode = f"RNN_{self.nonlinearity.upper()}"
+        else:
+            self._core_cell = "rnn_general"
         self._variant = as_text(general_rnn(self.nonlinearity, self.clip))
         if self.heads > 1:
             use_heads(self, self.heads)

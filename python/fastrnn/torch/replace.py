@@ -103,12 +103,12 @@ def accelerate(
         Patterns, as in a shell, of the names of modules to take, and of those to leave out; by default all are taken.
     fallback : bool
         Whether torch.nn's own code runs where fastrnn cannot compute with an input's device, instead of an error.
-    weights : "int8", "bfloat16" or mapping, optional
+    weights : "int8", "bfloat16", "float32" or mapping, optional
         What modules compute with in eval mode where no gradient is wanted, as `fastrnn.LSTM.freeze` has it: packed at
         the first such call, and again when a parameter's version counter or address has changed. Writing through
         ``parameter.data`` or a NumPy view changes neither: give weights once more. Training, and whatever wants
         gradients, computes in float32. Parameters, state_dict and pickles hold float32 as before. None leaves each
-        module with what it has; `restore` takes it away.
+        module with what it has; "float32" and `restore` take it away.
 
     Returns
     -------
@@ -124,7 +124,8 @@ def accelerate(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
-    words = read_words(lambda: "accelerate", weights)
+    full = isinstance(weights, str) and weights == "float32"
+    words = None if full else read_words(lambda: "accelerate", weights)
     report = Report(model if inplace else copy.deepcopy(model))
     modules = dict(report.model.named_modules())
     taken = _matching("include", include, modules) if include is not None else set(modules)
@@ -135,6 +136,9 @@ def accelerate(
             report.already[name] = _described(module)
             if fallback and chosen:
                 module._fallback = True
+            if full and chosen:
+                report._bits_before.append((module, module._bits))
+                module._bits = None
             if words and chosen:
                 _keep_in_bits(report, name, module, words, report.already)
             continue
