@@ -1,7 +1,7 @@
 """Weights in fewer bits: modules in eval mode, without gradients, on weights that were packed once.
 
 What is packed is a cache: of no interest to state_dict, pickles and copies, and made again where a parameter has
-another address or version counter than when it was made.
+another address or version counter than when it was made, or some optimizer has stepped since.
 """
 
 import functools

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import layers
-from ..options import NAMES, Activations, as_text, general_rnn
+from ..options import NAMES, Activations, as_text, general, general_rnn
 from .autograd import run
 from .bits import step_layer
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
 from .options import Options
-from .variants import DEFAULTS, add_peepholes, read_variant, text_of, use_heads
+from .sequences import lengths_of, read_lengths, read_reset
+from .variants import DEFAULTS, add_peepholes, read_variant, use_heads
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -36,7 +37,7 @@ class _Layer(StandIn, nn.RNNBase):
         self.__dict__.update(options)
         if not options.get("reset_after", True):
             self._core_cell = "gru_original"
-        self._variant = text_of(usual, options)
+        self._variant = as_text(general(options, usual))
         if options.get("peephole"):
             add_peepholes(self)
         if self.heads > 1:
@@ -100,9 +101,9 @@ class _Layer(StandIn, nn.RNNBase):
         if not T:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
-            lengths = _read_lengths(name, lengths, B, T, input.device)
+            lengths = read_lengths(name, lengths, B, T, input.device)
         if reset is not None:
-            reset = _read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
+            reset = read_reset(name, reset, (B, T) if self.batch_first else (T, B), batched)
         masks, scale = self._masks((T, B))
         options = self._options()
         y, ends = run(input, states, weights, lengths, reset, masks, scale, options, self.training, self._bits)
@@ -120,7 +121,7 @@ class _Layer(StandIn, nn.RNNBase):
         if order is not None:
             states = [s.index_select(1, order) for s in states]
         self._check(data, states, weights, batch_sizes)
-        of_rows = _lengths_of(batch_sizes)
+        of_rows = lengths_of(batch_sizes)
         masks, scale = self._packed_masks(batch_sizes)
         options = self._options()._replace(batch_first=False)
         y, ends = run(data, states, weights, of_rows, None, masks, scale, options, self.training, self._bits)
@@ -222,45 +223,6 @@ def _cast(value: Any) -> Any:
 
 def _in_dtype(value: Any, to: torch.dtype) -> Any:
     return value._replace(data=value.data.to(to)) if isinstance(value, PackedSequence) else value.to(to)
-
-
-def _lengths_of(batch_sizes: Tensor) -> Tensor:
-    """Return how long each row of a packed sequence is, from how many rows run at each time."""
-    rows = torch.arange(int(batch_sizes[0]), device="cpu")
-    return (batch_sizes[None, :] > rows[:, None]).sum(1)
-
-
-def _read_lengths(name: str, lengths: Any, B: int, T: int, device: torch.device) -> Tensor:
-    """Return lengths (B,); those that are on the GPU beside their input stay there, and nobody waits to see them."""
-    stays = isinstance(lengths, Tensor) and lengths.device == device
-    tensor = lengths if stays else lengths.cpu() if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")
-    if not tensor.numel():
-        tensor = tensor.to(torch.int64)  # an empty list makes float32
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} got lengths of dtype {tensor.dtype}: they must be integers")
-    tensor = tensor.to(torch.int64).reshape(1) if tensor.dim() == 0 and B == 1 else tensor.to(torch.int64)
-    if tensor.shape != (B,):
-        raise ValueError(
-            f"{name} got lengths of shape {tuple(tensor.shape)} but must have ({B},): one for each sequence"
-        )
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    seen = not transformed and type(tensor) is Tensor and tensor.is_cpu  # no stand-in without values
-    if seen and B and not (int(tensor.min()) >= 0 and int(tensor.max()) <= T):
-        raise ValueError(f"{name} got lengths {tensor.tolist()} but they must lie in 0..{T}, the number of time steps")
-    return tensor
-
-
-def _read_reset(name: str, reset: Any, shape: tuple[int, int], batched: bool) -> Tensor:
-    if not isinstance(reset, Tensor):
-        reset = torch.tensor(reset, device="cpu")  # a copy: backward reads it again
-    if reset.dtype != torch.bool:
-        raise TypeError(f"{name} got reset of dtype {reset.dtype}: it must be torch.bool")
-    wanted = shape if batched else (shape[0] * shape[1],)
-    if reset.shape != wanted:
-        raise ValueError(
-            f"{name} got reset of shape {tuple(reset.shape)} but it must have {wanted}, laid out as the input"
-        )
-    return reset.reshape(shape)
 
 
 class LSTM(_Layer):

@@ -18,9 +18,9 @@ from .. import _core
 from ..frozen import keep_integers
 from .guards import nobody_looks
 from .identity import derived, remade
-from .layers import _lengths_of
 from .ops import _network, _rows, _whole
 from .options import Options
+from .sequences import lengths_of
 from .workers import team_size
 
 _ORIGIN = "torch.ao.nn.quantized.dynamic.modules.rnn"
@@ -111,7 +111,7 @@ def _made(kind: type) -> type:
             self.check_forward_args(input, hx, batch_sizes)
             states = list(hx) if self.mode == "LSTM" else [hx]
         batch_first = self.batch_first and batch_sizes is None
-        lengths = None if batch_sizes is None else _whole(_lengths_of(batch_sizes))
+        lengths = None if batch_sizes is None else _whole(lengths_of(batch_sizes))
         given = [_whole(state.detach()) for state in states]
         x = _rows(input.detach(), batch_first)
         y, ends = _core_of(self).forward(x, given, lengths, None, batch_first, team_size())

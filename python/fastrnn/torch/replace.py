@@ -105,10 +105,10 @@ def accelerate(
         Whether torch.nn's own code runs where fastrnn cannot compute with an input's device, instead of an error.
     weights : "int8", "bfloat16", "float32" or mapping, optional
         What modules compute with in eval mode where no gradient is wanted, as `fastrnn.LSTM.freeze` has it: packed at
-        the first such call, and again when a parameter's version counter or address has changed. Writing through
-        ``parameter.data`` or a NumPy view changes neither: give weights once more. Training, and whatever wants
-        gradients, computes in float32. Parameters, state_dict and pickles hold float32 as before. None leaves each
-        module with what it has; "float32" and `restore` take it away.
+        the first such call, and again when a parameter's version counter or address has changed or an optimizer has
+        stepped. Writing through ``parameter.data`` or a NumPy view changes neither: give weights once more. Training,
+        and whatever wants gradients, computes in float32. Parameters, state_dict and pickles hold float32 as before.
+        None leaves each module with what it has; "float32" and `restore` take it away.
 
     Returns
     -------

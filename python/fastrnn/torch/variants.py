@@ -1,4 +1,4 @@
-"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate."""
+"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, heads."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..options import as_text, general, read_options
+from ..options import read_options
 
 # of a module that has none
 DEFAULTS: Mapping[str, Any] = {
@@ -34,11 +34,6 @@ def read_variant(module: nn.RNNBase, activations: int, given: Mapping[str, Any])
     return {key: read[key] for key in given}
 
 
-def text_of(usual: tuple[str, ...], options: Mapping[str, Any]) -> str:
-    """Return what the operators are told of such options, "" for the usual cell."""
-    return as_text(general(options, usual))
-
-
 def add_peepholes(module: nn.RNNBase) -> None:
     """Give a module the parameters weight_peephole (3,H) behind the others of each layer and direction."""
     for names in module._all_weights:
@@ -63,4 +58,4 @@ def use_heads(module: nn.RNNBase, heads: int) -> None:
     module._init_flat_weights()
 
 
-__all__ = ["DEFAULTS", "add_peepholes", "read_variant", "text_of", "use_heads"]
+__all__ = ["DEFAULTS", "add_peepholes", "read_variant", "use_heads"]
