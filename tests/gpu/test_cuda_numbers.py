@@ -57,8 +57,19 @@ def run(e: Example, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return results, gradients_of(layer.backward(tape, e.dy, whole(e.dstate), hidden=True))
 
 
+def without_kinks(e: Example, precision: str) -> Example:
+    """In fewer bits, without what rounding alone decides: of an sLSTM's m = max(a, b), whether a or b has the gradient.
+
+    h does not depend on m, whose scale c and n share, so only gradients of the final c, n and m tell the two apart.
+    """
+    if precision in ("float32", "float64") or len(e.dstate) < 4:
+        return e
+    return e.but(dstate=(e.dstate[0], *(np.zeros_like(d) for d in e.dstate[1:])))
+
+
 def check(e: Example, precision: str, gradients: bool = True) -> None:
     """Against the CPU in float64."""
+    e = without_kinks(e, precision)
     wide = e.layer.to("cpu", "float64")
     exact = e.but(
         layer=wide,
