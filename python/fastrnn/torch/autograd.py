@@ -50,7 +50,7 @@ def gradients(
         dx, *rest = _MappedBackward.apply(_pack(call), dy, *dends, y, tape, call[0], *call[1], *call[2])
         return dx, rest[: len(call[1])], rest[len(call[1]) :]
     direct = not torch.is_grad_enabled() and _is_plain((*seeds, y, tape, call[0], *call[1], *call[2]))
-    return (ops.backward if direct else _backward)(dy, list(dends), y, tape, *call)
+    return (ops.kernels(call[0]).backward if direct else _backward)(dy, list(dends), y, tape, *call)
 
 
 def _backward(dy: Tensor | None, dends: list[Tensor | None], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -196,7 +196,7 @@ class _Train(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packing: _Packing, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         call = packing.call(x, tensors)
-        operator = ops.train if packing.plain else torch.ops.fastrnn.train
+        operator = ops.kernels(x).train if packing.plain else torch.ops.fastrnn.train
         y, ends, tape = operator(*call)
         _keep_train(ctx, call, y, tape)
         return y.clone(), *ends, tape  # a copy: the caller may write to it, backward reads the original
@@ -290,7 +290,7 @@ def run(
     if bits is not None and not training and (exporting or not wanted):
         return infer(bits, plain, call[:5], options)
     if masks is None and (not wanted or (exporting and not training)):
-        y, ends = (ops.infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
+        y, ends = (ops.kernels(x).infer if plain else torch.ops.fastrnn.infer)(*call[:5], *options)
     elif not wanted or compiling:
         y, ends, _ = torch.ops.fastrnn.train(*call)
     else:

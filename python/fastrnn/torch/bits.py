@@ -20,7 +20,7 @@ from ..checks import Problems
 from ..frozen import Words, as_given, check_matrices
 from ..spec import describe
 from .guards import exporting_to_onnx, nobody_looks
-from .ops import _CALL, _OPTIONS, _for_each, _kernel, _network, _outputs, _rows, _whole, library
+from .ops import _CALL, _OPTIONS, _for_each, _network, _on_cpu, _outputs, _rows, _whole, library
 from .options import Options
 from .workers import team_size
 
@@ -213,7 +213,7 @@ library.define(
 )
 
 
-@_kernel("infer_bits")
+@_on_cpu
 def infer_bits(
     x: Tensor,
     hx: list[Tensor],

@@ -43,14 +43,9 @@ def _make_network(options: Options, weights: int, input_size: int, precision: st
     return devices.make_network(device, precision, bias, options, options.cell, input_size, *how)
 
 
-def _network(options: Options, weights: int, x: Tensor) -> Any:
+def network(options: Options, weights: int, x: Tensor) -> Any:
+    """Return the network that has so many weights, on the GPU of x."""
     return _make_network(options, weights, int(x.shape[-1]), _precision(x.dtype), x.device.index or 0)
-
-
-def tape_room(options: Options, weights: int, x: Tensor, dropout: bool) -> tuple[int, int]:
-    """Return the bytes of tape for each of T*B tokens, at most, and so many more."""
-    room: tuple[int, int] = _network(options, weights, x).tape_room(dropout)
-    return room
 
 
 def _see(tensor: Tensor | None) -> Any:
@@ -79,12 +74,12 @@ class _Call:
         reset: Tensor | None,
         masks: Tensor | None,
         scale: float,
-        options: Options,
+        given: tuple[Any, ...],
     ) -> None:
+        self.options = options = Options(*given)
         if len(hx) not in (0, options.states):
             raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
-        self.options = options
-        self.network = _network(options, len(weights), x)
+        self.network = network(options, len(weights), x)
         self.packed = x.dim() == 2
         self.batch_first = options.batch_first and not self.packed
         self.device = x.device
@@ -120,6 +115,11 @@ class _Call:
         shapes = self.options.state_shapes(self.batch)
         return [torch.empty(shape, dtype=self.state_dtype, device=self.device) for shape in shapes]
 
+    def new_tape(self, dropout: bool) -> Tensor:
+        """Room for the tape at its largest, by which a compiler knows its size too."""
+        each, more = self.network.tape_room(dropout)
+        return torch.empty(self.time * self.batch * each + more, dtype=torch.uint8, device=self.device)
+
     def tape(self, tape: Tensor) -> Any:
         return _see(tape[: self.network.tape_bytes(self.core)])
 
@@ -149,10 +149,10 @@ class _Call:
 
 
 def infer(
-    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, options: Options
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::infer on a GPU."""
-    return _Call(x, hx, weights, lengths, reset, None, 1.0, options).forward(x, None)
+    return _Call(x, hx, weights, lengths, reset, None, 1.0, given).forward(x, None)
 
 
 def train(
@@ -163,11 +163,12 @@ def train(
     reset: Tensor | None,
     masks: Tensor | None,
     scale: float,
-    tape: Tensor,
-    options: Options,
-) -> tuple[Tensor, list[Tensor]]:
-    """fastrnn::train on a GPU, with room for the tape."""
-    return _Call(x, hx, weights, lengths, reset, masks, scale, options).forward(x, tape)
+    *given: Any,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """fastrnn::train on a GPU."""
+    call = _Call(x, hx, weights, lengths, reset, masks, scale, given)
+    tape = call.new_tape(masks is not None)
+    return *call.forward(x, tape), tape
 
 
 def backward(
@@ -182,10 +183,10 @@ def backward(
     reset: Tensor | None,
     masks: Tensor | None,
     scale: float,
-    options: Options,
+    *given: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """fastrnn::backward on a GPU."""
-    call = _Call(x, hx, weights, lengths, reset, masks, scale, options)
+    call = _Call(x, hx, weights, lengths, reset, masks, scale, given)
     if call.batch_first:  # laid out time first, as the core computes it
         dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
     else:
@@ -209,4 +210,4 @@ def backward(
     return dx, [begin.to(x.dtype) for begin in begins[: len(hx)]], gradients
 
 
-__all__ = ["backward", "infer", "tape_room", "train"]
+__all__ = ["backward", "infer", "network", "train"]

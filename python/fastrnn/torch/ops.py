@@ -54,32 +54,48 @@ library.define(
 )
 
 
-# On the CPU; CUDA tensors go on to `gpu`
-
-_HALF = (torch.bfloat16, torch.float16)
-
-
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def _kernel(name: str) -> Callable[[Kernel], Kernel]:
-    """Register a function as the operator of that name, without letting a compiler look into it."""
+def _register(name: str, device: str, kernel: Callable[..., Any]) -> None:
+    """Register a function as the operator of that name on a device, without letting a compiler look into it."""
+    hidden: list[Any] = []
 
-    def register(kernel: Kernel) -> Kernel:
-        hidden: list[Any] = []
+    def call(*arguments: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # whose import takes seconds; who compiles has it already
+            return kernel(*arguments)
+        if not hidden:
+            hidden.append(sys.modules["torch._dynamo"].disable(kernel))
+        return hidden[0](*arguments)
 
-        def call(*arguments: Any) -> Any:
-            if "torch._dynamo" not in sys.modules:  # whose import takes seconds; who compiles has it already
-                return kernel(*arguments)
-            if not hidden:
-                hidden.append(sys.modules["torch._dynamo"].disable(kernel))
-            return hidden[0](*arguments)
+    torch.library.impl(library, name, device)(call)
 
-        torch.library.impl(library, name, "CPU")(call)
-        torch.library.impl(library, name, "CUDA")(call)
-        return kernel
 
-    return register
+def _on_cpu(kernel: Kernel) -> Kernel:
+    _register(kernel.__name__, "CPU", kernel)
+    return kernel
+
+
+def _gpu() -> Any:
+    """Return the operators on CUDA tensors, which load the GPU code."""
+    from . import gpu
+
+    return gpu
+
+
+def _on_gpu(name: str) -> None:
+    """Register `gpu`'s function of that name, to be loaded when it is called."""
+    _register(name, "CUDA", lambda *arguments: getattr(_gpu(), name)(*arguments))
+
+
+def kernels(x: Tensor) -> Any:
+    """Return the module whose infer, train and backward compute where x is, for calls that PyTorch need not see."""
+    return _gpu() if x.is_cuda else sys.modules[__name__]
+
+
+# On the CPU
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,20 +145,11 @@ def _states(hx: Sequence[Tensor], options: Options) -> list[Any]:
     return [_whole(h) for h in hx]
 
 
-def _gpu() -> Any:
-    """Return the operators on CUDA tensors, which load the GPU code."""
-    from . import gpu
-
-    return gpu
-
-
-@_kernel("infer")
+@_on_cpu
 def infer(
     x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
 ) -> tuple[Tensor, list[Tensor]]:
     options = Options(*given)
-    if x.is_cuda:
-        return _gpu().infer(x, hx, weights, lengths, reset, options)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -158,18 +165,15 @@ def infer(
     return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends]
 
 
-def _tape_size(x: Tensor, lengths: Tensor | None, options: Options, weights: int, dropout: bool) -> Any:
+def _tape_size(x: Tensor, options: Options, weights: int, dropout: bool) -> Any:
     """Return how many bytes a tape takes at most; of symbolic sizes a symbolic number."""
-    if x.device.type == "cuda":
-        each, more = _gpu().tape_room(options, weights, x, dropout)
-        if x.dim() == 2:
-            return int(lengths.max()) * len(lengths) * each + more if lengths is not None and lengths.numel() else more
-    else:
-        each, more = _network(options, weights, int(x.shape[-1]), x.dtype).tape_room(dropout)
+    on_gpu = x.device.type == "cuda"
+    network = _gpu().network(options, weights, x) if on_gpu else _network(options, weights, int(x.shape[-1]), x.dtype)
+    each, more = network.tape_room(dropout)
     return math.prod(x.shape[:-1]) * each + more
 
 
-@_kernel("train")
+@_on_cpu
 def train(
     x: Tensor,
     hx: list[Tensor],
@@ -181,11 +185,7 @@ def train(
     *given: Any,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     options = Options(*given)
-    tape = torch.empty(
-        _tape_size(x, lengths, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device
-    )
-    if x.is_cuda:
-        return *_gpu().train(x, hx, weights, lengths, reset, masks, scale, tape, options), tape
+    tape = torch.empty(_tape_size(x, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
@@ -202,7 +202,7 @@ def train(
     return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends], tape
 
 
-@_kernel("backward")
+@_on_cpu
 def backward(
     dy: Tensor | None,
     dends: list[Tensor | None],
@@ -218,8 +218,6 @@ def backward(
     *given: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
-    if x.is_cuda:
-        return _gpu().backward(dy, dends, y, tape, x, hx, weights, lengths, reset, masks, scale, options)
     network = _network(options, len(weights), x.shape[-1], x.dtype)
     made = network.tape(
         _rows(x, options.batch_first),
@@ -242,6 +240,12 @@ def backward(
     )
     states = [_tensor(s, x.dtype) for s in begins[: len(hx)]]
     return _tensor(dx, x.dtype), states, [_tensor(g, x.dtype) for g in gradients]
+
+
+# On a GPU
+
+for _name in ("infer", "train", "backward"):
+    _on_gpu(_name)
 
 
 # Without data
@@ -287,7 +291,7 @@ def _train_fake(
     if x.dim() == 2 and x.device.type == "cuda":  # how many time steps there are stands in the lengths
         size = torch.library.get_ctx().new_dynamic_size()
     else:
-        size = _tape_size(x, lengths, options, len(weights), masks is not None)
+        size = _tape_size(x, options, len(weights), masks is not None)
     return *_outputs(x, hx, weights, lengths, options), x.new_empty(size, dtype=torch.uint8)
 
 
@@ -339,4 +343,4 @@ for _name in ("infer", "train"):
     torch.library.register_autocast(f"fastrnn::{_name}", "cpu", torch.float32, lib=library)
 
 
-__all__ = ["Options", "backward", "infer", "library", "train"]
+__all__ = ["Options", "backward", "infer", "kernels", "library", "train"]
