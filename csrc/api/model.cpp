@@ -191,13 +191,16 @@ template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::strin
   Stack n{&isa, cell_named(cell, P > 0, general.has_value()), I, H, P > 0 ? P : H, L, both ? 2 : 1, {}};
   for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
   n.heads = heads_of(o.size("heads", 1), H, has.projection);
-  const int64_t gates = table_of<Real>(isa).cell[int(n.cell)]->gates;
+  const Kernel<Real>& kernel = *table_of<Real>(isa).cell[int(n.cell)];
+  if (!kernel.forward)  // the library has all of them
+    throw UnsupportedModel(o.layer + " has the cell " + cell_names[int(n.cell)] + " in " + (sizeof(Real) == 4 ? "float32" : "float64") +
+                           ", which this build of fastrnn leaves out");
   std::vector<std::vector<Real>> keep;
   std::vector<Parameters<const Real>> weights(size_t(L * n.D), Parameters<const Real>{});
   for (int64_t i = 0; i < L * n.D; i++)
     for_each_parameter(has, [&](const ParameterShape& p) {
       const std::string name = prefix + p.name + "_l" + std::to_string(i / n.D) + (i % n.D ? "_reverse" : "");
-      const Shape shape = shape_of(p, n, i / n.D, gates);
+      const Shape shape = shape_of(p, n, i / n.D, kernel.gates);
       keep.push_back(numbers<Real>(tensors, name, shape));
       if (kept_as) check_kept_as(*kept_as, p, name, shape, keep.back());
       weights[size_t(i)][p.which] = keep.back().data();

@@ -102,6 +102,14 @@ const Isa isas[] = {
     {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
+namespace {
+std::string names_of_all() {
+  std::string names;
+  for (const Isa* isa = isas; isa->name; isa++) names += names.empty() ? isa->name : std::string(", ") + isa->name;
+  return names;
+}
+}  // namespace
+
 const Isa& choose_isa(const char* name) {
   const char* asked = name ? name : getenv("FASTRNN_ISA");
   std::string runs;
@@ -110,6 +118,7 @@ const Isa& choose_isa(const char* name) {
     if (!asked || !*asked || !strcmp(asked, isa->name)) return *isa;
     runs += runs.empty() ? isa->name : std::string(", ") + isa->name;
   }
+  if (runs.empty()) throw std::invalid_argument("this build has no kernels for this CPU, but for: " + names_of_all());
   throw std::invalid_argument(std::string(name ? "isa is '" : "the environment sets FASTRNN_ISA to '") + (asked ? asked : "") +
                               "', but this build on this CPU runs: " + runs);
 }

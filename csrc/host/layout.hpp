@@ -1,4 +1,4 @@
-// Part of stack.cpp: what a call needs of scratch, and its directions as the kernels want them.
+// Part of stack.cpp and frozen.cpp: what a call needs of scratch, and its directions as the kernels want them.
 #pragma once
 #include <algorithm>
 

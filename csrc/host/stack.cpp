@@ -288,34 +288,7 @@ template <class Real> BackwardRun<Real>::~BackwardRun() = default;
 template <class Real> double BackwardRun<Real>::microseconds() const { return job_->team.alone.microseconds; }
 template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return run_team(*job_, interrupt); }
 
-// ---- frozen weights, sizes -----------------------------------------------------------------------------------------
-
-template <class Real>
-FrozenWeights<Real>::FrozenWeights(const Stack& n, const Parameters<const Real>* weights, const NarrowFormats* narrow,
-                                   const Parameters<const float>* counts) {
-  auto lay_out = [&](Arena& arena) {
-    panels_.clear();
-    for (int64_t i = 0; i < n.L * n.D; i++) {
-      const int64_t I = n.input_size(i / n.D);
-      panels_.push_back(take_panels<Real>(n, I, !narrow, !narrow, arena));
-      if (narrow) take_narrow_panels(n, I, *narrow, arena, panels_.back());
-    }
-  };
-  memory_ = laid_out(lay_out, false);
-  Control control{};
-  Barrier alone{};
-  alone.size = 1;
-  const Seat seat{0, 1, true, false, &alone, &control};
-  for (int64_t i = 0; i < n.L * n.D; i++) {
-    Direction<Real> d{};
-    d.I = n.input_size(i / n.D), d.H = n.H, d.P = n.P, d.heads = n.heads;
-    d.weight = weights[i];
-    d.panels = panels_[i];
-    kernel_of<Real>(n).pack(d, seat);
-    if constexpr (sizeof(Real) == sizeof(float))
-      if (narrow) pack_narrow_panels(n, d, counts ? counts[i] : Parameters<const float>{});
-  }
-}
+// ---- sizes ---------------------------------------------------------------------------------------------------------
 
 template <class Real> int64_t scratch_bytes(const Stack& n, const Batch& batch, bool training) {
   const Plan alone{1, 1, true, 0};
@@ -337,8 +310,6 @@ template class ForwardRun<float>;
 template class ForwardRun<double>;
 template class BackwardRun<float>;
 template class BackwardRun<double>;
-template class FrozenWeights<float>;
-template class FrozenWeights<double>;
 template int64_t scratch_bytes<float>(const Stack&, const Batch&, bool);
 template int64_t scratch_bytes<double>(const Stack&, const Batch&, bool);
 

@@ -3,36 +3,11 @@
 //   FASTRNN_CELL  struct of cells.hpp    FASTRNN_REAL   float or double    FASTRNN_KERNEL   name of the function below
 // The same templates under other flags are other functions: all is in unnamed namespaces inside FASTRNN_ISA, and nothing
 // here uses std templates, or the linker might keep an AVX-512 copy of a function that an older CPU then runs.
-#include "kernels/backward.hpp"
-#include "kernels/lone.hpp"
+#include "kernels/kernel.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
-namespace {
 
-using Real = FASTRNN_REAL;
-using V = VectorOf<Real>::type;
-using C = FASTRNN_CELL;
-static_assert(C::gates <= 4 && C::slots.count <= max_slots && C::tape <= 4 && C::states <= max_states,
-              "Unit and UnitGradient in cells.hpp have room for so many");
-
-void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, seat); }
-
-void forward(const Direction<Real>& d, const Seat& seat) {
-  FlushToZero mode;
-  if constexpr (Lone<C, V, Real>::possible)
-    if (Lone<C, V, Real>::fits(d, seat)) return Lone<C, V, Real>{d, seat}.run();
-  Forward<C, V, Real>{d, seat}.run();
-}
-
-void backward(const BackwardDirection<Real>& q, const Seat& seat) {
-  FlushToZero mode;
-  Backward<C, V, Real>{q, seat}.run();
-}
-
-}  // namespace
-
-extern const Kernel<Real> FASTRNN_KERNEL;
-const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n,  C::gates, C::phase[0].gates, C::tape, C::phases, C::states, C::slots,
-                                     C::projected, pack,     forward,           backward};
+extern const Kernel<FASTRNN_REAL> FASTRNN_KERNEL;
+const Kernel<FASTRNN_REAL> FASTRNN_KERNEL = FunctionsOf<FASTRNN_CELL, FASTRNN_REAL>::kernel();
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -1,10 +1,11 @@
 // Products with matrices of bfloat16 and int8: the whole of NarrowProducts. Compiled once for each instruction set and once more
-// for each of its extensions that has instructions for them, as a namespace FASTRNN_ISA of its own.
+// for each of its extensions that has instructions for them, as a namespace FASTRNN_ISA of its own:
+//   FASTRNN_VNNI, FASTRNN_DOTPROD   dot products of four int8, of x86 and of Arm    FASTRNN_AMX   the matrix unit as well
 //
 // bfloat16 are the upper halves of float32: a shift makes factors of them, and the rest is as with float32 weights. Of int8 and int8
 // a row's products are added up exactly; then the sum is scaled by what the integers of both rows count.
 #include "kernels/narrow_int8.hpp"
-#if defined(__AMX_INT8__)
+#if defined(FASTRNN_AMX)
 #include "kernels/narrow_tiles.hpp"
 #endif
 
@@ -43,9 +44,9 @@ struct BFloat16 {
 // ---- tiles of vectors ----------------------------------------------------------------------------------------------
 
 #if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int bfloat16_rows = 5, single_vectors = 8;
+constexpr int bfloat16_rows = 5, single_products = 8;
 #else
-constexpr int bfloat16_rows = 3, single_vectors = 4;
+constexpr int bfloat16_rows = 3, single_products = 4;
 #endif
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
@@ -83,7 +84,7 @@ FASTRNN_FN void blocks(const NarrowPanel& w, int64_t& first, int64_t last, const
 template <class Kind, int R, int G>
 FASTRNN_FN void multiply_gates(const NarrowPanel& w, int64_t first, int64_t last, const NarrowOperand& a, float* z) {
   constexpr int at_once = G == 1 ? 4 : G == 2 ? 2 : 1;
-  if (a.n == 1) blocks<Kind, 1, larger(1, G == 3 ? single_vectors / 4 : single_vectors / G), G>(w, first, last, a, z);
+  if (a.n == 1) blocks<Kind, 1, larger(1, G == 3 ? single_products / 4 : single_products / G), G>(w, first, last, a, z);
   else blocks<Kind, R, at_once, G>(w, first, last, a, z);
 }
 
@@ -102,7 +103,7 @@ constexpr uint8_t int8_flip = 128;
 #else
 constexpr uint8_t int8_flip = 0;
 #endif
-#if defined(__AMX_INT8__)
+#if defined(FASTRNN_AMX)
 constexpr int bfloat16_speed = 4;
 // To set tiles up takes as long as some products with vectors. Sums of bfloat16 are not the same in tiles: there the number of rows
 // must not decide.
@@ -112,14 +113,14 @@ constexpr int bfloat16_speed = 1;
 #endif
 
 void prepare(Format format, const NarrowOperand& a) {
-#if defined(__AMX_INT8__)
+#if defined(FASTRNN_AMX)
   if (by_tiles(format, a)) return format == Format::int8 ? quantise(a, 0, narrow_pitch(a.K)) : split(a);
 #endif
   if (format == Format::int8) quantise(a, int8_flip, a.K);
 }
 
 void multiply(const NarrowPanel& w, int gates, int64_t first, int64_t last, const NarrowOperand& a, float* z) {
-#if defined(__AMX_INT8__)
+#if defined(FASTRNN_AMX)
   if (by_tiles(w.format, a)) {
     if (w.format == Format::int8) return multiply_by_tiles<Format::int8>(w, gates, first, last, a, z);
     return multiply_by_tiles<Format::bfloat16>(w, gates, first, last, a, z);

@@ -47,7 +47,7 @@ template <class T> FASTRNN_FN T read(const void* p) {
 
 // Four: four integers of a row, as a factor for every lane. dot(sum, a, w): to each lane's sum come its four weights times those.
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(FASTRNN_VNNI)
 #define FASTRNN_UNSIGNED_FACTORS  // one factor has no sign: the row's integers have 128 added, which NarrowPanel::offset makes up for
 constexpr int int8_speed = 4, int8_rows = FASTRNN_VECTOR_BYTES == 64 ? 6 : 3;
 using Four = I32;
@@ -91,7 +91,7 @@ FASTRNN_FN I32 dot(I32 sum, Four a, I32 w) {  // vpmaddubsw as above
 constexpr int int8_rows = 4;
 using Four = int8x16_t;
 FASTRNN_FN Four four(const uint8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(read<int32_t>(p))); }
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(FASTRNN_DOTPROD)
 constexpr int int8_speed = 4;
 FASTRNN_FN I32 dot(I32 sum, Four a, I32 w) { return (I32)vdotq_s32((int32x4_t)sum, (int8x16_t)w, a); }
 #else

@@ -1,13 +1,14 @@
 // One vector type for scalars and SIMD: V is Real itself (N = 1) or a GCC/Clang vector of N lanes.
-// The build of each instruction set defines FASTRNN_ISA (a namespace) and FASTRNN_VECTOR_BYTES (0: scalar).
+// The build of each instruction set defines FASTRNN_ISA (a namespace) and FASTRNN_VECTOR_BYTES (64: AVX-512, 32: AVX2 and FMA, 16: NEON,
+// 0: scalar). Kernels ask these and not the compiler's own macros, which say what a whole file is compiled for.
 #pragma once
 #include <cstdint>
 
 #include "kernels/structs.hpp"
 
-#if defined(__AVX2__)
+#if FASTRNN_VECTOR_BYTES >= 32
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif FASTRNN_VECTOR_BYTES == 16
 #include <arm_neon.h>
 #endif
 
@@ -101,7 +102,7 @@ template <class V, class Real> FASTRNN_FN void store(Real* p, V v) { __builtin_m
 // The first count lanes; the others are zero, and their memory is not touched.
 template <class V, class Real> FASTRNN_FN V load(const Real* p, int64_t count) {
   if (count >= Lanes<V>::n) return load<V>(p);
-#if defined(__AVX512F__)
+#if FASTRNN_VECTOR_BYTES == 64
   if constexpr (sizeof(Real) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
   if constexpr (sizeof(Real) == 8) return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
 #endif
@@ -111,7 +112,7 @@ template <class V, class Real> FASTRNN_FN V load(const Real* p, int64_t count) {
 }
 template <class V, class Real> FASTRNN_FN void store(Real* p, V v, int64_t count) {
   if (count >= Lanes<V>::n) return store(p, v);
-#if defined(__AVX512F__)
+#if FASTRNN_VECTOR_BYTES == 64
   if constexpr (sizeof(Real) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
   if constexpr (sizeof(Real) == 8) return _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
 #endif
@@ -122,7 +123,7 @@ template <class V> FASTRNN_FN V splat(typename Lanes<V>::Real x) { return x - V{
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 // a * b + c, rounded once where the instruction set can; never left to the compiler's choice (-ffp-contract=off).
-#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__)
+#if FASTRNN_VECTOR_BYTES >= 32 || defined(__aarch64__) || defined(__CUDACC__)
 #define FASTRNN_EXACT_FMA
 FASTRNN_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FASTRNN_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }

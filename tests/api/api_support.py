@@ -24,10 +24,10 @@ WEIGHTS = {"bfloat16": 1, "int8": 2}
 
 
 class Library:
-    """The functions, with their types."""
+    """The functions, with their types, of the library or of what was compiled in its place."""
 
-    def __init__(self) -> None:
-        self.c = ctypes.CDLL(fastrnn.get_library())
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.c = ctypes.CDLL(str(path or fastrnn.get_library()))
         pointer, size, int64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
         for name, result, *arguments in (
             ("abi_version", ctypes.c_int),
