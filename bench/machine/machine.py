@@ -39,8 +39,20 @@ def sentence(machine: dict[str, Any]) -> str:
 
 def has_vnni() -> bool:
     """Whether the processor multiplies 8-bit integers without saturating; true where one cannot ask."""
-    flags = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")]
-    return not flags or any("vnni" in flag for flag in flags[0].split())
+    flags = _flags()
+    return not flags or any("vnni" in flag for flag in flags)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; true where one cannot ask."""
+    flags = _flags()
+    return not flags or any("bf16" in flag for flag in flags)
+
+
+def _flags() -> list[str]:
+    """What the first processor can do, in the system's words for it."""
+    lines = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith(("flags", "Features"))]
+    return lines[0].split()[2:] if lines else []
 
 
 def _caches() -> dict[str, str]:

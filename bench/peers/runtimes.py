@@ -1,14 +1,14 @@
-"""ONNX Runtime, also with its quantised LSTM, and OpenVINO: all run the same ONNX model."""
+"""ONNX Runtime and OpenVINO, also in fewer bits: all run the same ONNX model."""
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..grid.problems import Problem
 from ..grid.shapes import Point
-from ..machine.machine import has_vnni
+from ..machine.machine import has_bfloat16, has_vnni
 from .base import Array, Job, Peer
 from .onnx_model import build
 
@@ -99,6 +99,7 @@ class OpenVINO(Peer):
     """The CPU plugin in float32 (by itself it takes bfloat16 where the processor has it), tuned for latency."""
 
     key, title, short, needs = "openvino", "OpenVINO", "OV", "onnx openvino"
+    precision: ClassVar[str] = "f32"
 
     def __init__(self, threads: int) -> None:
         import onnx  # noqa: F401  so that it is missed here and not at the first point
@@ -109,7 +110,7 @@ class OpenVINO(Peer):
         self.options = {
             "INFERENCE_NUM_THREADS": str(threads),
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.precision,
         }
         self.version = openvino.__version__.partition("-")[0]
 
@@ -124,3 +125,15 @@ class OpenVINO(Peer):
             request.set_tensor(name, self.openvino.Tensor(array, shared_memory=True))
         names = [output.get_any_name() for output in model.outputs]
         return Job(request.infer, lambda _: {name: request.get_tensor(name).data.copy() for name in names})
+
+
+class OpenVINOBFloat16(OpenVINO):
+    """The CPU plugin in bfloat16, which it takes by itself where the processor has instructions for it."""
+
+    key, title, short, needs = "openvino-bfloat16", "OpenVINO bfloat16", "OV bf", "onnx openvino"
+    tolerance = 5e-2
+    precision = "bf16"
+
+    @classmethod
+    def unsupported(cls, point: Point) -> str | None:
+        return _no_model(point) if has_bfloat16() else "this processor has no instructions for bfloat16"

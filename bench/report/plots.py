@@ -29,6 +29,8 @@ STYLES = {
     "fastrnn-int8": ("#000000", "X"),
     "fastrnn-bfloat16": ("#000000", "d"),
     "torch-bfloat16": ("#D55E00", "d"),
+    "ncnn-int8": ("#CC79A7", "X"),
+    "openvino-bfloat16": ("#009E73", "d"),
 }
 WIDEST = 3.0  # the ratio at which the colours end
 DPI = 110

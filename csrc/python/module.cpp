@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <variant>
@@ -115,6 +116,8 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
   if (!members(state, false, read) || !members(state_out, true, written) || !plain<Real>(out, {B, n.P}, true, written.at[0]) ||
       overlap(written, read, count))
     return py::none();
+  if (states > 2 && read.at[3] && std::any_of(read.at[3], read.at[3] + read.size[3], [](Real value) { return value < 0; }))
+    return py::none();  // n, of a cell that has one: h is divided by it
   py::object y = py::reinterpret_borrow<py::object>(out), next = py::reinterpret_borrow<py::object>(state_out);
   if (!written.at[0]) {
     py::array_t<Real> fresh({B, n.P});

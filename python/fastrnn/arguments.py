@@ -104,6 +104,10 @@ def _read_member(
         return None
     last_axis = "hidden_size" if wanted[-1] == layer.hidden_size else "proj_size"
     checks.state_shape(problems, name, array.shape, wanted, last_axis, time)
+    if name == "state.n" and isinstance(
+        array, np.ndarray
+    ):  # on a GPU nobody waits to see it; gradients may be negative
+        checks.normaliser(problems, name, array)
     array = memory.whole(problems, name, array)
     return array if array.shape == wanted else None
 

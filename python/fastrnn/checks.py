@@ -233,6 +233,14 @@ def several_states(problems: Problems, name: str, value: object, members: Sequen
     )
 
 
+def normaliser(problems: Problems, name: str, n: Array) -> None:
+    """Check that the n of an sLSTM, which its h is divided by, is not negative."""
+    if (n < 0).any():
+        where = np.unravel_index(np.argmax(n < 0), n.shape)
+        why = "n of an sLSTM sums up its input gates and is not negative; 0 is an empty memory."
+        problems.value(f"{name}[{', '.join(map(str, where))}] = {n[where]}", why)
+
+
 def integer_lengths(problems: Problems, is_array: bool, got: np.dtype[Any]) -> None:
     """Say that lengths are not integers."""
     fix = "lengths.astype(np.int64)" if is_array else "np.asarray(lengths, dtype=np.int64)"

@@ -38,7 +38,7 @@ def read_words(who: Callable[[], str], given: Weights) -> Words | None:
     pair = (given.get("ih"), given.get("hh")) if isinstance(given, Mapping) else (given, given)
     if (isinstance(given, Mapping) and len(given) != 2) or any(word not in _WORDS for word in pair):
         problems = checks.Problems(who)
-        why = 'It must be None, "bfloat16", "int8" or one of these words each for "ih" and "hh".'
+        why = 'It must be None, "bfloat16" or "int8", or {"ih": word, "hh": word} with one of the two words for each.'
         problems.value(f"weights={given!r}", why)
         problems.refuse()
     return str(pair[0]), str(pair[1])

@@ -251,7 +251,7 @@ class sLSTM(Recurrent[sLSTMState]):
         h = sigmoid(z_o) * c / n
 
     m keeps the powers in range and cancels out of h. n is 0 at the first step and after a reset, when the memory is
-    empty; of an initial state it must not be negative.
+    empty; of an initial state it must not be negative, which is checked on the CPU.
 
     Parameters
     ----------

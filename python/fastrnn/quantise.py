@@ -27,6 +27,8 @@ Array = NDArray[Any]
 STEPS = 1000  # of noise, where no data are given
 CHARACTERS = 50_000  # of a text that are read at most
 PARTS = 10  # of the time, whose errors are told apart
+THE_LAYER = "(the layer)"  # of a file of one without a name
+WHY_FULL = "weights of heads are not kept in fewer bits"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 
 
@@ -73,7 +75,7 @@ def measure(name: str, layer: Any, weights: Weights, run: Any, data: str) -> tup
     drift = error.mean(axis=(1, 2))
     finding = Finding(
         name,
-        repr(layer).partition("  #")[0],
+        _in_words(layer),
         data,
         float(error.max()),
         float(error.mean()),
@@ -87,15 +89,25 @@ def measure(name: str, layer: Any, weights: Weights, run: Any, data: str) -> tup
 # ---- layers and language models ------------------------------------------------------------------------------------
 
 
-def of_layers(path: str, weights: Weights, check: str | None) -> tuple[list[Finding], dict[str, Any]]:
-    """Compare the recurrent layers of a file; return also all layers of it, the recurrent ones frozen.
+def of_layers(path: str, weights: Weights, check: str | None) -> tuple[list[Finding], dict[str, Any], list[str]]:
+    """Compare the recurrent layers of a file.
+
+    Returns
+    -------
+    findings : list of Finding
+        One for each layer whose weights may be in fewer bits.
+    layers : dict of str to layer
+        All layers of the file, those frozen.
+    told : list of str
+        A line on each recurrent layer that stays as it is.
 
     Raises
     ------
     FileError, OSError
         As `fastrnn.load`.
     ValueError
-        For data that fit no layer, layers whose weights cannot be kept so, and options of the file that are open.
+        For data that fit no layer, layers whose weights cannot be kept so, files where all of them have heads, and
+        options of the file that are open.
     """
     from . import load
 
@@ -104,6 +116,11 @@ def of_layers(path: str, weights: Weights, check: str | None) -> tuple[list[Find
     if frozen := [name for name, layer in layers.items() if isinstance(layer, Frozen)]:
         raise ValueError(f"{path} holds weights in fewer bits already{_called(frozen[0])}; give the model they are of")
     recurrent = {name: layer for name, layer in layers.items() if hasattr(layer, "freeze")}
+    full = [name for name, layer in recurrent.items() if layer.heads > 1]
+    told = [f"{name or THE_LAYER}: {_in_words(recurrent[name])} stays as it is: {WHY_FULL}" for name in full]
+    if recurrent and len(full) == len(recurrent):
+        raise ValueError(f"{path}: every recurrent layer of it has heads, and {WHY_FULL}")
+    recurrent = {name: layer for name, layer in recurrent.items() if name not in full}
     data = None if check is None else _read_data(check)
     sizes = {layer.input_size for layer in recurrent.values()}
     if data is not None and data.shape[-1] not in sizes:
@@ -111,9 +128,9 @@ def of_layers(path: str, weights: Weights, check: str | None) -> tuple[list[Find
         raise ValueError(f"{check} has shape {data.shape}; its last axis must be the features of a layer: {wanted}")
     findings, after = [], dict(layers)
     for name, layer in recurrent.items():
-        x, told = data, str(check)
+        x, source = data, str(check)
         if x is None or x.shape[-1] != layer.input_size:
-            x, told = np.random.default_rng(0).standard_normal((STEPS, 1, layer.input_size), np.float32), "noise"
+            x, source = np.random.default_rng(0).standard_normal((STEPS, 1, layer.input_size), np.float32), "noise"
         elif layer.batch_first and x.ndim == 3:
             x = x.swapaxes(0, 1)
         x = x[:, None] if x.ndim == 2 else x
@@ -123,9 +140,13 @@ def of_layers(path: str, weights: Weights, check: str | None) -> tuple[list[Find
             y: Array = one(given)[0]
             return y.swapaxes(0, 1) if layer.batch_first else y
 
-        finding, after[name] = measure(name or "(the layer)", layer, weights, run, told)
+        finding, after[name] = measure(name or THE_LAYER, layer, weights, run, source)
         findings.append(finding)
-    return findings, after
+    return findings, after, told
+
+
+def _in_words(layer: Any) -> str:
+    return repr(layer).partition("  #")[0]
 
 
 def _called(name: str) -> str:
@@ -262,14 +283,17 @@ def run(arguments: argparse.Namespace) -> int:
     weights = _weights(arguments.weights)
     _check_paths(arguments)
     figures = None
+    kept: list[str] = []
     if is_language_model(arguments.model):
         from .lm.model import LanguageModel
 
         model = LanguageModel.load(arguments.model)
         findings, layers, figures = of_language_model(model, weights, arguments.check)
     else:
-        findings, layers = of_layers(arguments.model, weights, arguments.check)
+        findings, layers, kept = of_layers(arguments.model, weights, arguments.check)
     print(f"weights={weights!r} against float32")
+    for line in kept:
+        print(printable(line))
     print(table(findings))
     if figures is not None:
         print(f"{figures[0]}: {figures[1]:.4f} -> {figures[2]:.4f}")

@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     c = "steps of small models through fastrnn.h, timed by a program in C; then only --filter and --list count"
     what.add_argument("--c", action="store_true", help=c)
     what.add_argument("--claims", action="store_true", help="check what fastrnn promises about itself")
-    bits = "compare with weights of int8 and bfloat16: fastrnn's, ONNX Runtime's and PyTorch's, with their errors"
+    bits = (
+        "compare with weights of int8 and bfloat16: fastrnn's, ONNX Runtime's, ncnn's, PyTorch's and OpenVINO's, with "
+    )
+    bits += "their errors"
     what.add_argument("--bits", action="store_true", help=bits)
     what.add_argument(
         "--in-situ", action="store_true", help="measure whole programs, with fastrnn and without, on one to all threads"
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shell; the whole name of a point need not be in the grid; may be repeated",
     )
     peers = "of torch, torch-cell, onnxruntime, openvino, jax, numpy, onnxruntime-int8; of --bits fastrnn-int8, "
-    peers += "onnxruntime-int8, fastrnn-bfloat16, torch-bfloat16; or none (all)"
+    peers += "onnxruntime-int8, ncnn-int8, fastrnn-bfloat16, torch-bfloat16, openvino-bfloat16; or none (all)"
     what.add_argument("--peers", metavar="A,B", type=comma_separated(str), help=peers)
     how_many = "(1,2; --in-situ: and all)"
     what.add_argument("--threads", metavar="N,M", type=comma_separated(whole(1, MOST)), help=how_many)

@@ -20,7 +20,7 @@ from fastrnn.bench.grid.timing import MismatchError, Times, compare, verify
 from fastrnn.bench.grid.worker import Worker
 from fastrnn.bench.machine import roofline
 from fastrnn.bench.machine.ceilings import Ceilings
-from fastrnn.bench.peers import BITS, PEERS, Job
+from fastrnn.bench.peers import BITS, PEERS, Job, runtimes
 from fastrnn.bench.report import markdown, summary
 from fastrnn.bench.report.compare import regressions
 from fastrnn.bench.report.results import Against, BadInput, Report, Result
@@ -137,6 +137,11 @@ def points_of(cell: Cell, mode: Mode) -> list[Point]:
     return [plain, *variants, both, replace(both, variant="lengths"), replace(plain, dtype="float64")]
 
 
+def for_peer(key: str, point: Point) -> Point:
+    """The point with one sequence for a peer that takes no more."""
+    return replace(point, B=1) if key == "ncnn-int8" else point
+
+
 # In a process of its own: some peers start threads when they are imported, and other tests fork.
 AGREE = """
 import sys
@@ -161,18 +166,22 @@ class TestPeers:
         missing = [module for module in PEERS[key].needs.split() if importlib.util.find_spec(module) is None]
         if missing:
             pytest.skip(f"{' and '.join(missing)} not installed")
-        points = [point for cell in CELLS for mode in MODES for point in points_of(cell, mode)]
+        points = [for_peer(key, point) for cell in CELLS for mode in MODES for point in points_of(cell, mode)]
         names = [point.name for point in points if PEERS[key].unsupported(point) is None]
         done = subprocess.run([sys.executable, "-c", AGREE, key, *names], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert [line.split()[0] for line in done.stdout.splitlines()] == names
 
     @pytest.mark.parametrize("key", PEERS)
-    def test_takes_every_cell_it_is_meant_for(self, key: str) -> None:
+    def test_takes_every_cell_it_is_meant_for(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtimes, "has_bfloat16", lambda: True)
         takes = {
-            (cell, mode) for cell in CELLS for mode in MODES if PEERS[key].unsupported(points_of(cell, mode)[0]) is None
+            (cell, mode)
+            for cell in CELLS
+            for mode in MODES
+            if PEERS[key].unsupported(for_peer(key, points_of(cell, mode)[0])) is None
         }
-        cells = ["LSTM"] if key == "onnxruntime-int8" else CELLS
+        cells = ["LSTM"] if key in ("onnxruntime-int8", "ncnn-int8") else CELLS
         frozen = ["inference", "step"]
         some = {
             "torch": MODES,
@@ -183,6 +192,11 @@ class TestPeers:
         }
         modes = some.get(key, ["inference", "call", "step"])
         assert takes == {(cell, mode) for cell in cells for mode in modes}
+
+    def test_what_this_machine_cannot_do_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
+        assert PEERS["openvino-bfloat16"].unsupported(SMALL) == "this processor has no instructions for bfloat16"
+        assert "one sequence" in str(PEERS["ncnn-int8"].unsupported(replace(SMALL, B=2)))
 
     def test_only_inexact_ones_have_a_tolerance_and_are_never_the_best(self) -> None:
         assert [key for key, kind in PEERS.items() if kind.tolerance is not None] == list(BITS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,50 @@ def test_parameters_that_fit_no_layer(change: dict[str, Any], words: str, tmp_pa
     np.savez(tmp_path / "a.npz", **state, **good)
     refused(tmp_path / "a.npz", "its layer 'x' (PyTorch) fits no layer here: ", words)
     assert isinstance(fastrnn.load(tmp_path / "a.npz", "y"), fastrnn.LSTM)
+
+
+HEADED: list[tuple[Any, dict[str, Any]]] = [
+    (fastrnn.LSTM(I, 8, 2, heads=2), {"heads": 2}),
+    (fastrnn.GRU(I, 8, heads=4, bidirectional=True), {"heads": 4}),
+    (fastrnn.RNN(I, 8, heads=8, bias=False), {"heads": 8, "nonlinearity": "tanh"}),
+    (fastrnn.LSTM(I, 6, heads=2, peephole=True), {"heads": np.int64(2)}),
+    (fastrnn.sLSTM(I, 8), {"forget_gate": "sigmoid"}),
+    (fastrnn.sLSTM(I, 8, 2, heads=2, forget_gate="exponential"), {"heads": 2, "forget_gate": "exponential"}),
+]
+
+
+@pytest.mark.parametrize(("layer", "options"), HEADED)
+def test_heads_and_the_slstm_of_weights_alone(layer: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", a=layer, plain=fastrnn.GRU(I, H))
+    found = fastrnn.load(path, "a", options)
+    assert repr(found) == repr(layer)
+    assert_same_bits(found(sample())[0], layer(sample())[0])
+    assert repr(fastrnn.load(path, options=options)["plain"]) == repr(fastrnn.GRU(I, H))  # neither is its own
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "words"),
+    [
+        (HEADED[0][0], {}, "weight_hh_l0 (32, 4) is that of a layer with heads: give options={'heads': 2} for LSTM, "),
+        (HEADED[1][0], {}, "for sLSTM; or options={'heads': 4} for GRU; or options={'heads': 12} for RNN"),
+        (HEADED[2][0], {"heads": 3}, "weight_ih_l0 (8, 3) and weight_hh_l0 (8, 1) are not those of heads=3"),
+        (HEADED[1][0], {"heads": 4, "forget_gate": "sigmoid"}, "are not those of heads=4 of an sLSTM"),
+        (HEADED[0][0], {"heads": 0}, "load got heads=0 in options=; heads must be an integer and at least 1"),
+        (HEADED[0][0], {"heads": True}, "load got heads=True in options="),
+        (HEADED[4][0], {"heads": 3}, "got heads=3 in options=; it has no weights of these"),
+        (HEADED[4][0], {"forget_gate": "tanh"}, 'forget_gate must be "sigmoid" or "exponential".'),
+        (fastrnn.GRU(I, H), {"forget_gate": "sigmoid"}, "got 'forget_gate' in options=; those to give are"),
+        (
+            fastrnn.GRU(I, H),
+            {"clop": 1},
+            "those to give are activations, batch_first, clip, dropout, dtype, heads, res",
+        ),
+    ],
+)
+def test_heads_that_do_not_fit(layer: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", a=layer)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fastrnn.load(path, options=options)
 
 
 def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:

@@ -276,7 +276,7 @@ def test_scales_that_are_given_are_kept(name: str) -> None:
 
 @pytest.mark.parametrize("weights", ["int4", "", {"ih": "int8"}, {"ih": "int8", "hh": None}, {"w": 1, "hh": "int8"}, 8])
 def test_other_words_are_refused(weights: Any) -> None:
-    wanted = 'It must be None, "bfloat16", "int8" or one of these words each for "ih" and "hh".'
+    wanted = 'It must be None, "bfloat16" or "int8", or {"ih": word, "hh": word} with one of the two words for each.'
     with pytest.raises(ValueError, match=re.escape(f"freeze got weights={weights!r}.\n  {wanted}")):
         fastrnn.GRU(3, 4).freeze(weights)
 

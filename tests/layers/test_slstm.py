@@ -124,6 +124,24 @@ def says(state: Any) -> str:
     return str(caught.value)
 
 
+def test_a_negative_normaliser_is_refused() -> None:
+    layer = fastrnn.sLSTM(I, H, rng=0)
+    x = np.ones((2, 3, I), np.float32)
+    _, state = layer(x)
+    wrong = state._replace(n=state.n.copy())
+    wrong.n[0, 2, 4] = -0.5
+    words = re.escape("state.n[0, 2, 4] = -0.5.\n  n of an sLSTM sums up its input gates and is not negative")
+    fast = layer.freeze()
+    calls = layer, layer.forward, fast, lambda x, state: fast.step(x[0], state), layer.freeze("int8")
+    for call in calls:
+        with pytest.raises(ValueError, match=words):
+            call(x, wrong)
+    with pytest.raises(ValueError, match=r"state.n\[0, 4\] = -0.5"):
+        fast.step(x[0, 2], tuple(s[:, 2] for s in wrong))
+    y, _, tape = layer.forward(x, state._replace(n=-np.zeros_like(state.n)))
+    layer.backward(tape, y, dstate=wrong)  # gradients have either sign
+
+
 def test_what_is_no_state() -> None:
     pair = (np.zeros((1, 1, H), np.float32),) * 2
     assert "state of type tuple with 2 members" in says(pair)

@@ -55,6 +55,19 @@ def test_layers_of_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-1].startswith("small.safetensors: ")
 
 
+def test_layers_with_heads_stay(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fastrnn.save("heads.safetensors", {"a": fastrnn.LSTM(6, 20, rng=0), "b": fastrnn.GRU(20, 8, heads=2, rng=0)})
+    assert main(["quantise", "heads.safetensors", "--output", "small.safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("b: GRU(input_size=20, hidden_size=8")
+    assert lines[1].endswith("stays as it is: weights of heads are not kept in fewer bits")
+    assert lines[2].startswith("a: LSTM(input_size=6, hidden_size=20")
+    assert [line.split()[0] for line in lines[5:]] == ["a", "small.safetensors:"]
+    small = fastrnn.load("small.safetensors")
+    assert isinstance(small["a"], Frozen)
+    assert type(small["b"]) is fastrnn.GRU
+
+
 def test_two_words_and_a_single_sequence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("one.npy", np.load("x.npy")[:, 0])
     assert main(["quantise", "one.npz", "--weights", "bfloat16,int8", "--check", "one.npy"]) == 0
@@ -81,7 +94,7 @@ def test_the_picture(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     pytest.importorskip("matplotlib")
     assert main(["quantise", "one.npz", "--plot", "drift.png"]) == 0
     assert Path("drift.png").read_bytes()[:4] == b"\x89PNG"
-    findings, _ = quantise.of_layers("one.npz", "int8", None)
+    findings, _, _ = quantise.of_layers("one.npz", "int8", None)
     axis = quantise.picture(findings, "int8").axes[0]
     assert axis.get_xlabel() == "time step"
     assert len(axis.lines[0].get_xdata()) == 200
@@ -102,6 +115,7 @@ def test_the_picture(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         (["one.npz", "--check", "one.npz.txt"], "one.npz.txt"),
         (["one.npz", "--output", "small.npz"], "its name must end in .safetensors"),
         (["one.npz", "--plot", "small.npz"], "its name must end in .png or .svg or .pdf"),
+        (["heads.npz"], "heads.npz: every recurrent layer of it has heads, and weights of heads are not kept in fewer"),
         (["double.npz"], "Only float32 weights are kept in fewer bits"),
         (["small.safetensors"], "small.safetensors holds weights in fewer bits already; give the model they are of"),
         (["lm.npz", "--check", "other.txt"], "not among the 12 known"),
@@ -114,6 +128,7 @@ def test_what_is_refused(here: Path, capsys: pytest.CaptureFixture[str], argumen
         np.save(f"{name}.npy", array)
     np.savez("several.npz", a=np.zeros((3, 6)))
     fastrnn.LSTM(2, 3, dtype=np.float64).save("double.npz")
+    fastrnn.LSTM(2, 4, heads=2).save("heads.npz")
     fastrnn.save("small.safetensors", fastrnn.RNN(2, 3).freeze("int8"))
     LanguageModel(Characters(TEXT), embedding_dim=2, hidden_size=3).save("lm.npz")
     Path("other.txt").write_text("@@@@")

@@ -105,6 +105,9 @@ def test_compiled_and_exported(name: str) -> None:
     for made in (compiled, program):
         for a, b in zip(flat(made(x)), wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+    state = states_for(module, B)
+    if isinstance(module, ft.sLSTM):  # whose n is not looked at then
+        torch.testing.assert_close(compiled(x, state)[0], module(x, state)[0], rtol=0, atol=0)
     file = io.BytesIO()
     torch.export.save(torch.export.export(module, (x,)), file)
     file.seek(0)
@@ -222,6 +225,7 @@ def test_half_precision_autocast_and_packed_sequences() -> None:
         (lambda: ft.LSTM(5, 7, heads=7, proj_size=2), "A projection mixes the heads"),
         (lambda: ft.sLSTM(5, 7, forget_gate="tanh"), 'forget_gate must be "sigmoid" or "exponential"'),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7),) * 2), "four hidden states"),
+        (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (-torch.ones(1, 3, 7),) * 4), "negative n in hidden.2."),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 6),) * 4), r"Expected hidden\[0\] size"),
     ],
 )

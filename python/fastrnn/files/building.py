@@ -176,8 +176,17 @@ def check_options(options: Mapping[str, Any], found: list[Found], name: str) -> 
     """
     known = {option for layer in found for cell in layer.cells for option in options_of(cell)}
     known |= {"dtype" for layer in found if layer.part}
+    guessed = [layer for layer in found if layer.origin == "PyTorch"]
+    if "heads" not in options:
+        known |= {"heads" for _ in guessed}
+    elif any(layer.sizes["heads"] == options["heads"] for layer in guessed):
+        known.add("heads")
+    if "forget_gate" not in options:
+        known |= {"forget_gate" for layer in guessed if "lstm" in layer.cells}
     wrong = [repr(option) for option in options if option not in known]
     if wrong:
+        if wrong == ["'heads'"] and guessed:
+            raise ValueError(f"load of {name} got heads={options['heads']!r} in options=; it has no weights of these")
         has = f"those to give are {', '.join(sorted(known))}" if known else "its layers have none to give"
         raise ValueError(f"load of {name} got {', '.join(wrong)} in options=; {has}, the sizes are in the file")
 

@@ -79,14 +79,14 @@ def options_of(cell: str) -> dict[str, Any]:
 
 
 @functools.cache
-def described() -> list[tuple[str, bool, bool, Description]]:
-    """Return the cells that are guessed, each with its description.
+def described(slstm: bool = False) -> list[tuple[str, bool, bool, Description]]:
+    """Return the cells that are guessed, or those of the sLSTM, each with its description.
 
     Without and, where it can have them, with a projection and peepholes.
     """
     found = []
     for cell, kind in CELLS.items():
-        if not kind.guessed:
+        if kind.guessed == slstm:
             continue
         can = inspect.signature(kind.layer).parameters
         for projection in (False, True)[: 1 + ("proj_size" in can)]:
@@ -101,13 +101,33 @@ def fitting(found: Found, known: Mapping[str, Any]) -> list[str]:
     return [c for c in cells if not c.endswith("_general")] or cells
 
 
-def complete(found: Found) -> Found:
-    """Work out cells and sizes from names and shapes, or why there are none."""
-    found.unfit = found.unfit or _complete(found)
+def complete(found: Found, heads: int = 1, slstm: bool = False) -> Found:
+    """Work out cells and sizes from names and shapes, or why there are none; `slstm`: of the sLSTM's cells alone."""
+    found.unfit = found.unfit or _complete(found, heads, slstm)
     return found
 
 
-def _complete(found: Found) -> str:
+def as_told(found: Found, options: Mapping[str, Any]) -> Found:
+    """Return a layer of a file of weights alone as the one that ``heads`` and ``forget_gate`` among the options say.
+
+    One that fits as it was found, and not with these, stays as it was found.
+
+    Raises
+    ------
+    ValueError
+        For heads that are no number of heads.
+    """
+    if found.origin != "PyTorch" or not {"heads", "forget_gate"} & options.keys():
+        return found
+    heads = options.get("heads", 1)
+    if isinstance(heads, (bool, np.bool_)) or not isinstance(heads, (int, np.integer)) or heads < 1:
+        raise ValueError(f"load got heads={heads!r} in options=; heads must be an integer and at least 1")
+    told = Found(found.name, found.origin, found.tensors, assumed=found.assumed)
+    told = complete(told, int(heads), "forget_gate" in options)
+    return told if not told.unfit or found.unfit else found
+
+
+def _complete(found: Found, heads: int, slstm: bool) -> str:
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     for name, tensor in found.tensors.items():
         if tensor.dtype not in REAL:
@@ -120,15 +140,13 @@ def _complete(found: Found) -> str:
     if layers > min(len(shapes), MAX_LAYERS):
         return f"it names a layer {layers - 1} and has {len(shapes)} tensors"
     reasons = []
-    for cell, projection, peephole, description in described():
+    for cell, projection, peephole, description in described(slstm):
         hidden, rest = divmod(rows, description.gates)
-        if rest or (hidden == output) == projection or hidden < output:
+        if rest or (heads > 1 or hidden <= output if projection else hidden != heads * output):
             continue
         bases = {name for name, _, _ in description.parameters}
-        bias = any(f"{name}_l0" in shapes for name, _, is_bias in description.parameters if is_bias)
-        both, projected = any("_reverse" in n for n in shapes), output if projection else 0
-        sizes = dict(zip(SIZES, (features, hidden, layers, bias, both, projected, 1), strict=True))
-        wanted = description.shapes(**sizes)  # type: ignore[arg-type]
+        sizes = _sizes(shapes, description, (features, hidden, layers), output if projection else 0, heads)
+        wanted = description.shapes(**sizes)
         if wanted == shapes:
             found.cells.append(cell)
             found.sizes = sizes
@@ -138,10 +156,43 @@ def _complete(found: Found) -> str:
             reasons.append((len(bases & {n.rpartition("_l")[0] for n in shapes}), _difference(shapes, wanted, cell)))
     if found.cells:
         return ""
+    if heads > 1 or slstm:
+        told = f"heads={heads}" if not slstm else f"heads={heads} of an sLSTM"
+        return f"weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are not those of {told}"
+    if found.origin == "PyTorch" and (choices := _with_heads(shapes, (rows, features, layers), output)):
+        return f"weight_hh_l0 {first[1]} is that of a layer with heads: give {'; or '.join(choices)}"
     if reasons:
         return max(reasons, key=lambda reason: reason[0])[1]
     known = ", ".join(sorted({str(d.gates) for *_, d in described()}))
     return f"weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are of no cell that is known here, of {known} gates"
+
+
+def _sizes(
+    shapes: Mapping[str, Any], description: Description, inner: tuple[int, int, int], projected: int, heads: int
+) -> dict[str, Any]:
+    """Return all of `SIZES`, where input_size, hidden_size and num_layers are known."""
+    bias = any(f"{name}_l0" in shapes for name, _, is_bias in description.parameters if is_bias)
+    both = any("_reverse" in n for n in shapes)
+    return dict(zip(SIZES, (*inner, bias, both, projected, heads), strict=True))
+
+
+def _with_heads(shapes: Mapping[str, Any], first: tuple[int, int, int], output: int) -> list[str]:
+    """Return the options with which tensors fit a layer with heads; first: rows, columns and layers."""
+    rows, features, layers = first
+    fits: dict[int, dict[str, None]] = {}  # classes, in order
+    for cell, projection, _, description in (*described(), *described(slstm=True)):
+        hidden, rest = divmod(rows, description.gates)
+        if rest or projection or hidden % output or hidden <= output:
+            continue
+        heads = hidden // output
+        if description.shapes(**_sizes(shapes, description, (features, hidden, layers), 0, heads)) == shapes:
+            fits.setdefault(heads, {})[CELLS[cell].layer.__name__] = None
+    choices = []
+    for heads in sorted(fits):
+        kinds = " or ".join(kind for kind in fits[heads] if kind != "sLSTM")
+        more = ", with forget_gate for sLSTM" if "sLSTM" in fits[heads] else ""
+        choices.append(f"options={{'heads': {heads}}} for {kinds}{more}")
+    return choices
 
 
 def _difference(shapes: Mapping[str, Any], wanted: Mapping[str, Any], cell: str) -> str:

@@ -27,7 +27,8 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         goes to all layers that have it. The defaults are those of the layers, with two exceptions: layers of Keras have
         ``batch_first=True``, and what would change the results, such as tanh or relu, is asked for. Weights alone of an
         LSTM or GRU, ``.weights.h5`` for one, do not say activations or ``go_backwards``: they are taken as those of a
-        usual layer that reads from the start.
+        usual layer that reads from the start. PyTorch's names alone do not say heads, nor that a layer is an sLSTM:
+        ``{"heads": 4}`` and ``{"forget_gate": "sigmoid"}`` do, each for the layers that it fits.
     rng : seed, Generator or None
         Source of the dropout masks; files hold no generator.
 
@@ -57,6 +58,7 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         For an ONNX file, without the extra ``onnx``.
     """
     from . import building  # here, as all readers together cost more than the rest of fastrnn
+    from .found import as_told
     from .opening import opened
 
     name, given = os.fspath(path), dict(options or {})
@@ -71,6 +73,7 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
                 raise KeyError(f"{name} has no layer {prefix!r}; its layers are {have}")
         elif not layers:
             raise FileError(f"{name} ({contents.kind}) holds {contents.tensors} arrays and no recurrent layer")
+        layers = [as_told(layer, given) for layer in layers]
         for layer in layers:
             building.refuse_unfit(layer, _who(name, layer.name))
         building.check_options(given, layers, name)

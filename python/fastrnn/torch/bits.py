@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -111,17 +112,29 @@ def step_layer(module: Any, x: Any, hx: Any) -> tuple[Tensor, list[Tensor]] | No
     if x.shape[axis] != 1 or module.bidirectional:
         return None
     states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
-    found = _step(module._bits, module._options(), module._weights(), x.squeeze(axis), states)
-    return None if found is None else (found[0].unsqueeze(axis), found[1])
+    options, weights = module._options(), module._weights()
+    core = _core_for(module._bits, options, weights, x, states)
+    if core is None:
+        return None
+    arrays = [_array(state) for state in states]
+    found = _step(core, options, _array(x)[0 if axis == 0 else (slice(None), 0)], arrays)
+    if found is None:
+        return None
+    y, ends = found
+    return torch.from_numpy(np.expand_dims(y, axis)), [torch.from_numpy(end) for end in ends]
 
 
 def step_cell(module: Any, x: Any, states: Sequence[Any]) -> tuple[Tensor, ...] | None:
     """Return the next states of a cell, x (B,I) and states (B,H), or None where that is for the operator."""
     if not _quick(module) or any(type(t) not in _PLAIN or t.dim() != 2 for t in (x, *states)):
         return None
-    options = Options(module._cell(), module.hidden_size, 0, 1, False, False)
-    found = _step(module._bits, options, module._weights(), x, [s.unsqueeze(0) for s in states])
-    return None if found is None else tuple(end.squeeze(0) for end in found[1])
+    options, weights = Options(module._cell(), module.hidden_size, 0, 1, False, False), module._weights()
+    core = _core_for(module._bits, options, weights, x, states)
+    if core is None:
+        return None
+    # The axis of layers comes and goes in NumPy, where that takes a fifth of the time.
+    found = _step(core, options, _array(x), [_array(state)[None] for state in states])
+    return None if found is None else tuple([torch.from_numpy(end[0]) for end in found[1]])
 
 
 def _quick(module: Any) -> bool:
@@ -136,9 +149,10 @@ def _quick(module: Any) -> bool:
     )
 
 
-def _step(
+def _core_for(
     bits: Bits, options: Options, weights: Sequence[Tensor], x: Tensor, states: Sequence[Any]
-) -> tuple[Tensor, list[Tensor]] | None:
+) -> _core.Frozen | None:
+    """Return the packed weights of now, or None where the tensors are for the operator."""
     packed = bits._packed
     fits = packed is not None and packed.fits(weights)
     for t in (x, *states) if fits else (x, *states, *weights):
@@ -146,16 +160,19 @@ def _step(
             return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
         return None
-    if len(states) not in (0, options.states) or weights[0].shape[-1] != x.shape[1]:
+    if len(states) not in (0, options.states) or weights[0].shape[-1] != x.shape[-1]:
         return None
-    core = packed.core if packed is not None and fits else bits.core(weights, options, x.shape[1])
-    arrays = [_array(state) for state in states]
-    given: Any = None if not arrays else arrays[0] if options.states == 1 else tuple(arrays)
-    found = core.step(_array(x), given, None, None, team_size())
+    return packed.core if packed is not None and fits else bits.core(weights, options, x.shape[-1])
+
+
+def _step(core: _core.Frozen, options: Options, x: Any, states: list[Any]) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return y (B,P) and the states (L,B,size) of x (B,I), arrays of NumPy; None where the core does not take them."""
+    given: Any = None if not states else states[0] if options.states == 1 else tuple(states)
+    found = core.step(x, given, None, None, team_size())
     if found is None:
         return None
     y, ends = found
-    return torch.from_numpy(y), [torch.from_numpy(end) for end in ((ends,) if options.states == 1 else ends)]
+    return y, (ends,) if options.states == 1 else ends
 
 
 def _array(tensor: Tensor) -> Any:

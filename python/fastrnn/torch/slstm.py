@@ -2,11 +2,22 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .guards import leaf_call
+from .guards import leaf_call, nobody_looks
 from .layers import LSTM
 from .variants import read_variant, use_heads
+
+
+def _seen(n: Tensor) -> bool:
+    """Tell whether a tensor's numbers can be looked at now, and without waiting for them."""
+    return (
+        not torch.compiler.is_compiling()
+        and nobody_looks()
+        and type(n) in (Tensor, torch.nn.Parameter)
+        and n.device.type == "cpu"
+    )
 
 
 class sLSTM(LSTM):
@@ -64,6 +75,8 @@ class sLSTM(LSTM):
             self._refuse_elsewhere(lengths, reset)
         if hx is not None and len(hx) != 4:
             raise RuntimeError("slstm expects four hidden states")
+        if hx is not None and _seen(hx[2]) and bool((hx[2] < 0).any()):
+            raise RuntimeError("slstm got a negative n in hidden[2], which sums up input gates; 0 is an empty memory")
         y, (h, c, n, m) = self._run(input, () if hx is None else hx, lengths, reset)
         return y, (h, c, n, m)
 
