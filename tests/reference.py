@@ -84,10 +84,16 @@ class Weights:
     weight_hr: Array | None  # (P, H)
     weight_peephole: Array | None = None  # (3, H) of i, f, o
     variant: Variant = Variant(())
+    kept: Array | None = None  # (P,) of h_prev what recurrent dropout keeps, at one step
+    scale: float = 1.0  # of what is kept
+
+    def seen(self, h_prev: Array) -> Array:
+        """h_prev as the recurrent products see it."""
+        return h_prev if self.kept is None else np.where(self.kept, h_prev * self.scale, 0)
 
     def products(self, x: Array, h_prev: Array) -> tuple[Array, Array]:
         """W_ih x + b_ih and W_hh h_prev + b_hh, all gates below one another: two (G*H,)."""
-        return self.weight_ih @ x + self.bias_ih, self.weight_hh @ h_prev + self.bias_hh
+        return self.weight_ih @ x + self.bias_ih, self.weight_hh @ self.seen(h_prev) + self.bias_hh
 
 
 def rnn_tanh(p: Weights, x: Array, state: State) -> State:
@@ -190,7 +196,7 @@ def gru_original_general(p: Weights, x: Array, state: State) -> State:
     (a_r, a_z, a_n), (b_r, b_z, _) = np.split(a, 3), np.split(b, 3)
     W_hn, b_hn = np.split(p.weight_hh, 3)[2], np.split(p.bias_hh, 3)[2]
     r, z = p.variant(0, a_r + b_r), p.variant(0, a_z + b_z)
-    n = p.variant(1, a_n + W_hn @ (r * h_prev) + b_hn)
+    n = p.variant(1, a_n + W_hn @ (r * p.seen(h_prev)) + b_hn)
     return ((1 - z) * n + z * h_prev,)
 
 
@@ -234,6 +240,30 @@ def block_diagonal(weight: Array, heads: int) -> Array:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Zoneout, by masks or in expectation, and recurrent dropout, for every layer and direction."""
+
+    zoneout: tuple[float, float] = (0.0, 0.0)  # of h and of c: the part that stays where there is no mask
+    zoned: tuple[Array | None, ...] = (None, None)  # (L*D, T, B, size) bool, True where the state stays
+    kept: Array | None = None  # (L*D, T, B, P) bool, True keeps
+    scale: float = 1.0  # of what is kept
+
+    def at(self, side: int, b: int, n: int) -> "Noise":
+        """That of one sequence in one direction, (T, size) each."""
+        zoned = tuple(None if mask is None else mask[side, :n, b] for mask in self.zoned)
+        return replace(self, zoned=zoned, kept=None if self.kept is None else self.kept[side, :n, b])
+
+    def step(self, cell: str, p: Weights, x: Array, state: State, t: int) -> State:
+        """The state after a step, of which a part is as it was (Krueger et al. 2016)."""
+        new = CELLS[cell](p if self.kept is None else replace(p, kept=self.kept[t], scale=self.scale), x, state)
+        after = []
+        for k, (s, s_new) in enumerate(zip(state, new, strict=True)):
+            z, mask = (self.zoneout[k], self.zoned[k]) if k < 2 else (0, None)
+            after.append(z * s + (1 - z) * s_new if mask is None else np.where(mask[t], s, s_new))
+        return tuple(after)
+
+
+@dataclass(frozen=True)
 class Problem:
     """A stack of recurrent layers together with one input: all that a forward pass needs.
 
@@ -251,6 +281,7 @@ class Problem:
     hidden: Array | None = None  # (T, B, D*P) added to h of the last layer, to differentiate by it
     variants: tuple[Variant, ...] = ()  # of a general cell, for each direction
     heads: int = 1  # weight_hh is (G*H, P / heads): the columns of each unit's own head
+    noise: Noise = Noise()
 
     @property
     def num_layers(self) -> int:
@@ -275,7 +306,14 @@ class Problem:
 
 
 def run(
-    cell: str, p: Weights, x: Array, state: State, reset: Array, reverse: bool, nudge: Array | None
+    cell: str,
+    p: Weights,
+    x: Array,
+    state: State,
+    reset: Array,
+    reverse: bool,
+    nudge: Array | None,
+    noise: Noise,
 ) -> tuple[list[Array], State]:
     """One sequence (its x without padding) in one direction: h of every step, and the state after the last one.
 
@@ -287,7 +325,7 @@ def run(
         cut = t + 1 < T and reset[t + 1] if reverse else reset[t]
         if cut:
             state = tuple(np.zeros_like(s) for s in state)
-        state = CELLS[cell](p, x[t], state)
+        state = noise.step(cell, p, x[t], state, t)
         if nudge is not None:
             state = (state[0] + nudge[t], *state[1:])
         y[t] = state[0]
@@ -319,7 +357,8 @@ def forward(problem: Problem) -> tuple[Array, State]:
                 initial = tuple(s[layer * D + d, b] for s in q.state)
                 last = layer == q.num_layers - 1
                 nudge = q.hidden[:n, b, units] if last and q.hidden is not None else None
-                h, end = run(q.cell, p, x[:n, b], initial, reset[:n, b], suffix == "_reverse", nudge)
+                noise = q.noise.at(layer * D + d, b, n)
+                h, end = run(q.cell, p, x[:n, b], initial, reset[:n, b], suffix == "_reverse", nudge, noise)
                 for t in range(n):
                     y[t, b, units] = h[t]
                 for s, value in zip(final, end, strict=True):

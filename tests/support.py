@@ -17,6 +17,7 @@ import fastrnn
 import reference
 from fastrnn.cli import main
 from fastrnn.lm.model import LanguageModel
+from fastrnn.options import zoneout_of
 from reference import Problem
 
 KNOWN_ISAS = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512")
@@ -115,7 +116,7 @@ def variants(layer: Any) -> tuple[reference.Variant, ...]:
     general = layer._general()
     if general is None:
         return ()
-    clip, coupled, _, sides = general
+    clip, coupled, _, sides, _ = general
     return tuple(reference.Variant(tuple(sides[d % len(sides)]), clip, coupled) for d in range(1 + layer.bidirectional))
 
 
@@ -185,10 +186,11 @@ class Example:
         return replace(self, **changes)
 
     def problem(self, **dropout: Any) -> Problem:
-        """The same in float64, for the reference; dropout: masks and scale."""
+        """The same in float64, for the reference; dropout: masks and scale, noise."""
         wide = {name: p.astype(np.float64) for name, p in self.layer.parameters().items()}
         state = tuple(s.astype(np.float64) for s in self.state)
-        dropout = {"variants": variants(self.layer), "heads": self.layer.heads, **dropout}
+        expectation = reference.Noise(zoneout_of(self.layer._options))
+        dropout = {"variants": variants(self.layer), "heads": self.layer.heads, "noise": expectation, **dropout}
         return Problem(self.cell.textbook, wide, self.x.astype(np.float64), state, self.lengths, self.reset, **dropout)
 
     def infer(self) -> tuple[Array, Any]:

@@ -87,6 +87,10 @@ struct Options {
     if (found && found->kind != Json::truth) refuse(name);
     return found ? found->flag : otherwise;
   }
+  double probability(const Json* found, const char* name) const {
+    if (found && (found->kind != Json::number || !(found->value >= 0 && found->value <= 1))) refuse(name);
+    return found ? found->value : 0;
+  }
 };
 
 using Chosen = std::tuple<std::string, double, double>;
@@ -111,6 +115,17 @@ std::vector<Chosen> side_of(const Json& j, const Options& options, bool rnn) {
   return side;
 }
 
+// Of h and of c.
+std::pair<double, double> zoneout_of(const Options& options) {
+  const Json* const given = options.find("zoneout");
+  if (!given || given->kind != Json::list) {
+    const double both = options.probability(given, "zoneout");
+    return {both, both};
+  }
+  if (given->items.size() != 2) options.refuse("zoneout");
+  return {options.probability(&given->items[0], "zoneout"), options.probability(&given->items[1], "zoneout")};
+}
+
 // What makes the cell a general one, as python/fastrnn/options.py tells it; nothing if it is a usual one.
 std::optional<General> general_of(const Options& options, const std::string& cell) {
   const bool rnn = cell.rfind("rnn", 0) == 0, lstm = cell == "lstm";
@@ -130,13 +145,16 @@ std::optional<General> general_of(const Options& options, const std::string& cel
   const Json* const clip = options.find("clip");
   if (clip && (clip->kind != Json::number || !(clip->value > 0))) options.refuse("clip");
   const bool coupled = options.flag("coupled", false), peephole = options.flag("peephole", false);
-  if (sides.empty() && !clip && !coupled && !peephole && cell != "rnn_general") return std::nullopt;
+  const std::pair<double, double> zoneout = zoneout_of(options);
+  const bool noisy =
+      zoneout.first > 0 || zoneout.second > 0 || options.probability(options.find("recurrent_dropout"), "recurrent_dropout") > 0;
+  if (sides.empty() && !clip && !coupled && !peephole && !noisy && cell != "rnn_general") return std::nullopt;
   if (sides.empty() && rnn) sides.push_back({{usual_rnn, 0, 0}});
   if (sides.empty()) sides.push_back({{"sigmoid", 0, 0}, {"tanh", 0, 0}});
   if (lstm && !given) sides[0].push_back({"tanh", 0, 0});
   for (const auto& side : sides)
     if (side.size() != (rnn ? 1u : lstm ? 3u : 2u)) options.refuse("activations");
-  return General{clip ? clip->value : INFINITY, coupled, peephole, sides};
+  return General{clip ? clip->value : INFINITY, coupled, peephole, sides, zoneout};
 }
 
 // ---- parts ---------------------------------------------------------------------------------------------------------

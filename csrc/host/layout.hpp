@@ -117,6 +117,11 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
     d.projection = arena.take<Real>(times(d.projection_size, plan.size));
   }
   d.row_pointer_count = plus(times(4 + 2 * k.states, rows), table ? std::max(chunk_tokens, d.tokens->distinct) : chunk_tokens);
+  if (d.noise.kept.base) {
+    d.row_pointer_count = plus(d.row_pointer_count, rows);
+    d.dropped_size = times(rows, n.P);
+    d.dropped = arena.take<Real>(times(d.dropped_size, plan.size));
+  }
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
   if (d.panels.narrow) {
     const int64_t row = std::max(narrow_row(d.panels.narrow_ih.format, d.I), narrow_row(d.panels.narrow_hh[0].format, std::max(n.H, n.P)));
@@ -141,7 +146,8 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   const int64_t multiplied = d.tokens ? d.tokens->distinct : times(T, B);
   const bool input_once = multiplied <= tokens && (plan.size == 1 || d.I >= plan.size * vectors_at_once * N);
   const bool few = times(T, B) <= few_tokens && k.phases == 1;
-  if (few || n.heads > 1) q.few = arena.take<Real>(times(B, n.P));
+  if (few || n.heads > 1 || d.noise.kept.base) q.few = arena.take<Real>(times(B, n.P));
+  if (d.noise.kept.base) q.dropped = arena.take<Real>(times(tokens, n.P));
   if (!few && input_once) q.pack_buffer = arena.take<Real>(times(times(vectors_at_once * N, GH), plan.size));
   else if (!few) q.panel_ih = arena.take<Real>(times(round_up(d.I, N), GH));
   if (!few) q.panel_hh = arena.take<Real>(times(p, n.heads > 1 ? times(k.gates, n.columns_hh(k.lanes)) : GH));
@@ -189,6 +195,8 @@ template <class Real> struct Layers {
     d.I = n.input_size(l), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.reverse = side_index == 1;
     d.options = n.options[side_index];
+    d.noise.kept = side(call.noise.kept, i * call.noise.kept_side), d.noise.scale = call.noise.scale;
+    for (int state = 0; state < 2; state++) d.noise.zoned[state] = side(call.noise.zoned[state], i * call.noise.zoned_side[state]);
     d.training = call.saved != nullptr;
     if (call.weights) d.weight = call.weights[i];
     if (call.frozen) d.panels = call.frozen[i];

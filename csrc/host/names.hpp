@@ -31,8 +31,9 @@ inline Cell cell_named(const std::string& name, bool projected, bool general) {
 }
 
 // What the bindings are told of a general cell: the activations of one direction or of two, each as (name, alpha, beta).
-using General =
-    std::tuple<double, bool, bool, std::vector<std::vector<std::tuple<std::string, double, double>>>>;  // clip, coupled, peephole
+// Then zoneout of h and of c.
+using General = std::tuple<double, bool, bool, std::vector<std::vector<std::tuple<std::string, double, double>>>,
+                           std::pair<double, double>>;  // clip, coupled, peephole
 
 inline Format format_named(const std::string& name) {
   if (name != "bfloat16" && name != "int8") throw std::invalid_argument("weights '" + name + "' are neither bfloat16 nor int8");
@@ -47,9 +48,9 @@ inline ActivationKind activation_named(const std::string& name) {
   throw std::invalid_argument("activation '" + name + "' is not known");
 }
 inline CellOptions options_of(const General& general, int direction) {
-  const auto& [clip, coupled, peephole, activations] = general;
+  const auto& [clip, coupled, peephole, activations, zoneout] = general;
   if (activations.empty()) throw std::invalid_argument("a general cell needs its activations");
-  CellOptions options{clip, coupled, peephole, {}};
+  CellOptions options{clip, coupled, peephole, {}, {zoneout.first, zoneout.second}};
   const auto& mine = activations[size_t(direction) < activations.size() ? size_t(direction) : 0];
   if (mine.empty() || mine.size() > size_t(max_activations)) throw std::invalid_argument("a cell has one to three activations");
   for (size_t i = 0; i < mine.size(); i++)

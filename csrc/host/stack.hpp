@@ -36,6 +36,15 @@ template <class Real> struct Saved {
 };
 template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena);
 
+// The flags of Noise of all directions, and how far the base of each lies from the one before.
+struct AllNoise {
+  Rows<const uint8_t> kept;      // of direction 0: (T,B,P), or one for all times; or base null
+  int64_t kept_side;             // elements from direction to direction
+  double scale;
+  Rows<const uint8_t> zoned[2];  // of direction 0: (T,B,P) and (T,B,H), or base null
+  int64_t zoned_side[2];
+};
+
 template <class Real> struct ForwardCall {
   const Batch* batch;
   const DistinctIds* tokens;  // of the first layer, or null
@@ -46,6 +55,7 @@ template <class Real> struct ForwardCall {
   Rows<const uint8_t> masks;        // of layer 0: (T,B,D*P), or base null
   int64_t masks_layer;              // elements from layer to layer
   Real scale;                       // of what a mask keeps
+  AllNoise noise;                   // of general cells
   const Parameters<const Real>* weights;  // (L*D)
   const Panels<Real>* frozen;       // (L*D) or null
   const Saved<Real>* saved;         // null: inference

@@ -53,6 +53,7 @@ struct CellDefaults {
   static constexpr bool projected = false;    // the second phase multiplies by weight_hr
   static constexpr bool uses_h = false, uses_h_prev = false;  // these members are loaded; else they hold nothing
   static constexpr bool general = false;      // may heed the options; its epilogue is large, and all tiles share one copy of it
+  static constexpr bool noisy = false;  // may have zoneout and recurrent dropout, which forward.hpp and backward.hpp apply around it
   static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
 };
 
@@ -213,7 +214,7 @@ template <class Whole> struct Projected : Whole {
 
 // h = f(z)
 struct RnnGeneral : CellDefaults {
-  static constexpr bool general = true;
+  static constexpr bool general = true, noisy = true;
   static constexpr int gates = 1, tape = 1;
   static constexpr Slots slots{1};
   static constexpr Phase phase[] = {{0, 1, 0, 1}};
@@ -229,7 +230,7 @@ struct RnnGeneral : CellDefaults {
 
 // r, z = f(.);  n = g(W_in x + b_in + r * (W_hn h_prev + b_hn));  h = (1 - z) n + z h_prev
 struct GruGeneral : Gru {
-  static constexpr bool general = true;
+  static constexpr bool general = true, noisy = true;
   template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
     const V r = activate(o.activation[0], o.clip, u.z[0]), z = activate(o.activation[0], o.clip, u.z[1]);
@@ -253,7 +254,7 @@ struct GruGeneral : Gru {
 
 // r, z = f(.);  n = g(W_in x + b_in + W_hn (r * h_prev) + b_hn);  h = (1 - z) n + z h_prev
 struct GruOriginalGeneral : GruOriginal {
-  static constexpr bool general = true;
+  static constexpr bool general = true, noisy = true;
   template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
     const CellOptions& o = *u.options;
     if constexpr (p == 0) {
@@ -283,7 +284,7 @@ struct GruOriginalGeneral : GruOriginal {
 
 // i, f = f(. + p c_prev), or f = 1 - i;  g = g(.);  c = f c_prev + i g;  o = f(. + p c);  h = o h(c)  (Gers and Schmidhuber 2000)
 struct LstmGeneral : Lstm {
-  static constexpr bool general = true;
+  static constexpr bool general = true, noisy = true;
   static constexpr Slots slots{7, 0, 0, 3};  // the last three: the gradients of the peepholes
   static constexpr Phase phase[] = {{0, 4, 0, 7}};
 
@@ -301,8 +302,13 @@ struct LstmGeneral : Lstm {
     const CellOptions& o = *u.options;
     const Activated<V> i = activate_with_slope(o.activation[0], o.clip, u.tape[0]),
                        g = activate_with_slope(o.activation[1], o.clip, u.tape[2]),
-                       out = activate_with_slope(o.activation[0], o.clip, u.tape[3]),
-                       h = activate_with_slope(o.activation[2], o.clip, u.next[c]);
+                       out = activate_with_slope(o.activation[0], o.clip, u.tape[3]);
+    V next_c = u.next[c];
+    if (o.zoneout[c] > 0) {  // which came after the c that h and o saw
+      const V kept = o.coupled ? 1 - i.y : activate(o.activation[0], o.clip, u.tape[1]);
+      next_c = fma(kept, u.prev[c], i.y * g.y);
+    }
+    const Activated<V> h = activate_with_slope(o.activation[2], o.clip, next_c);
     u.dz[3] = u.dout * h.y * out.slope;
     const V dc = seen(o, u.dz[3], u.vector[2], fma(u.dout * out.y, h.slope, u.dstate[c]));
     u.dz[2] = dc * i.y * g.slope;
@@ -317,7 +323,7 @@ struct LstmGeneral : Lstm {
       u.dz[1] = dc * u.prev[c] * forget.slope;
     }
     u.dz[0] = di * i.slope;
-    u.dz[4] = u.dz[0] * u.prev[c], u.dz[5] = u.dz[1] * u.prev[c], u.dz[6] = u.dz[3] * u.next[c];
+    u.dz[4] = u.dz[0] * u.prev[c], u.dz[5] = u.dz[1] * u.prev[c], u.dz[6] = u.dz[3] * next_c;
     u.dstate[c] = seen(o, u.dz[1], u.vector[1], seen(o, u.dz[0], u.vector[0], dc * f));
   }
 

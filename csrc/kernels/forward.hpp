@@ -3,6 +3,7 @@
 #include "kernels/cells.hpp"
 #include "kernels/gemm.hpp"
 #include "kernels/narrow.hpp"
+#include "kernels/noise.hpp"
 #include "kernels/timeline.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -25,6 +26,11 @@ template <class Real> struct Order : Timeline<Order<Real>> {
   FASTRNN_FN int64_t length(int64_t s) const { return d.schedule.length[s]; }
   FASTRNN_FN bool reset(int64_t t, int64_t s) const { return d.schedule.reset.base && *d.schedule.reset.at(t, d.schedule.order[s]); }
   FASTRNN_FN int64_t token(int64_t t, int64_t s) const { return d.schedule.offset[t] + s; }
+  FASTRNN_FN const uint8_t* kept(int64_t t, int64_t s) const { return d.noise.kept.at(t, d.schedule.order[s]); }
+  FASTRNN_FN Zone zone(int state, int64_t t, int64_t s) const {
+    const Rows<const uint8_t>& mask = d.noise.zoned[state];
+    return {mask.base ? mask.at(t, d.schedule.order[s]) : nullptr, d.options.zoneout[state]};
+  }
 
   FASTRNN_FN const Real* x(int64_t t, int64_t s) const {
     const int64_t b = d.schedule.order[s];
@@ -60,6 +66,11 @@ template <class Real> FASTRNN_FN void copy_row(Real* to, const Real* from, int64
   if (to == from) return;
   if (from) __builtin_memcpy(to, from, n * sizeof(Real));
   else __builtin_memset(to, 0, n * sizeof(Real));
+}
+
+// A row of h as the recurrent products see it with recurrent dropout.
+template <class V, class Real> FASTRNN_FN void drop_row(Real* to, const Real* from, const uint8_t* kept, double scale, int64_t n) {
+  for (int64_t at = 0; at < n; at += Lanes<V>::n) store(to + at, dropped(kept + at, scale, load<V>(from + at, n - at), n - at), n - at);
 }
 
 // The weights of the forward sweep, with their panels where these are packed beforehand.
@@ -145,10 +156,14 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   Real** inner = next.end(row_count);
   Real** gates = inner + row_count;
   const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
-  const Real** x = projected + row_count;                      // of the chunk's tokens
+  const bool drops = Cell::noisy && d.noise.kept.base;         // recurrent dropout
+  const Real** seen = projected + row_count;                   // with it, what the products see of h_prev
+  const Real** x = seen + (drops ? row_count : 0);             // of the chunk's tokens
+  int64_t now = 0;                                             // the time of the step at hand
 
   // The n rows that run at t, whose projection begins at token 'first' of the chunk.
   FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
+    now = t;
     const int64_t* const row_of = d.token_projection ? d.tokens->row + t * d.schedule.B : nullptr;
     const Real* const here = d.token_projection ? projection : projection + first * G * N;
     for (int64_t i = 0; i < n; i++) {
@@ -163,6 +178,10 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
       gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
       projected[i] = here + (row_of ? row_of[b] : i) * G * N;
+      if (!drops) continue;
+      Real* const to = d.dropped + seat.rank * d.dropped_size + i * d.P;
+      drop_row<V>(to, prev[0][i], order.kept(t, s), d.noise.scale, d.P);
+      seen[i] = to;
     }
   }
 
@@ -235,6 +254,23 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
     return !wait(seat);
   }
 
+  // Zoneout of what a phase has made of the states.
+  template <int p, int M, class Place> FASTRNN_FN void zone_out(Unit<Bundle<V, M>>& u, Place place) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
+      if (p == Cell::phases - 1 && d.options.zoneout[0] > 0) {
+        const Zone zone = order.zone(0, now, s);
+        u.out.v[m] = zone.staying(load<V>(prev[0][i] + at, left), at, left) + zone.passing(u.out.v[m], at, left);
+      }
+      if constexpr (p == 0 && Cell::states == 2)
+        if (d.options.zoneout[1] > 0) {
+          const Zone zone = order.zone(1, now, s);
+          u.next[1].v[m] = zone.staying(u.prev[1].v[m], at, left) + zone.passing(u.next[1].v[m], at, left);
+        }
+    }
+  }
+
   // One phase of one step of n rows. False: interrupted.
   template <int p> FASTRNN_FN bool phase(int64_t n, bool back) {
     constexpr Phase ph = Cell::phase[p];
@@ -243,6 +279,8 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       return projected[i] + (block - projection_first) * projection_pitch + ph.first * N;
     };
     auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
+    const Real* const* const operand = p > 0 ? inner_in : drops ? seen : prev[0];
+    const Real* const* const h_prev = p == 0 && Cell::phases == 2 ? operand : prev[0];  // what a first phase makes of it is multiplied
     auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(x_side(i, block) + g * N);
@@ -258,7 +296,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
         if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(x_side(i, place.block(m)) + (G - 1) * N);
-        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(prev[0][i] + at, left);
+        if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
         if constexpr (p == 0)
 #pragma GCC unroll 4
           for (int k = 1; k < Cell::states; k++) u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
@@ -271,6 +309,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
           for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);
       }
       Cell::template forward<p>(u);
+      if constexpr (Cell::noisy) zone_out<p, M>(u, place);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
@@ -286,8 +325,8 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
         for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), d.panels.narrow_hh[p], p == 0 ? prev[0] : inner_in, n, share,
-                                            back, start, epilogue<Cell::general>(finish));
+    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), d.panels.narrow_hh[p], operand, n, share, back, start,
+                                            epilogue<Cell::general>(finish));
     return seat.by_rows ? done : !wait(seat);
   }
 

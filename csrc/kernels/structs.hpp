@@ -51,6 +51,7 @@ struct CellOptions {
   bool coupled;   // f = 1 - i
   bool peephole;  // the gates see c; else no product with it is formed, which of an infinite c would be NaN
   Activation activation[max_activations];  // of the gates, of the candidate, of c; an RNN has the first alone
+  double zoneout[2] = {};  // of h and of c: how likely the state before stays; without masks it stays in this part
 };
 
 // Element k of row (t, b) is base[t * time + b * batch + k]. Packed rows have no padding between them: there starts[t] rows
@@ -63,6 +64,13 @@ template <class Real> struct Rows {
   FASTRNN_INLINE Real* at(int64_t t, int64_t b) const {
     return base + (starts ? (starts[t] + (place ? place[b] : b)) * batch : t * time + b * batch);
   }
+};
+
+// What training does at random to the states of a general cell, drawn by the caller: flags by time and batch row.
+struct Noise {
+  Rows<const uint8_t> kept;      // (T,B,P), or the same for all times: what the recurrent products see of h_prev; or base null: all
+  double scale;                  // of what is kept
+  Rows<const uint8_t> zoned[2];  // of h (T,B,P), of c (T,B,H): non-zero where the state before stays; or base null
 };
 
 // Which batch rows run at which time. Rows are ordered by falling length, so that the running ones are always a prefix.
@@ -150,6 +158,7 @@ template <class Real> struct Direction {
   bool reverse, training;
   bool back;  // of one sequence: the first step walks the panels from their end, where the last step of the call before it stopped
   CellOptions options;
+  Noise noise;
 
   Parameters<const Real> weight;  // (G*H,I), (G*H,P/heads), (G*H), (G*H), (P,H), (3,H); null where the layer has none
   Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
@@ -174,6 +183,8 @@ template <class Real> struct Direction {
   int64_t chunk_steps;     // time steps that are projected at once
   Real* pack_buffer;              // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
   int64_t pack_buffer_size;       // elements of one worker's share
+  Real* dropped;                  // per worker: [row](P) of h_prev what the recurrent products see, with recurrent dropout
+  int64_t dropped_size;           // elements of one worker's share
   char* narrow_room;              // per worker, with narrow weights: a NarrowRoom
   int64_t narrow_room_size;       // bytes of one worker's share
 };
@@ -203,7 +214,8 @@ template <class Real> struct BackwardDirection {
   Real* x_panel;    // [blocks(I)][chunk_pitch][N]
   Real* h_panel;    // for each head: [blocks(P / heads)][chunk_pitch][N]
   Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase; or for each head
-  Real* few;          // [row s](P) products of few tokens, or of heads
+  Real* few;          // [row s](P) products of few tokens, of heads, or with recurrent dropout
+  Real* dropped;      // [token of a chunk](P) of h_prev what the recurrent products saw, with recurrent dropout
   Real* column_sums;  // (slots*H)
   Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
   Real* pack_buffer;         // per worker: [blocks at once][G*H][N], or null

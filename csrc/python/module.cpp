@@ -258,26 +258,28 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "forward",
           [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object states, py::object lengths, py::object reset,
-             py::object masks, double scale, bool training, bool batch_first, int threads, py::object room, py::object embedding) {
+             py::object masks, double scale, bool training, bool batch_first, int threads, py::object room, py::object embedding,
+             py::object noise) {
             return self.by_dtype([&](auto real) {
               return self.forward<decltype(real)>(parameters, as_array(x), embedding, self.given_states(states), as_array(lengths),
                                                   as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
-                                                  nullptr);
+                                                  nullptr, noise);
             });
           },
           py::arg("parameters"), py::arg("x"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
-          py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(), py::arg("embedding") = py::none())
+          py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(), py::arg("embedding") = py::none(),
+          py::arg("noise") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def(
           "tape",
           [](const CoreNetwork& self, py::object x, py::object y, py::object states, py::object lengths, py::object reset, py::object masks,
-             double scale, bool batch_first, py::object room) {
+             double scale, bool batch_first, py::object room, py::object noise) {
             x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
             return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), self.given_states(states), lengths,
-                                 reset, as_array(masks), scale, batch_first, as_array(room));
+                                 reset, as_array(masks), scale, batch_first, as_array(room), noise);
           },
           py::arg("x"), py::arg("y"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
-          py::arg("batch_first"), py::arg("room"))
+          py::arg("batch_first"), py::arg("room"), py::arg("noise") = py::none())
       .def(
           "backward",
           [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dstates, bool hidden,

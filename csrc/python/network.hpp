@@ -111,7 +111,7 @@ struct CoreTape {
   double scale;
   py::object x, embedding, y;
   std::vector<py::object> states;  // empty: zeros
-  py::object lengths, reset, masks, room;
+  py::object lengths, reset, masks, noise, room;
   Memory memory;
 
   char* data() const { return room.is_none() ? memory.data() : static_cast<char*>(py::array(room).mutable_data()); }
@@ -125,7 +125,7 @@ const Kernel<float>& facts(const Stack& n) { return *n.isa->f32->cell[int(n.cell
 
 struct CoreNetwork {
   Stack n;
-  bool f64;
+  bool f64, is_general;
   Has has;
 
   CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
@@ -140,6 +140,7 @@ struct CoreNetwork {
           bidirectional ? 2 : 1,
           host.value_or(HostThreads{})},
         f64(dtype == "float64"),
+        is_general(general.has_value()),
         has{bias, proj_size > 0, general && std::get<2>(*general)} {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
@@ -232,7 +233,7 @@ struct CoreNetwork {
   // Everything of a forward call but the outputs.
   template <class Real>
   ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, const std::vector<py::object>& states,
-                         py::handle masks) const {
+                         py::handle masks, py::handle noise) const {
     ForwardCall<Real> c{};
     c.batch = &s.batch();
     if (s.of_ids()) {
@@ -246,7 +247,28 @@ struct CoreNetwork {
     c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
     c.masks_layer = 1;
     for (const auto size : of_masks) c.masks_layer *= size;
+    c.noise = read_noise(s, noise);
     return c;
+  }
+
+  // noise: None, or (kept, whether it has a mask for each time, scale, zoned of h, zoned of c); arrays of bool, or None. It keeps them.
+  AllNoise read_noise(const Sequences& s, py::handle noise) const {
+    AllNoise found{};
+    if (noise.is_none()) return found;
+    const auto [kept, by_time, scale, h, c] = py::cast<std::tuple<py::object, bool, double, py::object, py::object>>(noise);
+    if (!is_general) throw py::value_error("only general cells have noise");
+    auto flags = [&](const char* name, const py::object& array, int64_t size, bool each_time, int64_t& side) {
+      const Shape shape = each_time ? s.contiguous_shape(size) : Shape{s.B(), size};
+      side = 1;
+      for (const auto extent : shape) side *= extent;
+      const bool* const base = pointer<bool>(name, as_array(array), plus_axis(n.L * n.D, shape));
+      return each_time ? s.flags(base, size) : Rows<const uint8_t>{reinterpret_cast<const uint8_t*>(base), 0, size};
+    };
+    found.scale = scale;
+    found.kept = flags("kept", kept, n.P, by_time, found.kept_side);
+    found.zoned[0] = flags("zoned", h, n.P, true, found.zoned_side[0]);
+    if (states() > 1) found.zoned[1] = flags("zoned", c, n.H, true, found.zoned_side[1]);
+    return found;
   }
 
   // The caller may write to its small arrays before backward, which reads them again. Who gives room answers for them.
@@ -268,12 +290,12 @@ struct CoreNetwork {
   }
   std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, std::vector<py::object> states,
                                      py::object lengths, py::object reset, py::object masks, double scale, bool batch_first,
-                                     py::object room) const {
+                                     py::object room, py::object noise = py::none()) const {
     const bool dropout = !masks.is_none();
     const bool shared = !room.is_none();
     std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y,
-                                                own(std::move(states), shared), own(lengths, shared), own(reset, shared), masks, room,
-                                                Memory()});
+                                                own(std::move(states), shared), own(lengths, shared), own(reset, shared), masks, noise,
+                                                room, Memory()});
     const int64_t bytes = tape_bytes(s.batch(), dropout);
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
@@ -288,10 +310,10 @@ struct CoreNetwork {
   template <class Real>
   py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, const std::vector<py::object>& states,
                     py::object lengths, py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads,
-                    py::object room, const Panels<Real>* frozen) const {
+                    py::object room, const Panels<Real>* frozen, py::object noise = py::none()) const {
     const Sequences s(x, lengths, reset, batch_first);
     const Vocabulary v = vocabulary(s, embedding);
-    ForwardCall<Real> c = call<Real>(s, x, embedding, v, states, training ? masks : py::none());
+    ForwardCall<Real> c = call<Real>(s, x, embedding, v, states, training ? masks : py::none(), training ? noise : py::none());
     std::vector<Parameters<const Real>> weights;
     std::vector<py::array> keep;
     if (frozen) c.frozen = frozen;
@@ -303,7 +325,7 @@ struct CoreNetwork {
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
-      tape = new_tape(s, x, embedding, y, states, lengths, reset, masks, scale, batch_first, room);
+      tape = new_tape(s, x, embedding, y, states, lengths, reset, masks, scale, batch_first, room, noise);
       use_huge_pages(tape->data(), tape->nbytes());
       Arena arena(tape->data());
       saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
@@ -329,7 +351,7 @@ struct CoreNetwork {
     const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), tape.dropout, arena);
     BackwardCall<Real> c{};
     const Vocabulary v = vocabulary(s, tape.embedding);
-    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.states, tape.masks);
+    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.states, tape.masks, tape.noise);
     c.forward.weights = weights.data();
     c.forward.saved = &saved;
     c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);

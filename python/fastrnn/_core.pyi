@@ -23,6 +23,11 @@ class Tape:
 
 # h (L*D, B, P) and the others of the cell (L*D, B, H), contiguous; each may be None, and all together: zeros.
 States = Sequence[Array | None] | None
+# of recurrent dropout the mask (L*D, T, B, P), of packed sequences (L*D, tokens, P), or without a time axis
+# (L*D, B, P), True keeps; whether it has that axis, and what a kept element is multiplied by; of zoneout the masks of h
+# (L*D, T, B, P) and of c (L*D, T, B, H), or packed, True where the state stays; all bool, C-contiguous, or None. A
+# zoneout without a mask takes its expectation
+Noise = tuple[Array | None, bool, float, Array | None, Array | None]
 
 class Frozen:
     """Packed weights of one network; immutable, may be called by several threads at once."""
@@ -71,8 +76,9 @@ class Network:
         num_layers: int,
         bidirectional: bool,
         bias: bool,
-        # of a general cell: clip, coupled, peephole, and for each direction (name, alpha, beta) of each activation
-        general: tuple[float, bool, bool, Sequence[Sequence[tuple[str, float, float]]]] | None = None,
+        # of a general cell: clip, coupled, peephole, for each direction (name, alpha, beta) of each activation, zoneout
+        general: tuple[float, bool, bool, Sequence[Sequence[tuple[str, float, float]]], tuple[float, float]]
+        | None = None,
         isa: str | None = None,  # None: the best one this CPU has
         host: HostThreads | None = None,  # None: the process's own team runs the calls
         heads: int = 1,  # blocks on the diagonal of weight_hh, which divide hidden_size
@@ -95,6 +101,7 @@ class Network:
         threads: int,
         room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
         embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
+        noise: Noise | None = None,  # of a general cell in training
     ) -> tuple[Array, tuple[Array, ...], Tape | None]:
         """y (of packed sequences packed), the final states, and the tape of a training call."""
     def tape_room(self, dropout: bool) -> tuple[int, int]:
@@ -110,6 +117,7 @@ class Network:
         scale: float,
         batch_first: bool,
         room: Array,
+        noise: Noise | None = None,
     ) -> Tape:
         """The tape of a forward call with these arguments and results, which was given this room."""
     def backward(

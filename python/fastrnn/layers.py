@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .initialise import Seed
-from .options import Activation, Activations, General, general_rnn
+from .options import Activation, Activations, General, Zoneout, general_rnn
 from .parameters import Parameters
 from .recurrent import Recurrent
 from .results import LSTMState, sLSTMState
@@ -43,10 +43,21 @@ class RNN(Recurrent[Array]):
         Whether each layer also runs backwards in time; y then holds both directions side by side.
     dropout : float
         Probability of dropping an element between the layers in training, in 0..1.
+    zoneout : float
+        Probability that an element of h stays what it was at a step of training, in 0..1 (Krueger et al. 2016, arXiv
+        1606.01305): h = m * h_prev + (1 - m) * h_new with m of 0 and 1 drawn for each element and step. Inference takes
+        the expectation, h = zoneout * h_prev + (1 - zoneout) * h_new.
+    recurrent_dropout : float
+        Probability of dropping an element of h_prev in training on its way into the recurrent product, in 0..1: W_hh
+        multiplies m * h_prev / (1 - recurrent_dropout). All else sees h_prev whole, as (1 - z) * n + z * h_prev of a
+        GRU and zoneout do; the original GRU multiplies r * m * h_prev / (1 - recurrent_dropout) for n.
+    recurrent_dropout_mode : {"sequence", "step"}
+        Whether m is drawn once for each sequence, layer and direction (Gal and Ghahramani 2016, arXiv 1512.05287), or
+        anew at every step.
     dtype : np.float32 or np.float64
         Type of the parameters, the computation and the results.
     rng : seed, Generator or None
-        Source of the initial parameters and the dropout masks. A Generator is used as it is, not copied.
+        Source of the initial parameters and of the masks of training. A Generator is used as it is, not copied.
 
     Raises
     ------
@@ -73,6 +84,9 @@ class RNN(Recurrent[Array]):
         batch_first: bool = False,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: Literal["sequence", "step"] = "sequence",
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
@@ -88,6 +102,9 @@ class RNN(Recurrent[Array]):
             batch_first=batch_first,
             bidirectional=bidirectional,
             dropout=dropout,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_mode=recurrent_dropout_mode,
             dtype=dtype,
         )
 
@@ -95,7 +112,7 @@ class RNN(Recurrent[Array]):
         return f"rnn_{self.nonlinearity}" if self.nonlinearity in ("tanh", "relu") else "rnn_general"
 
     def _general(self) -> General | None:
-        return general_rnn(self.nonlinearity, self.clip)
+        return general_rnn(self._options)
 
 
 class GRU(Recurrent[Array]):
@@ -104,6 +121,8 @@ class GRU(Recurrent[Array]):
     Parameters
     ----------
     input_size, hidden_size, num_layers, heads, bias, batch_first, bidirectional, dropout, dtype, rng
+        As for `RNN`.
+    zoneout, recurrent_dropout, recurrent_dropout_mode
         As for `RNN`.
     reset_after : bool
         Whether the reset gate acts after the recurrent product, as in PyTorch and cuDNN:
@@ -140,6 +159,9 @@ class GRU(Recurrent[Array]):
         batch_first: bool = False,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: Literal["sequence", "step"] = "sequence",
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
@@ -156,6 +178,9 @@ class GRU(Recurrent[Array]):
             batch_first=batch_first,
             bidirectional=bidirectional,
             dropout=dropout,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_mode=recurrent_dropout_mode,
             dtype=dtype,
         )
 
@@ -172,6 +197,12 @@ class LSTM(Recurrent[LSTMState]):
     ----------
     input_size, hidden_size, num_layers, heads, bias, batch_first, bidirectional, dropout, dtype, rng
         As for `RNN`.
+    recurrent_dropout, recurrent_dropout_mode
+        As for `RNN`.
+    zoneout : float or pair
+        As for `RNN`, of h and of c with masks of their own, ``(0.1, 0.05)`` for two probabilities; a number is both.
+        h_new = o * tanh(c_new) sees c_new = f * c_prev + i * g as it is before zoneout (Krueger et al. 2016); with a
+        projection h is what it returns.
     proj_size : int
         P, the size of h with a projection, below hidden_size; 0 is none. Not with heads.
     peephole : bool
@@ -208,6 +239,9 @@ class LSTM(Recurrent[LSTMState]):
         batch_first: bool = False,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: Literal["sequence", "step"] = "sequence",
         proj_size: int = 0,
         peephole: bool = False,
         coupled: bool = False,
@@ -226,6 +260,9 @@ class LSTM(Recurrent[LSTMState]):
             batch_first=batch_first,
             bidirectional=bidirectional,
             dropout=dropout,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_mode=recurrent_dropout_mode,
             proj_size=proj_size,
             peephole=peephole,
             coupled=coupled,

@@ -139,7 +139,7 @@ class Memory(ABC):
 
     @abstractmethod
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
     ) -> tuple[Any, list[Any], Any]:
         """Return y, the final states and, in training, the core's tape; with packed weights or else the parameters."""
 
@@ -182,14 +182,14 @@ class NumpyMemory(Memory):
         return tuple([None if s is None else s[:, None] for s in states]) if unbatched else states
 
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
     ) -> tuple[Array, list[Array], Any]:
         x, states, lengths, reset, batch_first, unbatched, _, _, rows, _ = given
         threads, tape = get_num_threads(), None
         if packed is not None:
             y, ends = packed.forward(x, states, lengths, reset, batch_first, threads, rows)
         else:
-            how = masks, scale, training, batch_first, threads, None, rows
+            how = masks, scale, training, batch_first, threads, None, rows, noise
             y, ends, tape = layer._network.forward(layer._arrays(), x, states, lengths, reset, *how)
         if training:  # the tape reads it again
             y.setflags(write=False)

@@ -1,7 +1,8 @@
 """The options of a layer, read and checked.
 
 Activation functions, clipping, peepholes and the coupled gate, as ONNX has them, make a cell another than the usual
-one: a layer with none of these runs the kernels of the usual cell; any of them takes the general kernels.
+one, and so do zoneout and recurrent dropout: a layer with none of these runs the kernels of the usual cell; any of them
+takes the general kernels.
 """
 
 import functools
@@ -43,14 +44,19 @@ DEFAULTS: Mapping[str, Any] = {
     "clip": None,
     "activations": None,
     "forget_gate": "sigmoid",
+    "zoneout": 0,
+    "recurrent_dropout": 0,
+    "recurrent_dropout_mode": "sequence",
 }
 
 # a name, or (name, alpha) or (name, alpha, beta)
 Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 # one for each use of the cell; apart for each direction as {"forward": ..., "reverse": ...}
 Activations: TypeAlias = Sequence[Activation] | Mapping[str, Sequence[Activation]]
-# what the core is told: clip, coupled, peephole, and of each direction (name, alpha, beta) for each use
-General: TypeAlias = tuple[float, bool, bool, list[list[tuple[str, float, float]]]]
+# a probability for all states, or those of h and of c
+Zoneout: TypeAlias = float | tuple[float, float]
+# what the core is told: clip, coupled, peephole, of each direction (name, alpha, beta) for each use, zoneout of h and c
+General: TypeAlias = tuple[float, bool, bool, list[list[tuple[str, float, float]]], tuple[float, float]]
 
 
 def read_options(name: str, options: Mapping[str, Any], activations: int) -> dict[str, Any]:
@@ -79,13 +85,18 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
             if not isinstance(value, (bool, np.bool_)):
                 problems.type(got, f"{key} must be True or False.")
             read[key] = bool(value)
-        elif key == "dropout":
+        elif key in ("dropout", "recurrent_dropout"):
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-                problems.type(got, "dropout must be a number in 0..1, the probability of dropping an element.")
+                problems.type(got, f"{key} must be a number in 0..1, the probability of dropping an element.")
             elif not 0 <= value <= 1:
-                problems.value(got, "dropout is the probability of dropping an element and must be in 0..1.")
+                problems.value(got, f"{key} is the probability of dropping an element and must be in 0..1.")
             else:
                 read[key] = float(value)
+        elif key == "recurrent_dropout_mode":
+            if not isinstance(value, str) or value not in ("sequence", "step"):
+                problems.value(got, 'recurrent_dropout_mode must be "sequence" or "step".')
+        elif key == "zoneout":
+            read[key] = read_zoneout(problems, value, activations == 3)
         elif key == "nonlinearity":
             read[key] = read_nonlinearity(problems, value, options["bidirectional"])
         elif key == "activations" and value is not None:
@@ -183,34 +194,65 @@ def read_clip(problems: Problems, value: Any) -> float | None:
     return float(value)
 
 
+def read_zoneout(problems: Problems, value: Any, has_c: bool) -> Zoneout:
+    """Return the probability that a state stays, of h and c apart where they differ."""
+    given = list(value) if has_c and isinstance(value, (tuple, list)) else [value]
+    if len(given) > 2 or not given or not all(_is_number(one) and 0 <= one <= 1 for one in given):
+        pair = ", or a pair of these of h and c" if has_c else ""
+        problems.value(f"zoneout={value!r}", f"zoneout must be a number in 0..1, the probability to stay{pair}.")
+        return 0.0
+    h, c = float(given[0]), float(given[-1])
+    if len(given) == 1 and isinstance(value, (tuple, list)):
+        problems.value(f"zoneout={value!r}", "A pair has the probabilities of h and of c.")
+    return h if h == c else (h, c)
+
+
+def noisy(options: Mapping[str, Any]) -> bool:
+    """Say whether training changes states at random."""
+    return bool(options.get("recurrent_dropout") or options.get("zoneout"))
+
+
+def zoneout_of(options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return zoneout of h and of c."""
+    given = options.get("zoneout", 0.0)
+    return given if isinstance(given, tuple) else (given, given)
+
+
 def general(options: Mapping[str, Any], usual: tuple[str, ...]) -> General | None:
     """Return what the core is told of a cell with these options; None: it is the usual one."""
     activations = options.get("activations")
     if activations is None:
         activations = usual
     clip, coupled, peephole = options.get("clip"), options.get("coupled", False), options.get("peephole", False)
-    if clip is None and not coupled and not peephole and activations == usual:
+    if clip is None and not coupled and not peephole and activations == usual and not noisy(options):
         return None
     sides = list(activations.values()) if isinstance(activations, Mapping) else [activations]
-    return math.inf if clip is None else clip, coupled, peephole, [[_full(one) for one in side] for side in sides]
+    full = [[_full(one) for one in side] for side in sides]
+    return math.inf if clip is None else clip, coupled, peephole, full, zoneout_of(options)
 
 
-def general_rnn(nonlinearity: Any, clip: float | None) -> General | None:
+def general_rnn(options: Mapping[str, Any]) -> General | None:
     """Return what `general` does, of an RNN."""
+    nonlinearity = options["nonlinearity"]
     sides = nonlinearity.items() if isinstance(nonlinearity, Mapping) else None
     chosen = (nonlinearity,) if sides is None else {side: (one,) for side, one in sides}
     usual = (nonlinearity,) if nonlinearity in ("tanh", "relu") else ()
-    return general({"activations": chosen, "clip": clip}, usual)
+    return general({**options, "activations": chosen}, usual)
 
 
-def as_text(chosen: General | None) -> str:
-    """Return what `general` found as text, for who can keep nothing else; "" for the usual cell."""
+def recurrent_dropout_of(options: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return the probability to drop, and whether the mask is another at every step."""
+    return options.get("recurrent_dropout", 0.0), options.get("recurrent_dropout_mode") == "step"
+
+
+def as_text(chosen: General | None, options: Mapping[str, Any]) -> str:
+    """Return what `general` found of options as text, for who can keep nothing else; "" for the usual cell."""
     if chosen is None:
         return ""
     import json  # not for who needs no text
 
     clip, *rest = chosen
-    return json.dumps([None if math.isinf(clip) else clip, *rest])
+    return json.dumps([None if math.isinf(clip) else clip, *rest, recurrent_dropout_of(options)])
 
 
 @functools.lru_cache(maxsize=256)
@@ -220,8 +262,20 @@ def of_text(text: str) -> General | None:
         return None
     import json
 
-    clip, coupled, peephole, sides = json.loads(text)
-    return math.inf if clip is None else clip, coupled, peephole, [[(n, a, b) for n, a, b in side] for side in sides]
+    clip, coupled, peephole, sides, (zone_h, zone_c), _ = json.loads(text)
+    full = [[(n, a, b) for n, a, b in side] for side in sides]
+    return math.inf if clip is None else clip, coupled, peephole, full, (zone_h, zone_c)
+
+
+@functools.lru_cache(maxsize=256)
+def recurrent_dropout_of_text(text: str) -> tuple[float, bool]:
+    """Return what `recurrent_dropout_of` found."""
+    if not text:
+        return 0.0, False
+    import json
+
+    p, by_time = json.loads(text)[-1]
+    return p, by_time
 
 
 def _full(activation: Activation) -> tuple[str, float, float]:

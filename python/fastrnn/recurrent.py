@@ -125,9 +125,10 @@ class Recurrent(Running[S]):
             `backward`.
         training : bool
             Whether to apply dropout, between the layers: each element of a layer's output is dropped with probability
-            ``dropout``, the others are scaled by 1 / (1 - dropout) (Srivastava et al. 2014).
+            ``dropout``, the others are scaled by 1 / (1 - dropout) (Srivastava et al. 2014). And whether to draw
+            ``zoneout``, which else takes its expectation, and ``recurrent_dropout``.
         rng : seed or Generator, optional
-            Source of the dropout masks of this call; by default the layer's own generator, which moves on.
+            Source of the masks of this call; by default the layer's own generator, which moves on.
 
         Returns
         -------

@@ -4,11 +4,13 @@ from abc import abstractmethod
 from typing import Any, Generic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import arguments
 from .arguments import Inputs
 from .initialise import Seed, as_generator
 from .memory import Memory
+from .options import zoneout_of
 from .parameters import Parameters
 from .results import Gradients, Tape
 from .spec import S, Spec
@@ -31,6 +33,27 @@ class Running(Spec[S], Generic[S]):
     def _draw_masks(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Any:
         """Return dropout masks (L-1,T,B,D*P), True where an element is kept."""
 
+    def _draw_noise(self, given: Inputs, rng: "np.random.Generator") -> Any:
+        """Return what the core takes: the mask of recurrent dropout, whether by time, its scale, those of zoneout."""
+        p, by_time = self.recurrent_dropout, self.recurrent_dropout_mode == "step"
+        h, c = zoneout_of(self._options)
+        tokens = given.time, given.batch
+        kept = self._draw_below(1 - p, tokens if by_time else tokens[1:], self._output_size, rng) if p > 0 else None
+        zoned = [
+            self._draw_below(rate, tokens, size, rng) if rate > 0 else None
+            for rate, size in ((h, self._output_size), (c if self._has_cell_state else 0, self.hidden_size))
+        ]
+        return kept, by_time, 1 / (1 - p) if p < 1 else 0.0, *zoned
+
+    def _draw_below(
+        self, rate: float, rows: tuple[int, ...], size: int, rng: "np.random.Generator"
+    ) -> NDArray[np.bool_]:
+        """Return flags for every layer and direction, True with this probability."""
+        flags = np.empty((self.num_layers * (1 + self.bidirectional), *rows, size), bool)
+        for one in flags:
+            np.less(rng.random(one.shape, dtype=np.float32), rate, out=one)
+        return flags
+
     def _arrays(self) -> list[Any]:
         return list(self._parameters.values())
 
@@ -42,22 +65,26 @@ class Running(Spec[S], Generic[S]):
         scale: float = 1.0,
         training: bool = False,
         packed: Any = None,
+        noise: Any = None,
     ) -> tuple[Any, S, Any]:
         """Run over a sequence, with packed weights or the parameters; return y, the final state and the core's tape."""
         self._refuse_too_large(given, training)
         try:
-            y, ends, tape = memory.forward(self, given, masks, scale, training, packed)
+            y, ends, tape = memory.forward(self, given, masks, scale, training, packed, noise)
         except MemoryError as error:
             raise self._told(error, given, training) from error
         return y, self._as_state(ends), tape
 
     def _train(self, memory: Memory, given: Inputs, training: bool, rng: Seed) -> tuple[Any, S, Tape]:
-        masks, scale = None, 1.0
-        if training and self._drops:
-            self._refuse_too_large(given, True, True)
+        masks, scale, noise = None, 1.0, None
+        if training and (self._drops or self._noisy):
+            self._refuse_too_large(given, True, self._drops)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
-            masks, scale = self._draw_masks(memory, given, generator), self._scale
-        y, end, core = self._run(memory, given, masks, scale, True)
+            if self._drops:
+                masks, scale = self._draw_masks(memory, given, generator), self._scale
+            if self._noisy:
+                noise = self._draw_noise(given, generator)
+        y, end, core = self._run(memory, given, masks, scale, True, noise=noise)
         return y, end, Tape(self, self._parameters.version, memory, given, core)
 
     def _back(self, memory: Memory, tape: Tape, dy: Any, dstate: Any, hidden: bool) -> Gradients[S]:

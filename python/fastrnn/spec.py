@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import _core
 from ._core import Network
 from .memory import Memory
-from .options import General
+from .options import General, Zoneout, noisy
 from .parameters import Parametrised
 
 Array = NDArray[Any]
@@ -72,6 +72,9 @@ class Spec(Parametrised, Generic[S]):
     proj_size: int = 0
     heads: int = 1
     peephole: bool = False
+    zoneout: Zoneout = 0.0
+    recurrent_dropout: float = 0.0
+    recurrent_dropout_mode: str = "sequence"
     dtype: np.dtype[Any]
 
     _states: tuple[tuple[str, str], ...]  # name and axis of each, of the cell's description
@@ -122,6 +125,11 @@ class Spec(Parametrised, Generic[S]):
     def _drops(self) -> bool:
         """Whether training drops elements: between layers, so not in a single one."""
         return self.dropout > 0 and self.num_layers > 1
+
+    @property
+    def _noisy(self) -> bool:
+        """Whether training changes states at random."""
+        return noisy(self._options)
 
     def _brief(self) -> str:
         return f"{type(self).__name__}(input_size={self.input_size}{', batch_first=True' if self.batch_first else ''})"

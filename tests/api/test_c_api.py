@@ -44,6 +44,22 @@ def test_every_cell_runs_and_steps_to_the_bit(c: Any, opened: Any, name: str, dt
     assert_same_bits(states, np.concatenate([s.reshape(-1) for s in (end if isinstance(end, tuple) else (end,))]))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fastrnn.LSTM(I, H, zoneout=(0.1, 0.4), rng=0),
+        fastrnn.LSTM(I, H, zoneout=0.3, proj_size=4, rng=0),
+        fastrnn.GRU(I, H, zoneout=0.3, reset_after=False, rng=0),
+        fastrnn.RNN(I, H, nonlinearity="relu", recurrent_dropout=0.5, rng=0),
+    ],
+    ids=repr,
+)
+def test_zoneout_takes_its_expectation_and_nothing_is_dropped(c: Any, opened: Any, layer: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
+    expected = layer.freeze()(x)[0]
+    assert_same_bits(run(c, opened(layer).stream(B, T), x, np.empty_like(expected)), expected)
+
+
 def test_a_stream_goes_on_is_reset_and_is_set(c: Any, opened: Any) -> None:
     layer = fastrnn.LSTM(I, H, num_layers=2, rng=0)
     stream = opened(layer).stream(B, 2)
@@ -234,7 +250,7 @@ class TestRefused:
     def test_bytes_changed_at_random(self, c: Any, tmp_path: Path) -> None:
         """Opened or refused, and what is opened runs."""
         path = tmp_path / "a.safetensors"
-        fastrnn.save(path, [fastrnn.LSTM(I, 4, peephole=True, clip=2.0), fastrnn.Linear(4, 2)])
+        fastrnn.save(path, [fastrnn.LSTM(I, 4, peephole=True, clip=2.0, zoneout=(0.1, 0.2)), fastrnn.Linear(4, 2)])
         content, rng = path.read_bytes(), np.random.default_rng(0)
         (header,) = struct.unpack("<Q", content[:8])
         opened = 0

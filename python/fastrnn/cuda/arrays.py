@@ -87,7 +87,7 @@ class Memory(memory.Memory):
         return made, list(self.states(tuple(new.seen for new in made), given.unbatched))
 
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any
+        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
     ) -> tuple[Any, list[Any], Any]:
         network, parameters = layer._network, layer._arrays()
         call = network.call(given.x, given.states, None, given.lengths, given.reset, masks, scale)

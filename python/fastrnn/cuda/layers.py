@@ -56,6 +56,10 @@ class Layer(Running[S]):
             raise ValueError(f'{layer._brief()}.to got fp32_precision={fp32_precision!r}; it must be "ieee" or "tf32".')
         if fp32_precision == "tf32" and name != "float32":
             raise ValueError(f'{layer._brief()}.to got fp32_precision="tf32" for {name}; it is for float32 only.')
+        if layer._noisy:
+            raise ValueError(
+                f"{layer._brief()}.to got {device!r}; zoneout and recurrent_dropout run on the CPU only: leave them 0."
+            )
         self._host = copy.deepcopy(layer)
         self.__dict__.update(layer._options, _options=layer._options, _states=layer._states, _rng=self._host._rng)
         self.device = index_of(device)

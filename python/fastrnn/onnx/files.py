@@ -14,6 +14,7 @@ from ..frozen import Frozen, pack
 from ..layers import GRU, LSTM, RNN
 from ..memory import as_real
 from ..nodes import OLDEST, activation_attributes, no_layer, parse, weight_names
+from ..options import zoneout_of
 from ..storage import FileError, replacing
 from .choosing import recurrent_nodes
 from .constants import Constants
@@ -172,6 +173,9 @@ def save(
         if not isinstance(layer, (RNN, GRU, LSTM)):
             problems.type(f"{name!r} of type {type(one).__name__}", "It must be an RNN, GRU or LSTM of fastrnn.")
             continue
+        if zoneout_of(layer._options) != (0, 0):
+            why = "The nodes of ONNX have no zoneout, whose expectation inference takes."
+            problems.value(f"{name!r} with zoneout={layer.zoneout}", why)
         if layer.heads > 1:
             problems.value(f"{name!r} with heads={layer.heads}", "The nodes of ONNX have full matrices, no heads.")
             continue

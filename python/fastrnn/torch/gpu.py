@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from ..cuda import devices
+from .noise import Rates
 from .options import Options
 
 _NAMES = {
@@ -38,6 +39,8 @@ def _allows_tf32() -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _make_network(options: Options, weights: int, input_size: int, precision: str, device: int) -> Any:
+    if Rates.of(options) is not None:
+        raise RuntimeError("zoneout and recurrent_dropout run on the CPU only, not on a GPU: leave them 0")
     bias = options.has_bias(weights)
     how = options.general, options.heads
     return devices.make_network(device, precision, bias, options, options.cell, input_size, *how)

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import layers
-from ..options import NAMES, Activations, as_text, general, general_rnn
+from ..options import NAMES, Activations, Zoneout, as_text, general, general_rnn
 from .autograd import run
 from .bits import step_layer
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
+from .noise import Rates, draw
 from .options import Options
 from .sequences import lengths_of, read_lengths, read_reset
-from .variants import DEFAULTS, add_peepholes, read_variant, use_heads
+from .variants import DEFAULTS, add_peepholes, are_defaults, noise_options, read_variant, use_heads
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -27,17 +28,19 @@ class _Layer(StandIn, nn.RNNBase):
     _original: type[nn.RNNBase]
     _core_cell: str | None = None  # the core's name of it where torch.nn has no such cell
     _variant = ""  # as in `Options`
+    _rates: Rates | None = None  # of zoneout and recurrent dropout
     heads = 1
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
-        if all(type(value) is type(DEFAULTS[key]) and value == DEFAULTS[key] for key, value in given.items()):
+        if are_defaults(given):
             return
         options = read_variant(self, len(usual), given)
         self.__dict__.update(options)
         if not options.get("reset_after", True):
             self._core_cell = "gru_original"
-        self._variant = as_text(general(options, usual))
+        self._variant = as_text(general(options, usual), options)
+        self._rates = Rates.of(self._options())
         if options.get("peephole"):
             add_peepholes(self)
         if self.heads > 1:
@@ -205,12 +208,19 @@ class _Layer(StandIn, nn.RNNBase):
         return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
 
     def _masks(self, shape: tuple[int, int]) -> tuple[Tensor | None, float]:
-        return (torch.stack(self._draw(shape)), self._scale()) if self._drops() else (None, 1.0)
+        return self._all_masks(shape, shape[1])
 
     def _packed_masks(self, batch_sizes: Tensor) -> tuple[Tensor | None, float]:
-        if not self._drops():
+        if not self._drops() and self._rates is None:
             return None, 1.0
-        return torch.stack(self._draw((int(batch_sizes.sum()),))), self._scale()
+        return self._all_masks((int(batch_sizes.sum()),), int(batch_sizes[0]))
+
+    def _all_masks(self, tokens: tuple[int, ...], batch: Any) -> tuple[Tensor | None, float]:
+        """Return the masks of a call as the operators take them, and the scale of what dropout keeps."""
+        masks, scale = (torch.stack(self._draw(tokens)), self._scale()) if self._drops() else (None, 1.0)
+        if self.training and self._rates is not None:
+            masks = draw(masks, self._rates, tokens, batch, self._weights()[0].device)
+        return masks, scale
 
 
 def _cast(value: Any) -> Any:
@@ -232,9 +242,9 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
-    peephole, coupled, activations, clip, heads
-        As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
-        the gates i, f and o.
+    peephole, coupled, activations, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
+        As for `fastrnn.LSTM`; torch.nn has none of them. The last three are for the CPU. Peepholes are the parameters
+        ``weight_peephole_l0`` (3,H), of the gates i, f and o.
     """
 
     _original = nn.LSTM
@@ -253,11 +263,15 @@ class LSTM(_Layer):
         activations: Activations | None = None,
         clip: float | None = None,
         heads: int = 1,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: str = "sequence",
         **kwargs: Any,
     ) -> None:
         super().__init__("LSTM", *args, **kwargs)
-        usual = layers.LSTM._usual
-        self._choose(usual, peephole=peephole, coupled=coupled, activations=activations, clip=clip, heads=heads)
+        noise = noise_options(zoneout, recurrent_dropout, recurrent_dropout_mode)
+        own = {"peephole": peephole, "coupled": coupled, "activations": activations, "clip": clip, "heads": heads}
+        self._choose(layers.LSTM._usual, **own, **noise)
 
     def forward(
         self,
@@ -357,8 +371,9 @@ class GRU(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
-    reset_after, activations, clip, heads
-        As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others.
+    reset_after, activations, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
+        As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others. The last three on the
+        CPU.
     """
 
     _original = nn.GRU
@@ -373,11 +388,16 @@ class GRU(_OneState):
         activations: Activations | None = None,
         clip: float | None = None,
         heads: int = 1,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: str = "sequence",
         **kwargs: Any,
     ) -> None:
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
-        self._choose(layers.GRU._usual, reset_after=reset_after, activations=activations, clip=clip, heads=heads)
+        noise = noise_options(zoneout, recurrent_dropout, recurrent_dropout_mode)
+        own = {"reset_after": reset_after, "activations": activations, "clip": clip, "heads": heads}
+        self._choose(layers.GRU._usual, **own, **noise)
 
 
 class RNN(_OneState):
@@ -387,15 +407,24 @@ class RNN(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.RNN`.
-    nonlinearity, clip, heads
-        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, no clip and no heads.
+    nonlinearity, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
+        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, and none of the others. The last three on the CPU.
     """
 
     _original = nn.RNN
     nonlinearity: Any
     clip: float | None = None
 
-    def __init__(self, *args: Any, clip: float | None = None, heads: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        clip: float | None = None,
+        heads: int = 1,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_mode: str = "sequence",
+        **kwargs: Any,
+    ) -> None:
         _refuse_projection(kwargs)
         if len(args) > 3:
             self.nonlinearity, args = args[3], args[:3] + args[4:]
@@ -404,15 +433,18 @@ class RNN(_OneState):
         if isinstance(self.nonlinearity, str) and self.nonlinearity not in NAMES:
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
-        if self.nonlinearity in ("tanh", "relu") and clip is None and type(heads) is int and heads == 1:
+        given = {"clip": clip, "heads": heads, **noise_options(zoneout, recurrent_dropout, recurrent_dropout_mode)}
+        if self.nonlinearity in ("tanh", "relu") and are_defaults(given):
             return
-        given = {"nonlinearity": self.nonlinearity, "clip": clip, "heads": heads}
+        given["nonlinearity"] = self.nonlinearity
         self.__dict__.update(read_variant(self, 1, given))
         if self.nonlinearity in ("tanh", "relu"):  # perhaps in another spelling
             self.mode = f"RNN_{self.nonlinearity.upper()}"
         else:
             self._core_cell = "rnn_general"
-        self._variant = as_text(general_rnn(self.nonlinearity, self.clip))
+        read = {key: getattr(self, key) for key in given}
+        self._variant = as_text(general_rnn(read), read)
+        self._rates = Rates.of(self._options())
         if self.heads > 1:
             use_heads(self, self.heads)
 

@@ -48,6 +48,8 @@ def _obstacle(x: Tensor, reset: Any, masks: Any, options: Options) -> str | None
         return "dropout between layers has no ONNX node: call model.eval() before exporting it"
     if reset is not None:
         return "reset has no ONNX node: export a model that is called without it"
+    if any(options.zoneout):
+        return "zoneout has no ONNX node: in inference a part of each state is that of the step before"
     if options.cell.startswith("slstm") or options.heads > 1:
         return "sLSTM and heads have no ONNX node: their recurrent weights are block diagonal, their gates exponential"
     if options.proj_size:

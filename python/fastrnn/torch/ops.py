@@ -3,7 +3,7 @@
 Arguments of all three: ``x`` (T,B,I), with ``batch_first`` (B,T,I), or packed (tokens,I); ``hx`` the initial states,
 (h,), (h, c) or none at all for zeros; ``weights`` in the order of the module's parameters; ``lengths`` (B,) int64;
 ``reset`` (T,B) or (B,T) bool; ``masks`` (L-1,T,B,D*P), for packed x (L-1,tokens,D*P), bool and ``scale``, dropout
-between the layers; then the fields of `Options`.
+between the layers, in training with zoneout or recurrent dropout as `noise` has them; then the fields of `Options`.
 ``infer`` and ``train`` return ``y`` and the final states, ``train`` also a tape, bytes that only ``backward`` reads;
 ``dends`` are the gradients of the final states, or none at all for zeros. Tensors in half precision are computed in
 float32 on the CPU; `gpu` says how on a GPU.
@@ -21,6 +21,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
 from .guards import check_devices, exporting_to_onnx
+from .noise import Noise, split
 from .options import Options
 from .workers import HOST, team_size
 
@@ -134,6 +135,19 @@ def _flags(reset: Tensor | None, batch_first: bool) -> Any:
     return None if reset is None else to_dlpack(reset.t() if batch_first else reset)
 
 
+def _masks(masks: Tensor | None, x: Tensor, lengths: Tensor | None, options: Options) -> tuple[Any, Any]:
+    """Lend the core the masks of dropout, and of zoneout and recurrent dropout."""
+    tokens = tuple(x.shape[:-1])
+    if options.batch_first and len(tokens) == 2:
+        tokens = tokens[::-1]
+    batch = tokens[1] if len(tokens) == 2 else 0 if lengths is None else len(lengths)
+    dropped, noise = split(masks, options, tokens, batch)
+    if noise is not None:
+        kept, by_time, scale, *zoned = noise
+        noise = Noise(_whole(kept), by_time, scale, *map(_whole, zoned))
+    return _whole(dropped), noise
+
+
 def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
@@ -186,18 +200,20 @@ def train(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     options = Options(*given)
     tape = torch.empty(_tape_size(x, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device)
+    dropped, noise = _masks(masks, x, lengths, options)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
         _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
-        _whole(masks),
+        dropped,
         scale,
         True,
         options.batch_first,
         team_size(),
         to_dlpack(tape),
+        noise=noise,
     )
     return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends], tape
 
@@ -219,16 +235,18 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
     network = _network(options, len(weights), x.shape[-1], x.dtype)
+    dropped, noise = _masks(masks, x, lengths, options)
     made = network.tape(
         _rows(x, options.batch_first),
         _whole(y),
         _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
-        _whole(masks),
+        dropped,
         scale,
         options.batch_first,
         to_dlpack(tape),
+        noise,
     )
     dx, begins, gradients, _ = network.backward(
         [_whole(w) for w in weights],

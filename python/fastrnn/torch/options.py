@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import _core
-from ..options import General, of_text
+from ..options import General, of_text, recurrent_dropout_of_text
 from ..spec import describe
 
 _STATES = {c: describe(c).states for c in _core.cells() if "projected" not in c}
@@ -28,6 +28,15 @@ class Options(NamedTuple):
     @property
     def peephole(self) -> bool:
         return self.general is not None and self.general[2]
+
+    @property
+    def zoneout(self) -> tuple[float, float]:
+        return (0.0, 0.0) if self.general is None else self.general[4]
+
+    @property
+    def recurrent_dropout(self) -> tuple[float, bool]:
+        """Return the probability to drop, and whether the mask is another at every step."""
+        return recurrent_dropout_of_text(self.variant)
 
     @property
     def directions(self) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .noise import Noise, split
+
 if TYPE_CHECKING:
     from .options import Options
 
@@ -34,8 +36,8 @@ class Functions:
     """The activations of one direction, by their place, with the clip before them; and whether f = 1 - i."""
 
     def __init__(self, options: "Options", reverse: bool) -> None:
-        usual = (math.inf, False, False, [[(name, 0.0, 0.0) for name in _USUAL.get(options.cell, ())]])
-        clip, self.coupled, _, sides = options.general or usual
+        usual = (math.inf, False, False, [[(name, 0.0, 0.0) for name in _USUAL.get(options.cell, ())]], (0.0, 0.0))
+        clip, self.coupled, _, sides, _ = options.general or usual
         self._clip = None if math.isinf(clip) else clip
         self._side = sides[-1 if reverse else 0]
 
@@ -69,8 +71,7 @@ def run(
     runs = torch.arange(time, device=x.device)[:, None] < lengths  # (T,B)
     if packed:
         x = x.new_zeros(time, batch, x.shape[1]).index_put((runs,), x)
-        if masks is not None:
-            masks = torch.stack([m.new_zeros(time, batch, m.shape[1]).index_put((runs,), m) for m in masks])
+    masks, noise = _unpacked(masks, options, runs, packed)
     cuts = torch.zeros_like(runs) if reset is None else reset.to(x.device) & runs
     each = len(weights) // (options.num_layers * options.directions)
     ends = []
@@ -82,7 +83,7 @@ def run(
             i = layer * options.directions + side
             start = [s[i] for s in hx]
             of_side = weights[i * each : (i + 1) * each]
-            y, end = _direction(x, start, of_side, runs, cuts, side == 1, options)
+            y, end = _direction(x, start, of_side, runs, cuts, side == 1, options, noise and noise.of_side(i))
             sides.append(y)
             ends.append(end)
         x = torch.cat(sides, -1)
@@ -94,7 +95,14 @@ def run(
 
 
 def _direction(
-    x: Tensor, start: list[Tensor], weights: list[Tensor], runs: Tensor, cuts: Tensor, reverse: bool, options: "Options"
+    x: Tensor,
+    start: list[Tensor],
+    weights: list[Tensor],
+    runs: Tensor,
+    cuts: Tensor,
+    reverse: bool,
+    options: "Options",
+    noise: Noise | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run one direction of one layer over (T,B,I); sequences that have not begun or have ended keep their state."""
     time, batch = runs.shape
@@ -106,18 +114,51 @@ def _direction(
     rows: list[Tensor] = [x.new_zeros(batch, size)] * time
     for t in reversed(range(time)) if reverse else range(time):
         cut, running = cuts[t, :, None], runs[t, :, None]
-        after = step(x[t], [torch.where(cut, 0, s) for s in states], weights)
+        before = [torch.where(cut, 0, s) for s in states]
+        seen = before[0] if noise is None else noise.seen(t, before[0])
+        after = _zoned(options, noise, t, before, step(x[t], before, seen, weights))
         rows[t] = torch.where(running, after[0], 0)
         states = [torch.where(running, new, old) for new, old in zip(after, states, strict=True)]
     return torch.stack(rows) if rows else x.new_zeros(0, batch, size), states
 
 
-def _step(options: "Options", use: Functions, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """Apply the equations of RNN, GRU and LSTM."""
+def _unpacked(
+    masks: Tensor | None, options: "Options", runs: Tensor, packed: bool
+) -> tuple[Tensor | None, Noise | None]:
+    """Return the masks of dropout and of the noise, (...,T,B,size)."""
+    time, batch = runs.shape
+    masks, noise = split(masks, options, (int(runs.sum()),) if packed else (time, batch), batch)
+
+    def rows(mask: Tensor | None) -> Tensor | None:
+        if mask is None or not packed:
+            return mask
+        return torch.stack([m.new_zeros(time, batch, m.shape[1]).index_put((runs,), m) for m in mask])
+
+    if noise is not None:
+        kept = rows(noise.kept) if noise.by_time else noise.kept
+        noise = noise._replace(kept=kept, zoned_h=rows(noise.zoned_h), zoned_c=rows(noise.zoned_c))
+    return rows(masks), noise
+
+
+def _zoned(options: "Options", noise: Noise | None, t: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
+    """The states after zoneout: by its masks, or without any in expectation."""
+    if not any(options.zoneout):
+        return after
+    pairs = list(zip(before, after, strict=True))
+    if noise is None:
+        return [z * old + (1 - z) * new for z, (old, new) in zip(options.zoneout, pairs, strict=False)]
+    masks = (noise.zoned_h, noise.zoned_c)
+    return [new if m is None else torch.where(m[t], old, new) for m, (old, new) in zip(masks, pairs, strict=False)]
+
+
+def _step(
+    options: "Options", use: Functions, x: Tensor, states: list[Tensor], seen: Tensor, weights: list[Tensor]
+) -> list[Tensor]:
+    """Apply the equations of RNN, GRU and LSTM; seen: h as the recurrent products see it."""
     h = states[0]
     w_ih, w_hh, *others = weights
     biases = others[: 2 * options.has_bias(len(weights) * options.num_layers * options.directions)]
-    of_x, of_h = x @ w_ih.t(), _recurrent(h, w_hh, options.heads)
+    of_x, of_h = x @ w_ih.t(), _recurrent(seen, w_hh, options.heads)
     if biases:
         of_x, of_h = of_x + biases[0], of_h + biases[1]
     if options.cell.startswith("rnn"):
@@ -126,7 +167,7 @@ def _step(options: "Options", use: Functions, x: Tensor, states: list[Tensor], w
         (r_x, z_x, n_x), (r_h, z_h, n_h) = of_x.chunk(3, -1), of_h.chunk(3, -1)
         r, z = use(0, r_x + r_h), use(0, z_x + z_h)
         if options.cell == "gru_original":
-            n_h = _recurrent(r * h, w_hh.chunk(3)[2], options.heads)
+            n_h = _recurrent(r * seen, w_hh.chunk(3)[2], options.heads)
             n = use(1, n_x + (n_h + biases[1].chunk(3)[2] if biases else n_h))
         else:
             n = use(1, n_x + r * n_h)

@@ -1,4 +1,4 @@
-"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, heads."""
+"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, heads, noise."""
 
 import math
 from collections.abc import Mapping
@@ -18,6 +18,9 @@ DEFAULTS: Mapping[str, Any] = {
     "coupled": False,
     "clip": None,
     "activations": None,
+    "zoneout": 0.0,
+    "recurrent_dropout": 0.0,
+    "recurrent_dropout_mode": "sequence",
 }
 
 
@@ -32,6 +35,16 @@ def read_variant(module: nn.RNNBase, activations: int, given: Mapping[str, Any])
     sizes = {key: getattr(module, key) for key in ("hidden_size", "proj_size", "bidirectional")}
     read = read_options(type(module).__name__, {**sizes, **given}, activations)
     return {key: read[key] for key in given}
+
+
+def are_defaults(given: Mapping[str, Any]) -> bool:
+    """Say whether these options are as torch.nn's modules have them."""
+    return all(type(value) is type(DEFAULTS[key]) and value == DEFAULTS[key] for key, value in given.items())
+
+
+def noise_options(zoneout: Any, recurrent_dropout: Any, mode: Any) -> dict[str, Any]:
+    """Return them by their names."""
+    return {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recurrent_dropout_mode": mode}
 
 
 def add_peepholes(module: nn.RNNBase) -> None:
@@ -58,4 +71,4 @@ def use_heads(module: nn.RNNBase, heads: int) -> None:
     module._init_flat_weights()
 
 
-__all__ = ["DEFAULTS", "add_peepholes", "read_variant", "use_heads"]
+__all__ = ["DEFAULTS", "add_peepholes", "are_defaults", "noise_options", "read_variant", "use_heads"]
