@@ -63,8 +63,8 @@ template <class Cell, class V, class Real> struct Backward {
   const int64_t head = !Cell::projected && d.heads > 1 ? H / d.heads : 0, window = head ? widest_window(H, head, N) : H;
   Heads<Backward> heads{*this};
   BackwardNoise<Backward> noise{*this};
-  const bool carries = Cell::has_carry || noise.zones_h;
 
+  FASTRNN_FN bool carries() const { return Cell::has_carry || noise.zones_h(); }
   FASTRNN_FN bool meet() { return !wait(seat); }
   FASTRNN_FN Real* ring(Real* base, int64_t step, int64_t s, int64_t pitch) const {
     return base + (step % (q.chunk_steps + 1) * B + s) * pitch;
@@ -115,8 +115,8 @@ template <class Cell, class V, class Real> struct Backward {
       const bool last = order.is_last(t, s), cut = !last && order.cut_after(t, s);
       dgates[i] = ring(q.dgates, step, s, dgates_row);
       dnext[i] = last || cut ? d.zeros : ring(q.dgates, step + 1, s, dgates_row) + hidden_slot<Cell>(0) * H;
-      dy[i] = q.dy.base && !noise.drops ? q.dy.at(t, b) : d.zeros;
-      carry_in[i] = last ? (q.dafter[0] ? q.dafter[0] + b * P : d.zeros) : cut || !carries ? d.zeros : q.carry + s * P;
+      dy[i] = q.dy.base && !noise.drops() ? q.dy.at(t, b) : d.zeros;
+      carry_in[i] = last ? (q.dafter[0] ? q.dafter[0] + b * P : d.zeros) : cut || !carries() ? d.zeros : q.carry + s * P;
 #pragma GCC unroll 4
       for (int k = 1; k < Cell::states; k++) {
         dstate_in[k][i] = last ? (q.dafter[k] ? q.dafter[k] + b * H : d.zeros) : cut ? d.zeros : q.drunning[k] + s * H;
@@ -173,11 +173,11 @@ template <class Cell, class V, class Real> struct Backward {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
         if constexpr (p == 0) {
           if constexpr (Cell::noisy)
-            if (noise.drops) u.dout.v[m] = noise.reaching(u.dout.v[m], i, at, left);
+            if (noise.drops()) u.dout.v[m] = noise.reaching(u.dout.v[m], i, at, left);
           u.dout.v[m] = u.dout.v[m] + load<V>(carry_in[i] + at, left);
           if (hidden[i]) store(hidden[i] + at, u.dout.v[m], left);
           if constexpr (Cell::noisy)
-            if (noise.zones_h) {
+            if (noise.zones_h()) {
               const Zone zone = noise.zone(0, i);
               past_h[m] = zone.staying(u.dout.v[m], at, left), u.dout.v[m] = zone.passing(u.dout.v[m], at, left);
             }
@@ -185,7 +185,7 @@ template <class Cell, class V, class Real> struct Backward {
         if constexpr (only_sums) {
           store(dproj[i] + at, u.dout.v[m], left);
           if constexpr (Cell::noisy)
-            if (noise.zones_h) store(q.carry + rows.row(i) * P + at, past_h[m], left);
+            if (noise.zones_h()) store(q.carry + rows.row(i) * P + at, past_h[m], left);
           continue;
         }
         const Real* tape = gates[i] + place.block(m) * Cell::tape * N;
@@ -200,7 +200,7 @@ template <class Cell, class V, class Real> struct Backward {
           u.dstate[k].v[m] = load<V>(dstate_in[k][i] + at, left);
         }
         if constexpr (Cell::noisy && Cell::states == 2)
-          if (noise.zones_c) {
+          if (noise.zones_c()) {
             const Zone zone = noise.zone(1, i);
             past_c[m] = zone.staying(u.dstate[1].v[m], at, left), u.dstate[1].v[m] = zone.passing(u.dstate[1].v[m], at, left);
           }
@@ -209,7 +209,7 @@ template <class Cell, class V, class Real> struct Backward {
           for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k].v[m] = load<V>(d.weight[weight_peephole] + k * H + at, left);
         if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
         if constexpr (Cell::noisy && Cell::phases == 2 && p == 1 && !through_projection)
-          if (noise.drops) {  // this phase sees h_prev through the step's mask
+          if (noise.drops()) {  // this phase sees h_prev through the step's mask
             past_h[m] = u.carry.v[m], u.carry.v[m] = V{};
             u.h_prev.v[m] = noise.through(noise.now, i, u.h_prev.v[m], at, left);
           }
@@ -221,10 +221,10 @@ template <class Cell, class V, class Real> struct Backward {
         for (int m = 0; m < M; m++) {
           const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
           if constexpr (Cell::noisy) {
-            if (Cell::states == 2 && noise.zones_c) u.dstate[1].v[m] = u.dstate[1].v[m] + past_c[m];
-            if (p == 1 && !through_projection && noise.drops)
+            if (Cell::states == 2 && noise.zones_c()) u.dstate[1].v[m] = u.dstate[1].v[m] + past_c[m];
+            if (p == 1 && !through_projection && noise.drops())
               u.carry.v[m] = past_h[m] + noise.through(noise.now, i, u.carry.v[m], at, left);
-            if (p == 0 && noise.zones_h) {
+            if (p == 0 && noise.zones_h()) {
               u.carry.v[m] = u.carry.v[m] + past_h[m];
               if (!Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
             }
@@ -269,7 +269,7 @@ template <class Cell, class V, class Real> struct Backward {
     for (int64_t i = from; i < n; i++)
       for (int64_t at = first; at < end; at += N) {
         V product = load<V>((const Real*)few_out[i] + at, end - at);
-        if (noise.drops) product = noise.through(t, i, product, at, end - at);
+        if (noise.drops()) product = noise.through(t, i, product, at, end - at);
         store(dh0[i] + at, load<V>(dh0[i] + at, end - at) + product, end - at);
       }
     return done;
@@ -283,12 +283,12 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t s = rows.row(i), b = d.schedule.order[s];
       dhere[i] = dgates[i] + hidden_slot<Cell>(0) * H;
       dh0[i] = q.dbefore[0] + b * P;
-      if (p_first < p_end) copy_row(dh0[i] + p_first, carries ? (const Real*)q.carry + s * P + p_first : nullptr, p_end - p_first);
+      if (p_first < p_end) copy_row(dh0[i] + p_first, carries() ? (const Real*)q.carry + s * P + p_first : nullptr, p_end - p_first);
       for (int k = 1; k < Cell::states && h_first < h_end; k++)
         copy_row(q.dbefore[k] + b * H + h_first, (const Real*)q.drunning[k] + s * H + h_first, h_end - h_first);
     }
     const int64_t K = Cell::phase[0].gates * H;
-    const bool done = noise.drops || (few && !head) ? initial_apart(t, from, n, p_first, p_end)
+    const bool done = noise.drops() || (few && !head) ? initial_apart(t, from, n, p_first, p_end)
                       : head ? heads.template add<0>(dhere, from, n, dh0)
                              : product_into({q.panel_hh, nullptr, K, P, K * N}, dhere + from, n - from, p_blocks, dh0 + from, true, poll);
     for (int64_t i = from; i < n; i++) {
@@ -323,7 +323,7 @@ template <class Cell, class V, class Real> struct Backward {
         const int64_t b = d.schedule.order[s];
         token_dgates[k] = ring(q.dgates, step, s, dgates_row);
         token_dinput[k] = token_dgates[k] + Cell::slots.input * H;
-        token_h_prev[k] = noise.drops ? q.dropped + k * P : order.h_prev(t, s);
+        token_h_prev[k] = noise.drops() ? q.dropped + k * P : order.h_prev(t, s);
         if (d.tokens) {
           token_dx[k] = q.dtable + d.tokens->row[t * B + b] * G * H;
         } else {
@@ -486,7 +486,7 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t first = last > q.chunk_steps ? last - q.chunk_steps : 0;
       sweep(first, last);
       if constexpr (Cell::noisy)
-        if (noise.drops) noise.drop_tokens(first, last);
+        if (noise.drops()) noise.drop_tokens(first, last);
       if (!meet()) return;
       const int64_t tokens = list_tokens(first, last);
       if (q.dz) {

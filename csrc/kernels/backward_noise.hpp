@@ -8,9 +8,12 @@ namespace {
 template <class Backward> struct BackwardNoise;
 template <template <class, class, class> class Backward, class Cell, class V, class Real> struct BackwardNoise<Backward<Cell, V, Real>> {
   Backward<Cell, V, Real>& b;
-  const bool drops = Cell::noisy && b.d.noise.kept.base;  // recurrent dropout
-  const bool zones_h = Cell::noisy && b.d.options.zoneout[0] > 0, zones_c = Cell::noisy && b.d.options.zoneout[1] > 0;
   int64_t now = 0;  // the time of the step at hand
+
+  // Functions, so that the other cells are compiled without what these ask for.
+  FASTRNN_FN bool drops() const { return Cell::noisy && b.d.noise.kept.base; }  // recurrent dropout
+  FASTRNN_FN bool zones_h() const { return Cell::noisy && b.d.options.zoneout[0] > 0; }
+  FASTRNN_FN bool zones_c() const { return Cell::noisy && b.d.options.zoneout[1] > 0; }
 
   FASTRNN_FN Zone zone(int state, int64_t i) const { return b.order.zone(state, now, b.rows.row(i)); }
 

@@ -156,10 +156,11 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   Real** inner = next.end(row_count);
   Real** gates = inner + row_count;
   const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
-  const bool drops = Cell::noisy && d.noise.kept.base;         // recurrent dropout
-  const Real** seen = projected + row_count;                   // with it, what the products see of h_prev
-  const Real** x = seen + (drops ? row_count : 0);             // of the chunk's tokens
+  const Real** seen = projected + row_count;                   // what the products see of h_prev with recurrent dropout
+  const Real** x = seen + (drops() ? row_count : 0);           // of the chunk's tokens
   int64_t now = 0;                                             // the time of the step at hand
+
+  FASTRNN_FN bool drops() const { return Cell::noisy && d.noise.kept.base; }  // recurrent dropout
 
   // The n rows that run at t, whose projection begins at token 'first' of the chunk.
   FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
@@ -178,7 +179,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
       gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
       projected[i] = here + (row_of ? row_of[b] : i) * G * N;
-      if (!drops) continue;
+      if (!drops()) continue;
       Real* const to = d.dropped + seat.rank * d.dropped_size + i * d.P;
       drop_row<V>(to, prev[0][i], order.kept(t, s), d.noise.scale, d.P);
       seen[i] = to;
@@ -279,7 +280,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       return projected[i] + (block - projection_first) * projection_pitch + ph.first * N;
     };
     auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
-    const Real* const* const operand = p > 0 ? inner_in : drops ? seen : prev[0];
+    const Real* const* const operand = p > 0 ? inner_in : drops() ? seen : prev[0];
     const Real* const* const h_prev = p == 0 && Cell::phases == 2 ? operand : prev[0];  // what a first phase makes of it is multiplied
     auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4

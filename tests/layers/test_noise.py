@@ -15,7 +15,8 @@ from support import CELLS, Array, Cell, Example, assert_same_bits, draw, gradien
 
 T, B, I = 7, 5, 3
 STACK: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
-NOISY = [name for name in CELLS if "slstm" not in name]
+# with noise all of these run general kernels, and the cells that are general anyway the same ones
+NOISY = ["rnn_tanh", "gru", "gru_original", "lstm", "lstm_proj", "lstm_general"]
 NOISE: dict[str, dict[str, Any]] = {
     "zoneout": {"zoneout": 0.3},
     "sequence": {"recurrent_dropout": 0.4},
@@ -62,14 +63,14 @@ def test_training_is_that_of_the_textbook(name: str, noise: str, isa: str) -> No
 
 # few tokens, which pack nothing; one step; chunks of time; more rows than units; a head of parts of vectors
 @pytest.mark.parametrize(
-    ("time", "batch", "H", "heads"), [(3, 2, 33, 1), (1, 1, 8, 1), (450, 2, 5, 1), (9, 70, 17, 1), (9, 11, 12, 3)]
+    ("time", "batch", "H", "heads"), [(3, 2, 33, 1), (1, 1, 8, 1), (200, 2, 5, 1), (9, 70, 17, 1), (9, 11, 12, 3)]
 )
 @pytest.mark.parametrize("name", ["gru", "gru_original", "lstm", "lstm_proj"])
 def test_other_sizes(name: str, time: int, batch: int, H: int, heads: int) -> None:
     cell = general(noisy(name, "both"))
     if heads > 1 and cell.projected:
         return
-    layer = cell.build(I, H, dtype="float64", heads=heads)
+    layer = cell.build(I, H, dtype="float32", heads=heads)
     check_training(draw(cell, layer, time, batch, lengths=batch > 2, reset=batch > 2))
 
 
@@ -242,6 +243,10 @@ def test_files_copies_and_other_formats(tmp_path: Path) -> None:
         assert_same_bits(other(x)[0], layer(x)[0])
         assert_same_bits(other.forward(x, rng=0)[0], layer.forward(x, rng=0)[0])
     assert "zoneout=(0.1, 0.05), recurrent_dropout=0.2, recurrent_dropout_mode='step'" in repr(layer)
+    fastrnn.save(tmp_path / "layer.safetensors", layer)
+    assert fastrnn.load(tmp_path / "layer.safetensors", options={"recurrent_dropout": 0.5}).recurrent_dropout == 0.5
+    with pytest.raises(ValueError, match=r"has zoneout=\(0\.1, 0\.05\); options= says zoneout=0\.3"):
+        fastrnn.load(tmp_path / "layer.safetensors", options={"zoneout": 0.3})
     assert fastrnn.LSTM(I, 5, zoneout=(0.1, 0.1)).zoneout == 0.1
     with pytest.raises(ValueError, match=re.escape("zoneout and recurrent_dropout run on the CPU only")):
         layer.to("cuda")

@@ -20,7 +20,7 @@ from .found import SIZES, Found, fitting, options_of
 from .tensors import Array, Budget, Tensor
 
 # Options that may be others than a file says: they change neither the weights nor what is computed of them.
-_FREE = {"dtype", "dropout", "batch_first"}
+_FREE = {"dtype", "dropout", "recurrent_dropout", "recurrent_dropout_mode", "batch_first"}
 Layer = Recurrent[Any] | Embedding | Linear | Frozen[Any]
 PARTS: Mapping[str, type[Embedding] | type[Linear]] = {"Embedding": Embedding, "Linear": Linear}
 

@@ -48,8 +48,8 @@ def load(path: Path, prefix: str | None = None, options: Mapping[str, Any] | Non
         If the file is damaged or of no kind that is known, or holds a recurrent layer that fits none here; of the
         latter `prefix` chooses another one.
     ValueError
-        If options are open, with the choices; or if they contradict the file in more than dtype, dropout and
-        batch_first, or no layer has them.
+        If options are open, with the choices; or if they contradict the file in more than dtype, dropout,
+        recurrent_dropout, its mode and batch_first, or no layer has them.
     KeyError
         If no layer has the name `prefix`.
     OSError
