@@ -129,12 +129,37 @@ void multiply(const NarrowPanel& w, int gates, int64_t first, int64_t last, cons
   else multiply_kind<BFloat16, bfloat16_rows>(w, gates, first, last, a, z);
 }
 
+// What is multiplied is read anew each time: else the compiler would multiply once.
+double peak(Format format, int64_t iterations) {
+#if defined(__AMX_INT8__)
+  const int64_t products = tile_products(format, iterations);
+#else
+  if (format != Format::int8) return 0;
+  constexpr int chains = 12;
+  int8_t weights[4 * N] = {1}, values[4] = {1};
+  I32 sums[chains] = {}, total{};
+  for (int64_t k = 0; k < iterations; k++) {
+    asm volatile("" ::"r"(weights), "r"(values) : "memory");
+    const I32 factors = read<I32>(weights);
+    const Four four_values = four((const uint8_t*)values);
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; i++) sums[i] = dot(sums[i], four_values, factors);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < chains; i++) total = total + sums[i];
+  __builtin_memcpy(weights, &total, sizeof total);
+  asm volatile("" ::"r"(weights) : "memory");
+  const int64_t products = chains * 4 * N * iterations;
+#endif
+  return 2. * double(products);
+}
+
 #define FASTRNN_STRING(x) #x
 #define FASTRNN_NAME_OF(x) FASTRNN_STRING(x)
 
 }  // namespace
 
 extern const NarrowProducts narrow_products;
-const NarrowProducts narrow_products = {FASTRNN_NAME_OF(FASTRNN_ISA), {bfloat16_speed, int8_speed}, prepare, multiply};
+const NarrowProducts narrow_products = {FASTRNN_NAME_OF(FASTRNN_ISA), {bfloat16_speed, int8_speed}, prepare, multiply, peak};
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -22,6 +22,7 @@ FASTRNN_FN void configure_tiles(int64_t rows) {
   } config = {};
   config.palette = 1;
   for (int i = 0; i < 8; i++) config.bytes[i] = tile_bytes, config.rows[i] = uint8_t(i < 6 ? rows : tile_rows);
+  asm volatile("" ::"r"(&config) : "memory");  // all of it has been written: the intrinsic tells the compiler of 8 bytes only
   _tile_loadconfig(&config);
 }
 
@@ -98,6 +99,25 @@ FASTRNN_FN void multiply_by_tiles(const NarrowPanel& w, int gates, int64_t first
     }
   }
   _tile_release();
+}
+
+// Products of tiles with nothing between them, so often; the multiplications done.
+FASTRNN_FN int64_t tile_products(Format format, int64_t iterations) {
+  configure_tiles(tile_rows);
+  for (int64_t k = 0; k < iterations; k++)
+    if (format == Format::int8) {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  _tile_release();
+  return 4 * tile_rows * tile_rows * (tile_bytes / (format == Format::int8 ? 1 : 2)) * iterations;
 }
 
 // Rows as sums of two bfloat16, followed by zeros up to a whole tile.
