@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..claims.claims import CLAIMS
@@ -78,6 +79,9 @@ class Worker:
             times = [alone.ours, alone.peer]
         gc.collect()  # while a pair is measured it is off
         peak = statistics.median(peaks)
+        for key, against in peers.items():
+            if (weights := PEERS[key].weights) and against.comparisons:
+                peers[key] = replace(against, bound=roofline.bound(point, self.ceilings, peak, weights))
         return Result(point, _pooled(times), peak, roofline.bound(point, self.ceilings, peak), peers)
 
     def _against(

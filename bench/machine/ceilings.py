@@ -1,4 +1,4 @@
-"""What the machine can do at best: the FMA peak and the read bandwidth by working set, measured through the core."""
+"""What the machine can do at best: peaks of products, and read bandwidth by working set, measured through the core."""
 
 import math
 import threading
@@ -15,6 +15,7 @@ from fastrnn import _core
 from ..grid.shapes import DType
 
 DTYPES: tuple[DType, ...] = ("float32", "float64")
+WEIGHTS = ("int8", "bfloat16")
 WORKING_SETS = tuple(kb << 10 for kb in (16, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10))
 RUN = 2e-3  # seconds of one measurement; the best of several counts, since a ceiling is a maximum
 RUNS = 9
@@ -28,7 +29,8 @@ class Ceilings:
     Attributes
     ----------
     peak : dict of str to float
-        FMA operations (two per element) per second of all threads together, by dtype.
+        Multiplications and additions per second of all threads together, by dtype, and of products with weights of int8
+        and bfloat16, where results of older versions have none.
     bandwidth : dict of int to float
         Bytes per second that one of the threads reads, by the bytes of its own working set.
     """
@@ -89,12 +91,18 @@ def _together(works: list[Callable[[], float]]) -> list[float]:
 
 
 class PeakMeter:
-    """Measures the FMA peak of some threads, again and again: the clock of a shared machine moves."""
+    """Measures a peak of some threads, again and again: the clock of a shared machine moves.
 
-    def __init__(self, threads: int, dtype: DType, seconds: float = RUN) -> None:
+    Parameters
+    ----------
+    kind : str
+        One of `DTYPES` or `WEIGHTS`.
+    """
+
+    def __init__(self, threads: int, kind: str, seconds: float = RUN) -> None:
 
         def work(count: int) -> float:
-            return _core.fma_loop(count, dtype)
+            return _core.narrow_loop(count, kind) if kind in WEIGHTS else _core.fma_loop(count, kind)
 
         count = _count(work, seconds)
         self.works: list[Callable[[], float]] = [lambda: _rate(work, count)] * threads
@@ -129,9 +137,12 @@ def _bandwidth(threads: int, size: int) -> float:
 
 
 def measure(threads: int) -> Ceilings:
-    """Measure the peak of every dtype and the bandwidth of every working set; takes about a second."""
+    """Measure the peak of every kind and the bandwidth of every working set; takes about a second."""
     peak: dict[str, float] = {}
-    for dtype in DTYPES:
-        meter = PeakMeter(threads, dtype)
-        peak[dtype] = max(meter.read() for _ in range(RUNS))
+    for kind in (*DTYPES, *WEIGHTS):
+        if kind in WEIGHTS and not _core.narrow_loop(1, kind):  # they become float32 first
+            peak[kind] = peak["float32"]
+            continue
+        meter = PeakMeter(threads, kind)
+        peak[kind] = max(meter.read() for _ in range(RUNS))
     return Ceilings(threads, peak, {size: _bandwidth(threads, size) for size in WORKING_SETS})

@@ -9,6 +9,9 @@ After the product comes the cell's pointwise epilogue: a number of vector instru
 a cycle, as many as there are FMA instructions a cycle at the peak. So one such instruction costs what 2 N operations
 of the peak cost, and N cancels.
 
+With weights in fewer bits products count with the peak of such products, and weights with their bytes; the rest is
+float32. What multiplies x and h as sums of two bfloat16, as is done with AMX here, can reach half of that peak.
+
 Training adds the product for dh, bounded like the recurrent one, the three products for dx and the weights' gradients
 at the peak, and the backward epilogue. Threads share everything: the peak is that of all of them together.
 """
@@ -24,7 +27,10 @@ FORWARD = {"LSTM": 109, "GRU": 66, "RNN": 23}
 BACKWARD = {"LSTM": 45, "GRU": 17, "RNN": 4}
 
 
-def bound(point: Point, ceilings: Ceilings, peak: float) -> float:
+BYTES = {"int8": 1, "bfloat16": 2}
+
+
+def bound(point: Point, ceilings: Ceilings, peak: float, weights: str | None = None) -> float:
     """Seconds of a call of the point at the roofline.
 
     Parameters
@@ -33,8 +39,11 @@ def bound(point: Point, ceilings: Ceilings, peak: float) -> float:
         Of the point's number of threads; read bandwidths are taken from it.
     peak : float
         FMA operations per second of all threads, of the point's dtype.
+    weights : {"int8", "bfloat16"}, optional
+        What the matrices are kept as, if it is not the dtype.
     """
-    item = np.dtype(point.dtype).itemsize
+    item = np.dtype(point.dtype).itemsize if weights is None else BYTES[weights]
+    products = peak if weights is None else peak * ceilings.peak[weights] / ceilings.peak[point.dtype]
     training = point.mode == "training"
     gate_rows = GATES[point.cell] * point.H
     rows = point.rows.astype(float)
@@ -46,7 +55,7 @@ def bound(point: Point, ceilings: Ceilings, peak: float) -> float:
         # T = 1: each layer's weights are read in turn, and all of them together have to stay in the cache
         resident = _all_weights(point) * item if point.T == 1 else recurrent_bytes
         rate = point.threads * ceilings.read_bandwidth(resident / point.threads)
-        at_peak = [2 * point.directions * gate_rows * n * rows / peak for n in (size, point.H)]
+        at_peak = [2 * point.directions * gate_rows * n * rows / products for n in (size, point.H)]
         recurrent = np.maximum(at_peak[1], recurrent_bytes / rate)
         inputs = np.maximum(at_peak[0], input_bytes / rate) if point.T == 1 else at_peak[0]
         pointwise = 2 * epilogue * point.directions * point.H * rows / peak

@@ -49,6 +49,8 @@ class Peer(ABC):
         What to install.
     tolerance : float or None
         For a side that rounds on purpose: what its results may differ by; it is never the best.
+    weights : {"int8", "bfloat16"} or None
+        What such a side keeps its matrices as.
     """
 
     key: ClassVar[str]
@@ -56,6 +58,7 @@ class Peer(ABC):
     short: ClassVar[str]
     needs: ClassVar[str]
     tolerance: ClassVar[float | None] = None
+    weights: ClassVar[str | None] = None
     version: str
 
     @abstractmethod

@@ -1,7 +1,5 @@
 """Sides whose weights have fewer bits than float32: ours, and PyTorch in bfloat16. All round on purpose."""
 
-from typing import ClassVar
-
 import fastrnn
 
 from ..grid.problems import Problem
@@ -22,7 +20,7 @@ class FastRNNInt8(Peer):
 
     key, title, short, needs = "fastrnn-int8", "fastrnn int8", "our i8", ""
     tolerance = 5e-2
-    weights: ClassVar[str] = "int8"
+    weights = "int8"
 
     def __init__(self, threads: int) -> None:
         self.ours = FastRNN(threads)
@@ -50,7 +48,7 @@ class PyTorchBFloat16(PyTorch):
     """The module and its input in bfloat16."""
 
     key, title, short, needs = "torch-bfloat16", "PyTorch bfloat16", "torch bf", "torch"
-    tolerance = 5e-2
+    tolerance, weights = 5e-2, "bfloat16"
 
     @classmethod
     def unsupported(cls, point: Point) -> str | None:

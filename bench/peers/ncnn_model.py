@@ -21,7 +21,7 @@ class NcnnInt8(Peer):
     """int8 with a scale for each row, as its own tool makes it."""
 
     key, title, short, needs = "ncnn-int8", "ncnn int8", "ncnn i8", "ncnn"
-    tolerance = 5e-2
+    tolerance, weights = 5e-2, "int8"
 
     def __init__(self, threads: int) -> None:
         import ncnn

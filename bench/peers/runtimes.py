@@ -78,7 +78,7 @@ class ONNXRuntimeInt8(ONNXRuntime):
     """
 
     key, title, short, needs = "onnxruntime-int8", "ONNX Runtime int8", "int8", "onnx onnxruntime"
-    tolerance = 5e-2
+    tolerance, weights = 5e-2, "int8"
 
     @classmethod
     def unsupported(cls, point: Point) -> str | None:
@@ -131,7 +131,7 @@ class OpenVINOBFloat16(OpenVINO):
     """The CPU plugin in bfloat16, which it takes by itself where the processor has instructions for it."""
 
     key, title, short, needs = "openvino-bfloat16", "OpenVINO bfloat16", "OV bf", "onnx openvino"
-    tolerance = 5e-2
+    tolerance, weights = 5e-2, "bfloat16"
     precision = "bf16"
 
     @classmethod

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..grid.shapes import quick
+from ..machine.ceilings import WEIGHTS
 from ..machine.machine import sentence
 from ..peers import PEERS
 from . import summary
@@ -98,7 +99,10 @@ def _claims(report: Report) -> Table:
 def _ceilings(report: Report) -> list[Table]:
     tables = []
     for n, found in report.ceilings.items():
-        rows = [[f"FMA, {dtype}", f"{rate / 1e9:.0f} GFLOP/s"] for dtype, rate in found.peak.items()]
+        rows = [
+            [f"{'products' if kind in WEIGHTS else 'FMA'}, {kind}", f"{rate / 1e9:.0f} GFLOP/s"]
+            for kind, rate in found.peak.items()
+        ]
         rows += [[f"read {size_text(s)}", f"{rate / 1e9:.0f} GB/s"] for s, rate in found.bandwidth.items()]
         title = f"Ceilings of {threads_text(n)}: FMA of all together, reads of each"
         tables.append(Table(title, ("what", "rate"), rows, left=(0,)))
@@ -135,5 +139,6 @@ def _against(result: Result, key: str) -> str:
     if against.ratio is None:
         return "**wrong result**" if against.mismatch else "error"
     if not against.exact:
-        return f"{against.ratio:.2f} (off by {against.error:.0e})"
+        part = "" if against.fraction is None else f", {against.fraction:.2f} of its roofline"
+        return f"{against.ratio:.2f} (off by {against.error:.0e}{part})"
     return f"**{against.ratio:.2f}**" if key == result.best else f"{against.ratio:.2f}"

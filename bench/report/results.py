@@ -35,6 +35,8 @@ class Against:
         An error's text, `mismatch` says whether that of results that differ.
     skipped : str
         Why there is nothing to compare.
+    bound : float
+        Seconds of a call at the roofline of weights in fewer bits, of a side that has such; else 0.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -43,6 +45,14 @@ class Against:
     failed: str = ""
     mismatch: bool = False
     skipped: str = ""
+    bound: float = 0.0
+
+    @property
+    def fraction(self) -> float | None:
+        """The part of that roofline that the peer reached."""
+        if not self.bound or not self.comparisons:
+            return None
+        return self.bound / statistics.median(c.peer.median for c in self.comparisons)
 
     @property
     def ratio(self) -> float | None:

@@ -28,7 +28,11 @@ ISAS = {
         "avx512amx": (f"{VNNI},avx512bf16,amx-tile,amx-int8,amx-bf16", ["FASTRNN_VNNI", "FASTRNN_AMX"]),
     }),
     "avx2": ("__x86_64__", 32, {"avx2": (AVX2, []), "avx2vnni": (f"{AVX2},avxvnni", ["FASTRNN_VNNI"])}),
-    "neon": ("__aarch64__", 16, {"neon": ("", []), "neondot": ("dotprod", ["FASTRNN_DOTPROD"])}),
+    "neon": ("__aarch64__", 16, {
+        "neon": ("", []),
+        "neondot": ("dotprod", ["FASTRNN_DOTPROD"]),
+        "neonbf16": ("dotprod,bf16", ["FASTRNN_DOTPROD", "FASTRNN_BFDOT"]),
+    }),
     "scalar": ("__x86_64__", 0, {"scalar": ("", [])}),
 }  # fmt: skip
 DTYPES = {"float32": ("float", "f32"), "float64": ("double", "f64")}
@@ -124,8 +128,8 @@ def pass_of(name: str, own: bool, vector_bytes: int, target: str, macros: list[s
 
 
 def gcc_target(target: str, vector_bytes: int) -> str:
-    if target == "dotprod":
-        return "arch=armv8.2-a+dotprod"
+    if target.startswith("dotprod"):
+        return f"arch=armv8.2-a+{target.replace(',', '+')}"
     return target + (",prefer-vector-width=512" if vector_bytes == 64 else "")
 
 

@@ -38,6 +38,7 @@ DECLARE_PRODUCTS(avx2vnni)
 #ifdef FASTRNN_HAS_NEON
 DECLARE(neon)
 DECLARE_PRODUCTS(neondot)
+DECLARE_PRODUCTS(neonbf16)
 #endif
 #ifdef FASTRNN_HAS_SCALAR
 DECLARE(scalar)
@@ -66,6 +67,7 @@ namespace {
 [[maybe_unused]] bool has_avx2vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #elif defined(__aarch64__)
 [[maybe_unused]] bool has_neondot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+[[maybe_unused]] bool has_neonbf16() { return has_neondot() && (getauxval(AT_HWCAP2) & HWCAP2_BF16); }
 #endif
 
 #ifdef FASTRNN_HAS_AVX512
@@ -78,7 +80,8 @@ const NarrowCandidate avx512_products[] = {{has_avx512amx, &avx512amx::narrow_pr
 const NarrowCandidate avx2_products[] = {{has_avx2vnni, &avx2vnni::narrow_products}, {has_avx2, &avx2::narrow_products}, {}};
 #endif
 #ifdef FASTRNN_HAS_NEON
-const NarrowCandidate neon_products[] = {{has_neondot, &neondot::narrow_products}, {always, &neon::narrow_products}, {}};
+const NarrowCandidate neon_products[] = {
+    {has_neonbf16, &neonbf16::narrow_products}, {has_neondot, &neondot::narrow_products}, {always, &neon::narrow_products}, {}};
 #endif
 #ifdef FASTRNN_HAS_SCALAR
 const NarrowCandidate scalar_products[] = {{always, &scalar::narrow_products}, {}};

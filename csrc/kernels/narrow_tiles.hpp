@@ -1,17 +1,12 @@
 // Part of narrow.cpp: products with the matrix unit of AMX. Its tiles have 16 rows of 64 bytes: one holds up to 16 rows of the
 // batch and 64 or 32 columns of these, another the same columns of one vector of units as a narrow panel has them.
-//
-// bfloat16: a row of float32 becomes a sum of two bfloat16, each of which is multiplied, and is within 2^-16 of itself.
 #pragma once
-#include "kernels/narrow_int8.hpp"
+#include "kernels/narrow_split.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
 constexpr int tile_rows = 16, tile_bytes = 64, max_gates = 4;
-
-// Where the two parts of a row begin, in bytes.
-FASTRNN_FN int64_t second_part(int64_t K) { return narrow_pitch(2 * K); }
 
 // Tiles 0 to 3 are sums, 4 and 5 the batch's, 6 and 7 the weights'.
 FASTRNN_FN void configure_tiles(int64_t rows) {
@@ -22,6 +17,7 @@ FASTRNN_FN void configure_tiles(int64_t rows) {
   } config = {};
   config.palette = 1;
   for (int i = 0; i < 8; i++) config.bytes[i] = tile_bytes, config.rows[i] = uint8_t(i < 6 ? rows : tile_rows);
+  asm volatile("" ::"r"(&config) : "memory");  // all of it has been written: the intrinsic tells the compiler of 8 bytes only
   _tile_loadconfig(&config);
 }
 
@@ -100,19 +96,23 @@ FASTRNN_FN void multiply_by_tiles(const NarrowPanel& w, int gates, int64_t first
   _tile_release();
 }
 
-// Rows as sums of two bfloat16, followed by zeros up to a whole tile.
-FASTRNN_FN void split(const NarrowOperand& a) {
-  for (int64_t i = 0; i < a.n; i++) {
-    uint8_t* const to = a.prepared + i * 2 * second_part(a.K);
-    for (int64_t k = 0; 2 * k < second_part(a.K); k += N) {
-      const V x = k < a.K ? load<V>(a.rows[i] + k, a.K - k) : V{};
-      const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)x);
-      const V above = (V)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, high), 16);
-      const V rest = x == above ? V{} : x - above;  // of an infinity as well
-      _mm256_storeu_si256((__m256i*)(to + 2 * k), high);
-      _mm256_storeu_si256((__m256i*)(to + second_part(a.K) + 2 * k), (__m256i)_mm512_cvtneps_pbh((__m512)rest));
+// Products of tiles with nothing between them, so often; the multiplications done.
+FASTRNN_FN int64_t tile_products(Format format, int64_t iterations) {
+  configure_tiles(tile_rows);
+  for (int64_t k = 0; k < iterations; k++)
+    if (format == Format::int8) {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-  }
+  _tile_release();
+  return 4 * tile_rows * tile_rows * (tile_bytes / (format == Format::int8 ? 1 : 2)) * iterations;
 }
 
 }  // namespace

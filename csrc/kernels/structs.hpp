@@ -322,6 +322,8 @@ struct NarrowProducts {
   void (*prepare)(Format, const NarrowOperand&);
   // z[block - first][row][gates][N] = rows times these blocks of a matrix
   void (*multiply)(const NarrowPanel&, int gates, int64_t first, int64_t last, const NarrowOperand&, float* z);
+  // Nothing but independent products in registers, so often; the multiplications and additions done, or 0: they are those of float32.
+  double (*peak)(Format, int64_t iterations);
 };
 
 struct NarrowCandidate {

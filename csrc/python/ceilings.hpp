@@ -1,5 +1,6 @@
 // Part of module.cpp: what this machine can do at most, for the benchmark runner. The caller times the calls.
 #pragma once
+#include "host/narrow.hpp"
 #include "python/arrays.hpp"
 #include "python/gil.hpp"
 
@@ -22,6 +23,15 @@ void define_ceilings(py::module_& m) {
         return without_gil([&] { return (dtype == "float32" ? isa.f32->functions.fma_loop : isa.f64->functions.fma_loop)(iterations); });
       },
       py::arg("iterations"), py::arg("dtype"));
+  m.def(
+      "narrow_loop",
+      [](int64_t iterations, const std::string& weights) {
+        if (weights != "int8" && weights != "bfloat16") throw py::value_error("weights must be int8 or bfloat16");
+        const Format format = weights == "int8" ? Format::int8 : Format::bfloat16;
+        const NarrowProducts& products = choose_products(choose_isa(nullptr), nullptr);
+        return without_gil([&] { return products.peak(format, iterations); });
+      },
+      py::arg("iterations"), py::arg("weights"));
   m.def(
       "read_loop",
       [](py::array x, int64_t passes) {

@@ -246,5 +246,8 @@ def activation(isa: str, name: str, x: Array) -> Array:
 def fma_loop(iterations: int, dtype: str) -> float:
     """Nothing but independent multiply-adds in the registers of this thread; the floating-point operations done."""
 
+def narrow_loop(iterations: int, weights: str) -> float:
+    """The same of products with such weights; 0 where they are multiplied as float32."""
+
 def read_loop(x: Array, passes: int) -> float:
     """Read a contiguous float32 array so many times; the bytes read."""

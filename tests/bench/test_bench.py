@@ -279,6 +279,18 @@ class TestRoofline:
         expected = point.flops / 50e9 + 10 * 100 * 2 * roofline.FORWARD["GRU"] * 64 / 50e9
         assert roofline.bound(point, CEILINGS, 50e9) == pytest.approx(expected)
 
+    def test_weights_in_fewer_bits_are_read_and_multiplied_faster(self) -> None:
+        ceilings = replace(CEILINGS, peak={**CEILINGS.peak, "int8": 800e9, "bfloat16": 400e9})
+        point = Point("LSTM", "step", 1, 1, 256, 256)
+        pointwise = 2 * roofline.FORWARD["LSTM"] * 256 / 100e9
+        for weights, size in (("int8", 1), ("bfloat16", 2)):
+            both = 2 * 4 * 256 * 256 * size
+            expected = both / ceilings.read_bandwidth(both) + pointwise
+            assert roofline.bound(point, ceilings, 100e9, weights) == pytest.approx(expected)
+        many = Point("GRU", "inference", 10, 100, 64, 64)
+        expected = many.flops / 400e9 + 10 * 100 * 2 * roofline.FORWARD["GRU"] * 64 / 50e9
+        assert roofline.bound(many, ceilings, 50e9, "int8") == pytest.approx(expected)  # at half of the clock
+
     def test_training_reads_the_recurrent_weights_twice(self) -> None:
         point = Point("RNN", "training", 10, 1, 512, 512)
         weights = 512 * 512 * 4

@@ -93,7 +93,11 @@ class TestRuns:
         for result in results:
             assert result.best is None
             assert [0 < result.peers[key].error < 0.1 for key in keys] == [True, True]
-        assert "(off by " in Path("fastrnn-bench/results.md").read_text()
+            assert all(0 < (result.peers[key].fraction or 0) < 1 for key in keys)
+        text = Path("fastrnn-bench/results.md").read_text()
+        assert "(off by " in text
+        assert " of its roofline)" in text
+        assert "| products, int8 |" in text
 
     def test_a_mismatch(self, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         use_worker(
