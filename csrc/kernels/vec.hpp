@@ -99,12 +99,25 @@ template <class V, class Real> FASTRNN_FN V load(const Real* p) {
 }
 template <class V, class Real> FASTRNN_FN void store(Real* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 
+#if FASTRNN_VECTOR_BYTES == 32
+// All bits of the first count lanes, for masked loads and stores.
+FASTRNN_FN __m256i first_lanes(int64_t count, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTRNN_FN __m256i first_lanes(int64_t count, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+#endif
+
 // The first count lanes; the others are zero, and their memory is not touched.
 template <class V, class Real> FASTRNN_FN V load(const Real* p, int64_t count) {
   if (count >= Lanes<V>::n) return load<V>(p);
 #if FASTRNN_VECTOR_BYTES == 64
   if constexpr (sizeof(Real) == 4) return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
   if constexpr (sizeof(Real) == 8) return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#elif FASTRNN_VECTOR_BYTES == 32
+  if constexpr (sizeof(Real) == 4) return (V)_mm256_maskload_ps(p, first_lanes(count, Real()));
+  if constexpr (sizeof(Real) == 8) return (V)_mm256_maskload_pd(p, first_lanes(count, Real()));
 #endif
   V v{};
   __builtin_memcpy(&v, p, count * sizeof(Real));
@@ -115,6 +128,9 @@ template <class V, class Real> FASTRNN_FN void store(Real* p, V v, int64_t count
 #if FASTRNN_VECTOR_BYTES == 64
   if constexpr (sizeof(Real) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
   if constexpr (sizeof(Real) == 8) return _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
+#elif FASTRNN_VECTOR_BYTES == 32
+  if constexpr (sizeof(Real) == 4) return _mm256_maskstore_ps(p, first_lanes(count, Real()), (__m256)v);
+  if constexpr (sizeof(Real) == 8) return _mm256_maskstore_pd(p, first_lanes(count, Real()), (__m256d)v);
 #endif
   __builtin_memcpy(p, &v, count * sizeof(Real));
 }
