@@ -21,7 +21,7 @@ AVX512 = f"{AVX2},avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
 VNNI = f"{AVX512},avx512vnni"
 # Of each instruction set: its processor, the bytes of its vectors, and itself and its extensions, each with what the
 # compiler calls their instructions and the macros that tell the kernels of them: what CMakeLists.txt says in flags.
-ISAS = {
+ISAS: dict[str, tuple[str, int, dict[str, tuple[str, list[str]]]]] = {
     "avx512": ("__x86_64__", 64, {
         "avx512": (AVX512, []),
         "avx512vnni": (VNNI, ["FASTRNN_VNNI"]),
