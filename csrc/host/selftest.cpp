@@ -315,7 +315,9 @@ void check_narrow(const Problem& p, const Isa& isa, Output& wide) {
         check(distance(p.c, other, one) == 0, text + " threads");
       }
       if (candidate == isa.products || first[f].y.empty()) first[f] = one;
-      check(distance(p.c, first[f], one) == 0, text + " like other versions");
+      // Of bfloat16 some versions multiply sums of two, within 2^-16 of the numbers.
+      const double apart = distance(p.c, first[f], one);
+      check(f ? apart == 0 : apart < wider * 1e-4, text + " is off another version by " + std::to_string(apart));
     }
   }
 }
