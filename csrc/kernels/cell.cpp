@@ -12,7 +12,7 @@ namespace {
 using Real = FASTRNN_REAL;
 using V = VectorOf<Real>::type;
 using C = FASTRNN_CELL;
-static_assert(C::gates <= 4 && C::slots.count <= max_slots && C::tape <= 4 && C::states <= max_states,
+static_assert(C::gates <= 4 && C::slots.count - C::slots.plain <= max_slots && C::tape <= 4 && C::states <= max_states,
               "Unit and UnitGradient in cells.hpp have room for so many");
 
 void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, seat); }
@@ -32,7 +32,7 @@ void backward(const BackwardDirection<Real>& q, const Seat& seat) {
 }  // namespace
 
 extern const Kernel<Real> FASTRNN_KERNEL;
-const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n,  C::gates, C::phase[0].gates, C::tape, C::phases, C::states, C::slots,
-                                     C::projected, pack,     forward,           backward};
+const Kernel<Real> FASTRNN_KERNEL = {Lanes<V>::n,   C::gates, C::phase[0].gates, C::tape, C::phases, C::states, vectors_of<C>(),
+                                     norms_of<C>(), C::slots, C::projected,      pack,    forward,   backward};
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -172,6 +172,8 @@ def save(
         if not isinstance(layer, (RNN, GRU, LSTM)):
             problems.type(f"{name!r} of type {type(one).__name__}", "It must be an RNN, GRU or LSTM of fastrnn.")
             continue
+        if layer._cell().endswith("_norm"):
+            problems.value(f"{name!r} with layer_norm=True", "The nodes of ONNX normalise nothing inside.")
         if layer.heads > 1:
             problems.value(f"{name!r} with heads={layer.heads}", "The nodes of ONNX have full matrices, no heads.")
             continue
