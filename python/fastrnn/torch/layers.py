@@ -16,7 +16,7 @@ from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_
 from .identity import StandIn
 from .options import Options
 from .sequences import lengths_of, read_lengths, read_reset
-from .variants import DEFAULTS, add_peepholes, read_variant, use_heads
+from .variants import DEFAULTS, add_norms, add_peepholes, read_variant, reset_norms, use_heads
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -28,6 +28,12 @@ class _Layer(StandIn, nn.RNNBase):
     _core_cell: str | None = None  # the core's name of it where torch.nn has no such cell
     _variant = ""  # as in `Options`
     heads = 1
+    layer_norm = False
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.layer_norm:
+            reset_norms(self)
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
@@ -40,6 +46,9 @@ class _Layer(StandIn, nn.RNNBase):
         self._variant = as_text(general(options, usual))
         if options.get("peephole"):
             add_peepholes(self)
+        if self.layer_norm:
+            self._core_cell = f"{_CELLS[self.mode]}_norm"
+            add_norms(self, self._core_cell)
         if self.heads > 1:
             use_heads(self, self.heads)
 
@@ -232,9 +241,9 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
-    peephole, coupled, activations, clip, heads
+    peephole, coupled, activations, clip, layer_norm, heads
         As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
-        the gates i, f and o.
+        the gates i, f and o; layer normalisation has those of `fastrnn.LSTM`.
     """
 
     _original = nn.LSTM
@@ -252,12 +261,13 @@ class LSTM(_Layer):
         coupled: bool = False,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__("LSTM", *args, **kwargs)
-        usual = layers.LSTM._usual
-        self._choose(usual, peephole=peephole, coupled=coupled, activations=activations, clip=clip, heads=heads)
+        given = {"peephole": peephole, "coupled": coupled, "activations": activations, "clip": clip}
+        self._choose(layers.LSTM._usual, **given, layer_norm=layer_norm, heads=heads)
 
     def forward(
         self,
@@ -357,7 +367,7 @@ class GRU(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
-    reset_after, activations, clip, heads
+    reset_after, activations, clip, layer_norm, heads
         As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others.
     """
 
@@ -372,12 +382,14 @@ class GRU(_OneState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         **kwargs: Any,
     ) -> None:
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
-        self._choose(layers.GRU._usual, reset_after=reset_after, activations=activations, clip=clip, heads=heads)
+        given = {"reset_after": reset_after, "activations": activations, "clip": clip}
+        self._choose(layers.GRU._usual, **given, layer_norm=layer_norm, heads=heads)
 
 
 class RNN(_OneState):

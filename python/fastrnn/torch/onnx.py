@@ -50,6 +50,8 @@ def _obstacle(x: Tensor, reset: Any, masks: Any, options: Options) -> str | None
         return "reset has no ONNX node: export a model that is called without it"
     if options.cell.startswith("slstm") or options.heads > 1:
         return "sLSTM and heads have no ONNX node: their recurrent weights are block diagonal, their gates exponential"
+    if options.cell.endswith("_norm"):
+        return "layer_norm has no ONNX node: those of GRU and LSTM normalise nothing"
     if options.proj_size:
         return "proj_size has no ONNX node: the LSTM of ONNX knows no projection"
     if x.dim() == 2:
