@@ -73,6 +73,9 @@ class Variant:
         return ACTIVATIONS[name](within, alpha, beta)
 
 
+OPTIONAL = ("weight_hr", "weight_peephole", "weight_norm_ih", "weight_norm_hh", "weight_norm_c")
+
+
 @dataclass(frozen=True)
 class Weights:
     """Parameters of one layer in one direction, by PyTorch's names; an absent bias is zero."""
@@ -83,6 +86,10 @@ class Weights:
     bias_hh: Array  # (G*H,)
     weight_hr: Array | None  # (P, H)
     weight_peephole: Array | None = None  # (3, H) of i, f, o
+    weight_norm_ih: Array | None = None  # (G*H,)
+    weight_norm_hh: Array | None = None  # (G*H,)
+    weight_norm_c: Array | None = None  # (H,)
+    bias_norm_c: Array | float = 0.0  # (H,)
     variant: Variant = Variant(())
     kept: Array | None = None  # (P,) of h_prev what recurrent dropout keeps, at one step
     scale: float = 1.0  # of what is kept
@@ -94,6 +101,18 @@ class Weights:
     def products(self, x: Array, h_prev: Array) -> tuple[Array, Array]:
         """W_ih x + b_ih and W_hh h_prev + b_hh, all gates below one another: two (G*H,)."""
         return self.weight_ih @ x + self.bias_ih, self.weight_hh @ self.seen(h_prev) + self.bias_hh
+
+    def normalised_products(self, x: Array, h_prev: Array) -> tuple[Array, Array]:
+        """LN(W_ih x) and LN(W_hh h_prev), each over all gates at once, with the biases behind it."""
+        of_x, of_h = normalised(self.weight_ih @ x), normalised(self.weight_hh @ h_prev)
+        return self.weight_norm_ih * of_x + self.bias_ih, self.weight_norm_hh * of_h + self.bias_hh
+
+
+def normalised(v: Array) -> Array:
+    """v less its mean, over its standard deviation (Ba et al. 2016)."""
+    away = v - np.sum(v) / len(v)
+    y: Array = away / np.sqrt(np.sum(away**2) / len(v) + 1e-5)
+    return y
 
 
 def rnn_tanh(p: Weights, x: Array, state: State) -> State:
@@ -141,6 +160,24 @@ def lstm(p: Weights, x: Array, state: State) -> State:
     c = sigmoid(f) * c_prev + sigmoid(i) * tanh(g)
     h = sigmoid(o) * tanh(c)
     return (h if p.weight_hr is None else p.weight_hr @ h, c)
+
+
+def gru_norm(p: Weights, x: Array, state: State) -> State:
+    """`gru` of normalised products (Ba et al. 2016)."""
+    (h_prev,) = state
+    a, b = p.normalised_products(x, h_prev)
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
+    z, n = sigmoid(a_z + b_z), tanh(a_n + sigmoid(a_r + b_r) * b_n)
+    return ((1 - z) * n + z * h_prev,)
+
+
+def lstm_norm(p: Weights, x: Array, state: State) -> State:
+    """`lstm` of normalised products, and of c normalised on its way into h (Ba et al. 2016)."""
+    h_prev, c_prev = state
+    a, b = p.normalised_products(x, h_prev)
+    i, f, g, o = np.split(a + b, 4)
+    c = sigmoid(f) * c_prev + sigmoid(i) * tanh(g)
+    return (sigmoid(o) * tanh(p.weight_norm_c * normalised(c) + p.bias_norm_c), c)
 
 
 def log_sigmoid(z: Array) -> Array:
@@ -219,6 +256,8 @@ CELLS: dict[str, Callable[[Weights, Array, State], State]] = {
     "gru": gru,
     "gru_original": gru_original,
     "lstm": lstm,
+    "gru_norm": gru_norm,
+    "lstm_norm": lstm_norm,
     "slstm": slstm,
     "slstm_exponential": slstm_exponential,
     "rnn_general": rnn_general,
@@ -299,8 +338,8 @@ class Problem:
             weight_hh=block_diagonal(self.parameters[f"weight_hh_l{layer}{suffix}"], self.heads),
             bias_ih=self.parameters.get(f"bias_ih_l{layer}{suffix}", zero),
             bias_hh=self.parameters.get(f"bias_hh_l{layer}{suffix}", zero),
-            weight_hr=self.parameters.get(f"weight_hr_l{layer}{suffix}"),
-            weight_peephole=self.parameters.get(f"weight_peephole_l{layer}{suffix}"),
+            bias_norm_c=self.parameters.get(f"bias_norm_c_l{layer}{suffix}", 0.0),
+            **{name: self.parameters.get(f"{name}_l{layer}{suffix}") for name in OPTIONAL},
             variant=self.variants[self.suffixes.index(suffix)] if self.variants else Variant(()),
         )
 

@@ -104,6 +104,8 @@ CELLS: dict[str, Cell] = {
         {"peephole": True, "coupled": True, "clip": 2.5, "activations": ["hard_sigmoid", "softsign", "tanh"]},
     ),
     "lstm_proj_general": Cell(fastrnn.LSTM, "lstm_general", {"peephole": True}, projected=True),
+    "gru_norm": Cell(fastrnn.GRU, "gru_norm", {"layer_norm": True}),
+    "lstm_norm": Cell(fastrnn.LSTM, "lstm_norm", {"layer_norm": True}),
     "slstm": Cell(fastrnn.sLSTM, "slstm", {}),
     "slstm_exponential": Cell(fastrnn.sLSTM, "slstm_exponential", {"forget_gate": "exponential"}),
 }

@@ -263,6 +263,7 @@ def _all() -> Iterator[Claim]:
         ("peephole", {"peephole": True}, 1.15),
         ("peephole clip coupled", {"peephole": True, "clip": 3.0, "coupled": True}, 1.15),
         ("activations", {"activations": ("hard_sigmoid", "softsign", "softplus")}, 1.3),
+        ("layer norm", {"layer_norm": True}, 1.5),
     ]
     for name, options, most in variants:
         for mode in MODES:

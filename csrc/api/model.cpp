@@ -198,18 +198,19 @@ template <class Real> void check_kept_as(const KeptAs& kept_as, const ParameterS
 template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::string& cell, const Options& o, Tensors& tensors,
                                                 const std::string& prefix, const std::optional<KeptAs>& kept_as) {
   bool known = false;  // among the names that files have: the core has more
-  for (const char* const name : {"rnn_tanh", "rnn_relu", "rnn_general", "gru", "gru_original", "lstm", "slstm", "slstm_exponential"})
+  for (const char* const name :
+       {"rnn_tanh", "rnn_relu", "rnn_general", "gru", "gru_original", "lstm", "slstm", "slstm_exponential", "gru_norm", "lstm_norm"})
     known |= cell == name;
   if (!known) throw UnsupportedModel(o.layer + " has the cell '" + cell + "', which this version does not know");
   const auto general = general_of(o, cell);
   const int64_t P = o.size("proj_size", 0), H = o.size("hidden_size"), I = o.size("input_size"), L = o.size("num_layers", 1);
-  const Has has{o.flag("bias", true), P > 0, general && std::get<2>(*general)};
   const bool both = o.flag("bidirectional", false);
   if (I < 1 || H < 1 || L < 1 || L > 1024 || P > H) throw BadModel("the file is damaged: " + o.layer + " has impossible sizes");
   Stack n{&isa, cell_named(cell, P > 0, general.has_value()), I, H, P > 0 ? P : H, L, both ? 2 : 1, {}};
   for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
-  n.heads = heads_of(o.size("heads", 1), H, has.projection);
   const Kernel<Real>& kernel = *table_of<Real>(isa).cell[int(n.cell)];
+  const Has has{o.flag("bias", true), P > 0, general && std::get<2>(*general), kernel.norms};
+  n.heads = heads_of(o.size("heads", 1), H, has.projection);
   if (!kernel.forward)  // the library has all of them
     throw UnsupportedModel(o.layer + " has the cell " + cell_names[int(n.cell)] + " in " + (sizeof(Real) == 4 ? "float32" : "float64") +
                            ", which this build of fastrnn leaves out");

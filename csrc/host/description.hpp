@@ -12,9 +12,10 @@ enum class Extent { inputs, hidden, output, gates, peepholes, head };
 constexpr const char* extent_names[] = {"inputs", "hidden", "output", "gates", "peepholes", "head"};
 constexpr int64_t peepholes = 3;  // of i, f and o
 
-// What decides which parameters a layer has.
+// What decides which parameters a layer has. norms: the kernel's.
 struct Has {
   bool bias, projection, peephole;
+  int norms = 0;
 };
 
 struct ParameterShape {
@@ -30,13 +31,31 @@ constexpr ParameterShape all_parameters[] = {{weight_ih, "weight_ih", {Extent::g
                                              {bias_ih, "bias_ih", {Extent::gates}, 1},
                                              {bias_hh, "bias_hh", {Extent::gates}, 1},
                                              {weight_hr, "weight_hr", {Extent::output, Extent::hidden}, 2},
-                                             {weight_peephole, "weight_peephole", {Extent::peepholes, Extent::hidden}, 2}};
-constexpr bool is_bias(Parameter p) { return p == bias_ih || p == bias_hh; }
+                                             {weight_peephole, "weight_peephole", {Extent::peepholes, Extent::hidden}, 2},
+                                             {weight_norm_ih, "weight_norm_ih", {Extent::gates}, 1},
+                                             {weight_norm_hh, "weight_norm_hh", {Extent::gates}, 1},
+                                             {weight_norm_c, "weight_norm_c", {Extent::hidden}, 1},
+                                             {bias_norm_c, "bias_norm_c", {Extent::hidden}, 1}};
+constexpr bool is_bias(Parameter p) { return p == bias_ih || p == bias_hh || p == bias_norm_c; }
+
+constexpr bool has_parameter(const Has& has, Parameter p) {
+  switch (p) {
+    case bias_ih:
+    case bias_hh: return has.bias;
+    case weight_hr: return has.projection;
+    case weight_peephole: return has.peephole;
+    case weight_norm_ih:
+    case weight_norm_hh: return has.norms > 0;
+    case weight_norm_c: return has.norms > 1;
+    case bias_norm_c: return has.norms > 1 && has.bias;
+    default: return true;
+  }
+}
 
 // f(parameter) for those that a layer has.
 template <class F> void for_each_parameter(const Has& has, F f) {
   for (const ParameterShape& p : all_parameters)
-    if (is_bias(p.which) ? has.bias : p.which == weight_hr ? has.projection : p.which == weight_peephole ? has.peephole : true) f(p);
+    if (has_parameter(has, p.which)) f(p);
 }
 
 struct StateShape {

@@ -31,7 +31,7 @@ template <class Real> Load load_of(const Stack& n, const ForwardCall<Real>& call
   const NarrowProducts* const narrow = call.frozen ? call.frozen->narrow : nullptr;
   const Format format = narrow ? call.frozen->narrow_hh[0].format : Format{};
   const int bytes = !narrow ? int(sizeof(Real)) : format == Format::int8 ? 1 : 2, speed = narrow ? narrow->speed[int(format)] : 1;
-  return {k.lanes, k.gates, k.phases, bytes, speed, I, n.H, n.P, n.heads, n.L, T, n.D, rows, backward};
+  return {k.lanes, k.gates, k.phases + k.norms, bytes, speed, I, n.H, n.P, n.heads, n.L, T, n.D, rows, backward};
 }
 
 int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
@@ -39,7 +39,10 @@ int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
   return std::max<int64_t>(1, std::min(T, tokens / std::max<int64_t>(rows, 1)));
 }
 // Depends on T and B only: the order of the sums in a weight gradient must not hang on the threads.
-int64_t gradient_steps(int64_t T, int64_t B) { return std::max<int64_t>(1, std::min(T, 384 / std::max<int64_t>(B, 1))); }
+// A normalised cell keeps three times as much of a token.
+inline int64_t gradient_steps(int64_t T, int64_t B, bool normalised) {
+  return std::max<int64_t>(1, std::min(T, (normalised ? 128 : 384) / std::max<int64_t>(B, 1)));
+}
 
 inline NarrowPanel take_narrow(Format format, int64_t K, int64_t units, int gates, int lanes, Arena& arena) {
   const NarrowSizes sizes = narrow_sizes(format, K, units, gates, lanes);
@@ -76,7 +79,7 @@ template <class Real> Panels<Real> take_panels(const Stack& n, int64_t I, bool i
   Panels<Real> p{};
   p.bias = arena.take<Real>(times(h, G));
   p.bias_hidden = arena.take<Real>(h);
-  if (k.slots.vectors) p.vectors = arena.take<Real>(times(h, k.slots.vectors));
+  if (k.vectors) p.vectors = arena.take<Real>(times(h, k.vectors));
   if (input) p.ih = arena.take<Real>(times(times(h, G), I));
   if (recurrent) p.hh = arena.take<Real>(times(times(h, G), n.columns_hh(k.lanes)));
   if (recurrent && k.projected) p.hr = arena.take<Real>(times(round_up(n.P, k.lanes), n.H));
@@ -128,6 +131,8 @@ void take_forward(const Stack& n, const Plan& plan, int64_t tokens, bool frozen,
     d.narrow_room_size = plus(sizeof(NarrowRoom), times(narrow_rows, row));
     d.narrow_room = arena.take<char>(times(d.narrow_room_size, plan.size));
   }
+  if (!d.training && k.norms) d.products = arena.take<Real>(times(B, times(k.gates, n.H)));
+  if (!d.training && k.norms == 2) d.gates = arena.take<Real>(times(times(B, h), k.tape));
   if (!d.training && k.phases == 2) {
     d.inner = arena.take<Real>(times(B, n.H));
     if (k.tape && !k.projected) d.gates = arena.take<Real>(times(times(B, h), k.tape));
@@ -140,7 +145,7 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   const int64_t T = d.schedule.T, B = d.schedule.B, N = k.lanes, GH = times(k.gates, n.H), SH = times(k.slots.count, n.H);
   const int64_t h = round_up(n.H, N), p = round_up(n.P, N), of_heads = times(n.heads, round_up(n.P / n.heads, N));
   const int64_t rows = plan.by_rows ? (B + plan.size - 1) / plan.size : B;
-  q.chunk_steps = gradient_steps(T, B);
+  q.chunk_steps = gradient_steps(T, B, k.norms > 0);
   const int64_t tokens = times(q.chunk_steps, B);
   q.chunk_pitch = round_up(tokens, N) + N;
   const int64_t multiplied = d.tokens ? d.tokens->distinct : times(T, B);
@@ -154,7 +159,7 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   q.dgates = arena.take<Real>(times(plus(tokens, B), SH + 16));
   q.carry = arena.take<Real>(times(B, n.P));
   for (int i = 1; i < k.states; i++) q.drunning[i] = arena.take<Real>(times(B, n.H));
-  q.columns = arena.take<Real>(times(SH + n.P, q.chunk_pitch));
+  q.columns = arena.take<Real>(times((k.norms ? times(k.slots.plain, n.H) : SH) + n.P, q.chunk_pitch));
   if (!few && !q.dz) q.x_panel = arena.take<Real>(times(round_up(d.I, N), q.chunk_pitch));
   if (!few && !q.dz) q.h_panel = arena.take<Real>(times(of_heads, q.chunk_pitch));
   q.column_sums = arena.take<Real>(SH);
@@ -164,7 +169,7 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
     q.panel_hr = arena.take<Real>(times(h, n.P));
     q.dproj = arena.take<Real>(times(plus(tokens, B), n.P));
   }
-  d.row_pointer_count = plus(plus(times(14 + 3 * k.states, rows), times(8, tokens)), times(2, plus(plus(SH, GH), n.P)));
+  d.row_pointer_count = plus(plus(times(14 + 3 * k.states, rows), times(k.norms ? 10 : 8, tokens)), times(2, plus(plus(SH, GH), n.P)));
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
 }
 
@@ -208,6 +213,8 @@ template <class Real> struct Layers {
       d.after[state] = offset_by(call.after[state], offset);
     }
     if (call.saved) d.gates = call.saved->sides[i].gates, d.trail = call.saved->sides[i].trail, d.inner = call.saved->sides[i].inner;
+    if (call.saved)
+      d.products = call.saved->sides[i].products, d.inputs = call.saved->sides[i].inputs, d.moments = call.saved->sides[i].moments;
     return d;
   }
   int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots.count, n.H)}) + 16; }

@@ -52,6 +52,7 @@ struct Case {
   int64_t P() const { return kernel().projected ? (H + 1) / 2 : H; }
   bool general() const { return cell >= Cell::rnn_general; }
   int64_t peepholes() const { return kernel().slots.vectors; }
+  int norms() const { return kernel().norms; }
   const Kernel<double>& kernel() const { return *plainest().f64->cell[int(cell)]; }
   bool has_c() const { return kernel().states > 1; }
   int64_t beside() const { return std::max(kernel().states - 1, 1); }  // states beside h that there is room for
@@ -111,7 +112,8 @@ Problem make(const Case& c, unsigned seed) {
             {}};
   for (int64_t i = 0; i < c.L * c.D; i++)
     for (int64_t n :
-         {GH * (i / c.D ? width : c.I), GH * c.P() / c.heads, c.bias ? GH : 0, c.bias ? GH : 0, c.P() * c.H, c.peepholes() * c.H})
+         {GH * (i / c.D ? width : c.I), GH * c.P() / c.heads, c.bias ? GH : 0, c.bias ? GH : 0, c.P() * c.H, c.peepholes() * c.H,
+          c.norms() ? GH : 0, c.norms() ? GH : 0, c.norms() > 1 ? c.H : 0, c.norms() > 1 && c.bias ? c.H : 0})
       p.in.weights.push_back(fill(n, 1 / std::sqrt(double(c.H))));
   // what c is divided by
   for (int64_t i = 0; c.beside() == 3 && i < states * c.H; i++) p.in.c0[states * c.H + i] = 0.5 + std::fabs(p.in.c0[states * c.H + i]);
@@ -134,8 +136,8 @@ void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out
   std::vector<Parameters<const Real>> weights;
   std::vector<Parameters<Real>> into;
   for (size_t i = 0; i < w.size(); i += parameter_count) {
-    weights.push_back({{w[i].data(), w[i + 1].data(), read(w[i + 2]), read(w[i + 3]), w[i + 4].data(), read(w[i + 5])}});
-    into.push_back({{dw[i].data(), dw[i + 1].data(), read(dw[i + 2]), read(dw[i + 3]), dw[i + 4].data(), read(dw[i + 5])}});
+    weights.push_back({}), into.push_back({});
+    for (int k = 0; k < parameter_count; k++) weights.back()[k] = read(w[i + size_t(k)]), into.back()[k] = read(dw[i + size_t(k)]);
   }
   const Batch batch(c.T, c.B, c.ragged ? p.lengths.data() : nullptr, {c.resets ? p.reset.data() : nullptr, c.B, 1});
   auto x = narrow(p.in.x), h0 = narrow(p.in.h0), c0 = narrow(p.in.c0), y = blank(p.d.y), hn = blank(p.d.hn), cn = blank(p.d.cn);
@@ -184,6 +186,13 @@ Output textbook(const Problem& p) {
   const int64_t H = c.H, P = c.P(), G = c.gates();
   const Array &ih = p.in.weights[0], &hh = p.in.weights[1], &bi = p.in.weights[2], &bh = p.in.weights[3], &hr = p.in.weights[4],
               &peephole = p.in.weights[5];
+  auto normalise = [](Array& v, const Array& gain, const Array& bias) {
+    double mean = 0, variance = 0;
+    for (const double one : v) mean += one / double(v.size());
+    for (const double one : v) variance += (one - mean) * (one - mean) / double(v.size());
+    for (size_t i = 0; i < v.size(); i++)
+      v[i] = gain[i] * (v[i] - mean) / std::sqrt(variance + norm_epsilon) + (bias.empty() ? 0 : bias[i]);
+  };
   Output o{Array(p.d.y.size()), p.in.h0, p.in.c0};
   for (int64_t b = 0; b < c.B; b++) {
     auto state = [&](int64_t k) { return Array(p.in.c0.begin() + (k * c.B + b) * H, p.in.c0.begin() + (k * c.B + b + 1) * H); };
@@ -192,24 +201,25 @@ Output textbook(const Problem& p) {
     for (int64_t t = 0; t < c.T; t++) {
       Array a(G * H), z(G * H);
       auto hidden = [&](int64_t row, auto value) {
-        double sum = bh.empty() ? 0 : bh[row];
+        double sum = bh.empty() || c.norms() ? 0 : bh[row];
         const int64_t own = P / c.heads,
                       first = row % H / own * own;  // columns of the unit's head; without a projection if there are several
         for (int64_t k = 0; k < own; k++) sum += hh[row * own + k] * value(c.heads > 1 ? first + k : k);
         return sum;
       };
       for (int64_t row = 0; row < G * H; row++) {
-        a[row] = bi.empty() ? 0 : bi[row];
+        a[row] = bi.empty() || c.norms() ? 0 : bi[row];
         for (int64_t k = 0; k < c.I; k++) a[row] += ih[row * c.I + k] * p.in.x[(t * c.B + b) * c.I + k];
         z[row] = hidden(row, [&](int64_t k) { return h[k]; });
       }
+      if (c.norms()) normalise(a, p.in.weights[weight_norm_ih], bi), normalise(z, p.in.weights[weight_norm_hh], bh);
       Array next(H);
       for (int64_t u = 0; u < H; u++) {
         if (G == 1)
           next[u] = c.cell == Cell::rnn_relu ? std::max(0., a[u] + z[u]) : c.general() ? c.gate(a[u] + z[u]) : std::tanh(a[u] + z[u]);
         if (G == 3) {
           const double update = c.gate(a[H + u] + z[H + u]);
-          const bool after = c.cell == Cell::gru || c.cell == Cell::gru_general;
+          const bool after = c.cell == Cell::gru || c.cell == Cell::gru_norm || c.cell == Cell::gru_general;
           const double candidate =
               after ? c.gate(a[u] + z[u]) * z[2 * H + u] : hidden(2 * H + u, [&](int64_t k) { return c.gate(a[k] + z[k]) * h[k]; });
           next[u] = (1 - update) * c.candidate(a[2 * H + u] + candidate) + update * h[u];
@@ -226,6 +236,11 @@ Output textbook(const Problem& p) {
           s[u] = forget * s[u] + in * c.candidate(a[2 * H + u] + z[2 * H + u]);
           m[u] = next[u] = c.gate(a[3 * H + u] + z[3 * H + u] + seen(2, s[u])) * c.of_c(s[u]);
         }
+      }
+      if (c.norms() > 1) {
+        Array normal = s;
+        normalise(normal, p.in.weights[weight_norm_c], p.in.weights[bias_norm_c]);
+        for (int64_t u = 0; u < H; u++) next[u] *= std::tanh(normal[u]) / std::tanh(s[u]);
       }
       h = next;
       if (c.kernel().projected) {
@@ -339,7 +354,9 @@ void check_case(const Case& c, const Isa& scalar) {
     run<double>(p, *isa, 1, false, one, &g_one);
     check(distance(c, one, wide) < 1e-12 && distance(c, g_one, gradient) < 1e-11, c.text() + ": " + isa->name);
     run<float>(p, *isa, 1, false, narrow, &g_narrow);
-    check(distance(c, narrow, wide) < 1e-5 && distance(c, g_narrow, gradient) < 1e-4, c.text() + ": " + isa->name + " float32");
+    // The size of a single input is lost on a product that is normalised: its gradient is nothing but rounding.
+    if (!c.norms() || c.I > 1)
+      check(distance(c, narrow, wide) < 1e-5 && distance(c, g_narrow, gradient) < 1e-4, c.text() + ": " + isa->name + " float32");
     for (int threads : {2, 3, 8}) {
       run<double>(p, *isa, threads, false, other, &g_other);
       check(distance(c, other, one) == 0 && distance(c, g_other, g_one) == 0, c.text() + ": " + isa->name + " threads");

@@ -63,6 +63,11 @@ template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batc
     side.gates = k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr;
     for (int state = 1; state < k.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
     side.inner = k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr;
+    if (k.norms) {
+      side.products = arena.take<Real>(times(tokens, times(k.gates, n.H)));
+      side.inputs = arena.take<Real>(times(tokens, times(k.gates, n.H)));
+      side.moments = arena.take<Real>(times(tokens, int(moment_count)));
+    }
     saved.sides.push_back(side);
   }
   for (int64_t l = 0; l + 1 < n.L; l++) {

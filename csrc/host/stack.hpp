@@ -27,7 +27,7 @@ struct Stack {
 // What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
 template <class Real> struct Saved {
   struct Side {
-    Real *gates, *inner;
+    Real *gates, *inner, *products, *inputs, *moments;
     States<Real> trail;
   };
   std::vector<Side> sides;     // (L*D)

@@ -6,6 +6,7 @@
 // products with the input's weights and the embedding come at the end, the distinct ids taking the place of tokens.
 #pragma once
 #include "kernels/backward_noise.hpp"
+#include "kernels/backward_norms.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -50,7 +51,12 @@ template <class Cell, class V, class Real> struct Backward {
   const Real** token_h_prev = token_x + chunk_tokens;
   const Real** token_inner = token_h_prev + chunk_tokens;
   const Real** token_head = token_inner + chunk_tokens;  // what the tokens have for one head
-  Real** token_dx = (Real**)(token_head + chunk_tokens);  // or its row of dtable
+  // Of a normalised cell, which has neither a second phase nor a projection.
+  const Real** token_inputs = token_inner;
+  const Real** token_state = token_dproj;
+  const Real** token_products = token_head + (Cell::normalised ? chunk_tokens : 0);
+  const Real** token_moments = token_products + (Cell::normalised ? chunk_tokens : 0);
+  Real** token_dx = (Real**)(token_moments + chunk_tokens);  // or its row of dtable
   // Rows of the transposed gate gradients, and of the weight gradients that they give; dweight_hh in the order of the slots.
   const Real** column = (const Real**)(token_dx + chunk_tokens);
   Real** dweight_ih = (Real**)(column + S * H + P);
@@ -94,6 +100,7 @@ template <class Cell, class V, class Real> struct Backward {
     if (q.panel_ih) pack_rows<V>(row, G * H, I, G * H, share_of(blocks_of<V>(I), seat.rank, seat.size), q.panel_ih, poll);
     if (!few) pack_phase<0>();
     if constexpr (Cell::phases == 2) pack_phase<1>();
+    if constexpr (Cell::normalised) Norms<Backward>{*this, 0}.clear();
     const Range sums = share_of(S * H, seat.rank, seat.size);
     for (int64_t k = sums.first; k < sums.last; k++) q.column_sums[k] = 0;
     if (d.tokens) {
@@ -155,8 +162,8 @@ template <class Cell, class V, class Real> struct Backward {
     return multiply_few(d.weight[weight_hh], K - turn, P, few_rest + from, n - from, mine, few_out + from, poll);
   }
 
-  // One phase of one step; the first one sums up dL/dh. False: interrupted.
-  template <int p> FASTRNN_FN bool phase(int64_t n, bool linked, bool back) {
+  // One phase of the step at time t; the first one sums up dL/dh. False: interrupted.
+  template <int p> FASTRNN_FN bool phase(int64_t t, int64_t n, bool linked, bool back) {
     constexpr Phase ph = Cell::phase[p];
     constexpr bool through_projection = Cell::projected && p == 1, only_sums = Cell::projected && p == 0;
     const int64_t units = only_sums ? P : H;
@@ -207,6 +214,7 @@ template <class Cell, class V, class Real> struct Backward {
         if (Cell::slots.vectors && d.weight[weight_peephole])
 #pragma GCC unroll 4
           for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k].v[m] = load<V>(d.weight[weight_peephole] + k * H + at, left);
+        if constexpr (Cell::normalised_state > 0) u.normal.v[m] = Norms<Backward>{*this, t}.value(i, at, left);
         if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
         if constexpr (Cell::noisy && Cell::phases == 2 && p == 1 && !through_projection)
           if (noise.drops()) {  // this phase sees h_prev through the step's mask
@@ -233,7 +241,7 @@ template <class Cell, class V, class Real> struct Backward {
           for (int k = 1; k < Cell::states; k++) store(q.drunning[k] + s * H + at, u.dstate[k].v[m], left);
           if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
 #pragma GCC unroll 8
-          for (int k = first_slot; k < end_slot; k++) store(dgates[i] + k * H + at, u.dz[k].v[m], left);
+          for (int k = first_slot; k < end_slot; k++) store(dgates[i] + (Cell::slots.plain + k) * H + at, u.dz[k].v[m], left);
         }
       }
     };
@@ -249,6 +257,7 @@ template <class Cell, class V, class Real> struct Backward {
                          (through_projection ? P : ph.gates * H) * N};
     const bool done =
         product<V, 1>(w, p == 0 ? dnext : dhere, n, only_sums ? p_blocks : h_blocks, back, start, epilogue<Cell::general>(finish), poll);
+    if constexpr (Cell::normalised) return (seat.by_rows ? done : meet()) && Norms<Backward>{*this, t}.finish_step(n);
     return seat.by_rows ? done : meet();
   }
 
@@ -306,9 +315,9 @@ template <class Cell, class V, class Real> struct Backward {
       const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
       const bool linked = d.reverse ? t > 0 : t + 1 < T && d.schedule.active[t + 1] > 0;
       point(step, n);
-      if (!phase<0>(n, linked, step & 1)) return false;
+      if (!phase<0>(t, n, linked, step & 1)) return false;
       if constexpr (Cell::phases == 2)
-        if (!phase<1>(n, linked, step & 1)) return false;
+        if (!phase<1>(t, n, linked, step & 1)) return false;
       const int64_t begun = !d.reverse ? (t == 0 ? 0 : n) : t + 1 < T ? rows.count(d.schedule.active[t + 1]) : 0;
       if (begun < n && !initial(t, begun, n) && seat.by_rows) return false;
     }
@@ -332,6 +341,12 @@ template <class Cell, class V, class Real> struct Backward {
         }
         if constexpr (Cell::phases == 2) token_inner[k] = d.inner + order.token(t, s) * H;
         if constexpr (Cell::projected) token_dproj[k] = ring(q.dproj, step, s, P);
+        if constexpr (Cell::normalised) {
+          const int64_t token = order.token(t, s);
+          token_inputs[k] = d.inputs + token * G * H, token_products[k] = d.products + token * G * H;
+          token_moments[k] = d.moments + token * moment_count;
+          if constexpr (Cell::normalised_state > 0) token_state[k] = d.trail[Cell::normalised_state] + token * H;
+        }
       }
     }
     return k;
@@ -347,8 +362,9 @@ template <class Cell, class V, class Real> struct Backward {
                  poll);
   }
   FASTRNN_FN void pack_chunk(int64_t tokens) {
-    const int64_t slots = q.dweight[weight_peephole] ? S : S - Cell::slots.vectors;
-    transpose_tokens(token_dgates, tokens, slots * H, q.columns, q.column_sums);
+    const int64_t slots = Cell::normalised ? Cell::slots.plain : q.dweight[weight_peephole] ? S : S - Cell::slots.vectors;
+    transpose_tokens(token_dgates, tokens, slots * H, q.columns, Cell::normalised ? nullptr : q.column_sums);
+    if constexpr (Cell::normalised) Norms<Backward>{*this, 0}.add_up(tokens);
     if (!d.tokens && !few) pack_tokens(token_x, tokens, I, q.x_panel);
     if (!few) head ? heads.pack_tokens(token_h_prev, tokens, q.h_panel) : pack_tokens(token_h_prev, tokens, P, q.h_panel);
     if constexpr (Cell::phases == 2)
@@ -462,12 +478,13 @@ template <class Cell, class V, class Real> struct Backward {
       }
     }
     if (seat.rank > 0) return;
-    copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + Cell::slots.input * H : nullptr,
-             q.dweight[bias_ih] ? G * H : 0);
+    constexpr int input = Cell::normalised ? Cell::slots.plain + Cell::slots.plain_input : Cell::slots.input;
+    copy_row(q.dweight[bias_ih], q.dweight[bias_ih] ? (const Real*)q.column_sums + input * H : nullptr, q.dweight[bias_ih] ? G * H : 0);
+    if (q.dweight[bias_norm_c]) copy_row(q.dweight[bias_norm_c], (const Real*)q.column_sums + (S - 1) * H, H);
     if (q.dweight[weight_peephole])
       copy_row(q.dweight[weight_peephole], (const Real*)q.column_sums + (S - Cell::slots.vectors) * H, Cell::slots.vectors * H);
     if (q.dweight[bias_hh])
-      for (int64_t k = 0; k < G * H; k++) q.dweight[bias_hh][weight_row(0, k)] = q.column_sums[k];
+      for (int64_t k = 0; k < G * H; k++) q.dweight[bias_hh][weight_row(0, k)] = q.column_sums[Cell::slots.plain * H + k];
   }
 
   // The gate gradients of a single step as they are, for who adds up the weights' gradients of many steps.

@@ -13,7 +13,7 @@ namespace {
 
 // A product: gates first .. first+gates-1 of weight_hh times h_prev. The second phase multiplies what the first one left
 // in 'inner'; its matrix is weight_hr where the cell is projected. Its epilogue in backward fills the gradient slots
-// slot .. slot+slots-1.
+// slot .. slot+slots-1, of a normalised cell counted from 'plain'.
 struct Phase {
   int first, gates, slot, slots;
 };
@@ -38,6 +38,7 @@ template <class V> struct UnitGradient {
   V h, h_prev, next[max_states], prev[max_states], tape[4];
   V dstate[max_states];        // [1], ... in: the gradient from the step after; out: for the step before
   V carry;                     // result: the part of dL/dh_prev that passes by the product; kept from phase to phase
+  V normal;                    // the normalised state
   V dz[max_slots];             // result: dL/dz by slot
   V vector[3];
   const CellOptions* options;
@@ -55,7 +56,16 @@ struct CellDefaults {
   static constexpr bool general = false;      // may heed the options; its epilogue is large, and all tiles share one copy of it
   static constexpr bool noisy = false;  // may have zoneout and recurrent dropout, which forward.hpp and backward.hpp apply around it
   static constexpr bool hidden_apart = false;  // z of the last gate is its hidden side alone, x_side the other
+  static constexpr bool normalised = false;    // both products are, each row of them as a whole, before the epilogue sees their sum
+  static constexpr int normalised_state = 0;   // the state whose new value is too; forward<1> makes h of it, and backward<1> goes on
+                                               // where the gradient has passed it
 };
+
+// What Panels::vectors and Kernel::norms say of a cell.
+template <class Cell> FASTRNN_FN constexpr int norms_of() { return Cell::normalised ? Cell::normalised_state ? 2 : 1 : 0; }
+template <class Cell> FASTRNN_FN constexpr int vectors_of() {
+  return Cell::normalised ? 2 * Cell::gates + (Cell::normalised_state ? 2 : 0) : Cell::slots.vectors;
+}
 
 // First slot of a phase's gates on the hidden side, which its recurrent product consumes.
 template <class Cell> FASTRNN_FN constexpr int hidden_slot(int phase) { return Cell::slots.turn ? 0 : Cell::phase[phase].first; }
@@ -205,6 +215,50 @@ template <class Whole> struct Projected : Whole {
   }
   template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
     if constexpr (p == 1) Whole::template backward<0>(u);  // phase 0 only completes dh, which the product with W_hr consumes
+  }
+};
+
+// ---- normalised cells ------------------------------------------------------------------------------------------------------
+//
+// Layer normalisation (Ba et al. 2016, supplement): LN(v) = gain * (v - mean(v)) / sqrt(variance(v) + epsilon) + bias over all G*H
+// numbers of W_ih x, over those of W_hh h_prev and over c; the biases are b_ih, b_hh and one of its own. norms.hpp has the statistics
+// and their derivative: the equations here begin with the normalised sums.
+
+// The GRU of reset after the product, of LN(W_ih x) and LN(W_hh h_prev).
+struct GruNorm : Gru {
+  static constexpr bool normalised = true;
+  static constexpr Slots slots{10, 3, 1, 0, 6, 1};
+};
+
+// The LSTM of LN(W_ih x) + LN(W_hh h_prev), with h = o tanh(LN(c)).
+struct LstmNorm : Lstm {
+  static constexpr bool normalised = true;
+  static constexpr int normalised_state = c;
+  static constexpr Slots slots{13, 4, 0, 0, 8, 0};
+  static constexpr Phase phase[] = {{0, 4, 3, 2}};  // its first part: o and LN(c)
+
+  template <int p, class V> static FASTRNN_FN void forward(Unit<V>& u) {
+    if constexpr (p == 0) {
+      const V i = sigmoid(u.z[0]), f = sigmoid(u.z[1]), g = tanh(u.z[2]), o = sigmoid(u.z[3]);
+      u.next[c] = fma(f, u.prev[c], i * g);
+      u.tape[0] = i, u.tape[1] = f, u.tape[2] = g, u.tape[3] = o;
+    } else {  // z = LN(c)
+      u.out = u.tape[3] * tanh(u.z[0]);
+    }
+  }
+  template <int p, class V> static FASTRNN_FN void backward(UnitGradient<V>& u) {
+    const V i = u.tape[0], f = u.tape[1], g = u.tape[2], o = u.tape[3];
+    if constexpr (p == 0) {
+      const V tanh_c = tanh(u.normal);
+      u.dz[3] = u.dout * tanh_c * o * (1 - o);
+      u.dz[4] = u.dout * o * (1 - tanh_c * tanh_c);
+    } else {
+      const V dc = u.dstate[c];
+      u.dz[0] = dc * g * i * (1 - i);
+      u.dz[1] = dc * u.prev[c] * f * (1 - f);
+      u.dz[2] = dc * i * (1 - g * g);
+      u.dstate[c] = dc * f;
+    }
   }
 };
 

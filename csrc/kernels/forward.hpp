@@ -4,6 +4,7 @@
 #include "kernels/gemm.hpp"
 #include "kernels/narrow.hpp"
 #include "kernels/noise.hpp"
+#include "kernels/norms.hpp"
 #include "kernels/timeline.hpp"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -112,10 +113,9 @@ template <class Cell, class V, class Real> void pack_forward(const Direction<Rea
       store(d.panels.bias + (block * G + g) * N, apart ? input : input + hidden);
       if (apart) store(d.panels.bias_hidden + block * N, hidden);
     }
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::slots.vectors; k++) {
-      const Real* const vector = d.weight[weight_peephole];
-      store(d.panels.vectors + (block * Cell::slots.vectors + k) * N, vector ? load<V>(vector + k * d.H + block * N, left) : V{});
+    for (int k = 0; k < vectors_of<Cell>(); k++) {
+      const Real* const vector = vector_of<Cell>(d, k);
+      store(d.panels.vectors + (block * vectors_of<Cell>() + k) * N, vector ? load<V>(vector + block * N, left) : V{});
     }
   }
   auto pack_share = [&](const Matrix<Real>& w, int gates) {
@@ -144,7 +144,10 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   const Range blocks = seat.by_rows ? Range{0, blocks_of<V>(d.H)} : share_of(blocks_of<V>(d.H), seat.rank, seat.size);
   const Range out_blocks = seat.by_rows ? Range{0, blocks_of<V>(d.P)} : share_of(blocks_of<V>(d.P), seat.rank, seat.size);
   // bias + W_ih x as [block][row][G][N]: of this worker's blocks and a chunk's tokens, or of all blocks and distinct tokens.
-  Real* const projection = d.token_projection ? d.token_projection : d.projection + seat.rank * d.projection_size;
+  // Of a normalised cell as [row](G*H), for the whole team where units are dealt out.
+  Real* const projection =
+      d.token_projection ? d.token_projection : d.projection + (Cell::normalised && !seat.by_rows ? 0 : seat.rank * d.projection_size);
+  const int64_t projection_row = Cell::normalised ? G * d.H : G * N;
   const int64_t projection_pitch = (d.token_projection ? d.tokens->distinct : d.chunk_steps * row_count) * G * N;
   const int64_t projection_first = d.token_projection ? 0 : blocks.first;
   const int64_t gates_row = blocks_of<V>(d.H) * Cell::tape * N;
@@ -166,7 +169,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
     now = t;
     const int64_t* const row_of = d.token_projection ? d.tokens->row + t * d.schedule.B : nullptr;
-    const Real* const here = d.token_projection ? projection : projection + first * G * N;
+    const Real* const here = d.token_projection ? projection : projection + first * projection_row;
     for (int64_t i = 0; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s], slot = d.training ? order.token(t, s) : s;
       prev[0][i] = order.h_prev(t, s);
@@ -178,7 +181,8 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
       }
       if constexpr (Cell::phases == 2) inner_in[i] = inner[i] = d.inner + slot * d.H;
       gates[i] = d.gates ? d.gates + slot * gates_row : nullptr;
-      projected[i] = here + (row_of ? row_of[b] : i) * G * N;
+      projected[i] = here + (row_of ? row_of[b] : i) * projection_row;
+      if (Cell::normalised && d.training) projected[i] = d.inputs + slot * projection_row;
       if (!drops()) continue;
       Real* const to = d.dropped + seat.rank * d.dropped_size + i * d.P;
       drop_row<V>(to, prev[0][i], order.kept(t, s), d.noise.scale, d.P);
@@ -203,15 +207,24 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
     }
   }
 
+  // W_ih x of a row of the projection, all gates of a block of units.
+  template <class Gate> FASTRNN_FN void keep_unnormalised(int64_t row, int64_t at, int64_t left, const Gate& gate) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) store(projection + row * projection_row + g * d.H + at, gate(g), left);
+  }
   // The projection of n rows of x.
   __attribute__((noinline)) bool project(int64_t n, Range share) {
     auto start = [&](V(&z)[G], int64_t, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int g = 0; g < G; g++) z[g] = load<V>(d.panels.bias + (block * G + g) * N);
+      for (int g = 0; g < G; g++) z[g] = Cell::normalised ? V{} : load<V>(d.panels.bias + (block * G + g) * N);
     };
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
 #pragma GCC unroll 8
       for (int m = 0; m < Members<decltype(z[0])>::n; m++) {
+        if constexpr (Cell::normalised) {
+          keep_unnormalised(place.row(m), place.at(m), place.left(m), [&](int g) __attribute__((always_inline)) { return z[g].v[m]; });
+          continue;
+        }
         Real* to = projection + (place.block(m) - projection_first) * projection_pitch + place.row(m) * G * N;
 #pragma GCC unroll 4
         for (int g = 0; g < G; g++) store(to + g * N, z[g].v[m]);
@@ -241,6 +254,10 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
           } else {
 #pragma GCC unroll 4
             for (int g = 0; g < G; g++) column[g] = load<V>(d.panels.ih + ((block * d.I + d.tokens->id[u]) * G + g) * N);
+          }
+          if constexpr (Cell::normalised) {
+            keep_unnormalised(u, block * N, d.H - block * N, [&](int g) __attribute__((always_inline)) { return column[g]; });
+            continue;
           }
 #pragma GCC unroll 4
           for (int g = 0; g < G; g++)
@@ -272,19 +289,36 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
     }
   }
 
-  // One phase of one step of n rows. False: interrupted.
-  template <int p> FASTRNN_FN bool phase(int64_t n, bool back) {
+  // What gate g of a block gets from the input's side, with all biases that are added to it.
+  FASTRNN_FN V input_side(int64_t i, int64_t block, int g, int64_t left) const {
+    if constexpr (Cell::normalised) {
+      const V gain = load<V>(d.panels.vectors + (block * vectors_of<Cell>() + g) * N);
+      return fma(gain, load<V>(projected[i] + g * d.H + block * N, left), load<V>(d.panels.bias + (block * G + g) * N));
+    } else {
+      return load<V>(projected[i] + (block - projection_first) * projection_pitch + g * N);
+    }
+  }
+
+  // The rows of the table, each by one worker of the team; in training each token has its own on the tape. False: interrupted.
+  FASTRNN_FN bool normalise_distinct() {
+    const Range mine = share_of(d.tokens->distinct, seat.rank, seat.size);
+    for (int64_t u = mine.first; u < mine.last; u++) {
+      Real* const row = d.token_projection + u * projection_row;
+      Norms<Forward>::normalise(row, projection_row, row);
+    }
+    return !wait(seat);
+  }
+
+  // One phase of the step at time t, of n rows. False: interrupted.
+  template <int p> FASTRNN_FN bool phase(int64_t t, int64_t n, bool back) {
     constexpr Phase ph = Cell::phase[p];
     constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1;
-    auto x_side = [&](int64_t i, int64_t block) __attribute__((always_inline)) {
-      return projected[i] + (block - projection_first) * projection_pitch + ph.first * N;
-    };
     auto tape = [&](int64_t i, int64_t block) __attribute__((always_inline)) { return gates[i] + block * Cell::tape * N; };
     const Real* const* const operand = p > 0 ? inner_in : drops() ? seen : prev[0];
     const Real* const* const h_prev = p == 0 && Cell::phases == 2 ? operand : prev[0];  // what a first phase makes of it is multiplied
     auto start = [&](V(&z)[ph.gates], int64_t i, int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : load<V>(x_side(i, block) + g * N);
+      for (int g = 0; g < ph.gates; g++) z[g] = projects ? V{} : input_side(i, block, ph.first + g, N);
       if constexpr (Cell::hidden_apart) z[ph.gates - 1] = load<V>(d.panels.bias_hidden + block * N);
     };
     auto finish = [&](const auto& z, auto place) __attribute__((always_inline)) {
@@ -296,7 +330,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
-        if constexpr (Cell::hidden_apart) u.x_side.v[m] = load<V>(x_side(i, place.block(m)) + (G - 1) * N);
+        if constexpr (Cell::hidden_apart) u.x_side.v[m] = input_side(i, place.block(m), G - 1, left);
         if constexpr (Cell::uses_h_prev) u.h_prev.v[m] = load<V>(h_prev[i] + at, left);
         if constexpr (p == 0)
 #pragma GCC unroll 4
@@ -326,24 +360,31 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
         for (int k = 0; k < Cell::tape; k++) store(tape(place.row(m), place.block(m)) + k * N, u.tape[k].v[m]);
     };
     const Range share = projects ? out_blocks : blocks;
-    const bool done = multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), d.panels.narrow_hh[p], operand, n, share, back, start,
-                                            epilogue<Cell::general>(finish));
+    auto multiply = [&](const auto& begin, const auto& end) __attribute__((always_inline)) {
+      return multiply_by<ph.gates>(recurrent_matrix<Cell, V, p>(d), d.panels.narrow_hh[p], operand, n, share, back, begin, end);
+    };
+    if constexpr (Cell::normalised) return Norms<Forward>{*this, t}.step(n, multiply, finish);
+    const bool done = multiply(start, epilogue<Cell::general>(finish));
     return seat.by_rows ? done : !wait(seat);
   }
 
   bool sweep() {
     const int64_t T = d.schedule.T;
     if (d.token_projection && !project_distinct()) return false;
+    if constexpr (Cell::normalised)
+      if (d.token_projection && !d.training && !normalise_distinct()) return false;
     for (int64_t first = 0; first < T; first += d.chunk_steps) {
       const int64_t last = first + d.chunk_steps < T ? first + d.chunk_steps : T;
       if (!d.token_projection && !project_steps(first, last) && seat.by_rows) return false;
+      if constexpr (Cell::normalised)
+        if ((!d.token_projection || d.training) && !normalise_inputs<Cell, V, Real>(*this, first, last)) return false;
       int64_t token = 0;
       for (int64_t step = first; step < last; step++) {
         const int64_t t = order.time(step), n = rows.count(d.schedule.active[t]);
         point(t, n, token);
-        if (!phase<0>(n, step & 1)) return false;
+        if (!phase<0>(t, n, step & 1)) return false;
         if constexpr (Cell::phases == 2)
-          if (!phase<1>(n, step & 1)) return false;
+          if (!phase<1>(t, n, step & 1)) return false;
         token += n;
       }
     }

@@ -10,7 +10,7 @@ namespace {
 
 template <class C, class Real> struct FunctionsOf {
   using V = typename VectorOf<Real>::type;
-  static_assert(C::gates <= 4 && C::slots.count <= max_slots && C::tape <= 4 && C::states <= max_states,
+  static_assert(C::gates <= 4 && C::slots.count - C::slots.plain <= max_slots && C::tape <= 4 && C::states <= max_states,
                 "Unit and UnitGradient in cells.hpp have room for so many");
 
   static void pack(const Direction<Real>& d, const Seat& seat) { pack_forward<C, V>(d, seat); }
@@ -32,7 +32,8 @@ template <class C, class Real> struct FunctionsOf {
 #endif
 
   static constexpr Kernel<Real> kernel() {
-    return {Lanes<V>::n, C::gates, C::phase[0].gates, C::tape, C::phases, C::states, C::slots, C::projected, pack, forward, backward};
+    return {Lanes<V>::n,   C::gates, C::phase[0].gates, C::tape, C::phases, C::states, vectors_of<C>(),
+            norms_of<C>(), C::slots, C::projected,      pack,    forward,   backward};
   }
 };
 

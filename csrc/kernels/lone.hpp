@@ -9,7 +9,7 @@ namespace {
 template <class Cell, class V, class Real> struct Lone {
   static constexpr int N = Lanes<V>::n, G = Cell::gates;
   static constexpr int at_once = single_vectors / (G >= 4 ? 4 : 2);  // blocks; then half as many, while there are more
-  static constexpr bool possible = Cell::phases == 1 && !Cell::general;
+  static constexpr bool possible = Cell::phases == 1 && !Cell::general && !Cell::normalised;
   static constexpr int64_t most_units = 128, most_inputs = 8;  // larger products want to be dealt out as forward.hpp does
   const Direction<Real>& d;
   const Seat& seat;

@@ -25,6 +25,8 @@ namespace fastrnn {
   X(lstm_projected, Projected<Lstm>)          \
   X(slstm, Slstm<false>)                      \
   X(slstm_exponential, Slstm<true>)           \
+  X(gru_norm, GruNorm)                        \
+  X(lstm_norm, LstmNorm)                      \
   X(rnn_general, RnnGeneral)                  \
   X(gru_general, GruGeneral)                  \
   X(gru_original_general, GruOriginalGeneral) \
@@ -114,7 +116,8 @@ template <class Real> struct Panels {
   Real* hr;           // [blocks(P)][H][N], with a projection
   Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
-  Real* vectors;      // [blocks(H)][vectors][N], of cells with parameters of one element per unit; zeros where the layer has none
+  Real* vectors;      // [blocks(H)][vectors][N], of cells with parameters of one element per unit; zeros where the layer has none.
+                      // A normalised cell's: the gains of the input's side, of the hidden side, of a state and that one's bias
 
   const NarrowProducts* narrow;  // null, or what multiplies these in place of ih, hh and hr; float32 only
   NarrowPanel narrow_ih;
@@ -129,7 +132,19 @@ FASTRNN_INLINE int64_t widest_window(int64_t n, int64_t head, int64_t lanes) {
 }
 
 // A layer's parameters in one direction, in PyTorch's order; host/description.hpp has their shapes.
-enum Parameter { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, parameter_count };
+enum Parameter {
+  weight_ih,
+  weight_hh,
+  bias_ih,
+  bias_hh,
+  weight_hr,
+  weight_peephole,
+  weight_norm_ih,
+  weight_norm_hh,
+  weight_norm_c,
+  bias_norm_c,
+  parameter_count
+};
 
 // Where the gate gradients stand that backward keeps of a unit and a token.
 struct Slots {
@@ -137,7 +152,15 @@ struct Slots {
   int input = 0;    // first of those of the input's side, which are in the order of the gates
   int turn = 0;     // those of the hidden side begin with slot 0, and gate g has slot (g + turn) % gates
   int vectors = 0;  // the last ones, whose sums over all tokens are the gradients of parameters of one element per unit
+  // Of a normalised cell, the gradients of what its products give stand first, those of the normalised sums from 'plain' on: the hidden
+  // side's at once, the input's from plain + plain_input, and at last, where a state is normalised, that of its normalised value.
+  int plain = 0, plain_input = 0;
 };
+
+// A row is normalised by its mean and variance, which this keeps from being 0.
+constexpr double norm_epsilon = 1e-5;
+// What the tape keeps of the statistics of a token; a rate is 1 / sqrt(variance + epsilon).
+enum Moment { rate_ih, mean_hh, rate_hh, mean_c, rate_c, moment_count };
 
 // Pointers to arrays of one kind. Element: Real, or const Real where they are only read.
 template <class Element, int n> struct Pointers {
@@ -172,12 +195,15 @@ template <class Real> struct Direction {
   Real* gates;  // [token][blocks(H)][tape vectors][N] tape; in inference [row s], where a second phase reads it
   States<Real> trail;  // [token](H) tape of the states beside h, null in inference
   Real* inner;  // [token](H) tape: what the second phase multiplies; in inference [row s]
+  Real* products;  // [token](G*H) tape of a normalised cell: W_hh h_prev as it is; in inference [row s]
+  Real* inputs;    // [token](G*H) tape of a normalised cell: W_ih x normalised, without gain and bias; null in inference
+  Real* moments;   // [token](moment_count) tape of a normalised cell; null in inference
 
   // scratch
   const Real* zeros;       // a zero row, long enough for any operand
-  Real* projection;        // per worker: [blocks][chunk_rows][G][N]
+  Real* projection;        // per worker: [blocks][chunk_rows][G][N]; normalised cells: [chunk_rows](G*H), of all who share the units
   int64_t projection_size; // elements of one worker's share
-  Real* token_projection;             // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null
+  Real* token_projection;             // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null; normalised cells: (U,G*H)
   const void** row_pointers;     // per worker: row pointers
   int64_t row_pointer_count;      // pointers of one worker's share
   int64_t chunk_steps;     // time steps that are projected at once
@@ -237,6 +263,7 @@ struct Seat {
 // What one cell in one dtype for one instruction set offers.
 template <class Real> struct Kernel {
   int lanes, gates, first_gates, tape, phases, states;  // first_gates: of the first phase
+  int vectors, norms;  // of Panels::vectors; 1: the products are normalised, 2: and a state
   Slots slots;
   bool projected;
   void (*pack)(const Direction<Real>&, const Seat&);

@@ -348,7 +348,7 @@ PYBIND11_MODULE(_core, m) {
         std::vector<std::pair<std::string, std::string>> states;
         for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));
         std::vector<std::tuple<std::string, std::vector<std::string>, bool>> parameters;
-        for_each_parameter({true, projection, peephole}, [&](const ParameterShape& p) {
+        for_each_parameter({true, projection, peephole, k.norms}, [&](const ParameterShape& p) {
           std::vector<std::string> axes;
           for (int i = 0; i < p.dimensions; i++) axes.push_back(word(p.axes[i]));
           parameters.emplace_back(p.name, axes, is_bias(p.which));

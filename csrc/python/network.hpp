@@ -141,7 +141,7 @@ struct CoreNetwork {
           host.value_or(HostThreads{})},
         f64(dtype == "float64"),
         is_general(general.has_value()),
-        has{bias, proj_size > 0, general && std::get<2>(*general)} {
+        has{bias, proj_size > 0, general && std::get<2>(*general), facts(n).norms} {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
@@ -285,7 +285,8 @@ struct CoreNetwork {
   }
   // Room for a tape: so many bytes for each of T*B tokens, and so many more.
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout), arrays = (1 + facts(n).states) * n.L * n.D + 2 * n.L;
+    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout),
+                  arrays = (1 + facts(n).states + (facts(n).norms ? 3 : 0)) * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
   std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, std::vector<py::object> states,

@@ -73,8 +73,8 @@ template <class Real> struct StepReader {
 class CoreCell {
  public:
   CoreCell(const CoreNetwork& network, const Tensors& tensors) : core_(network), tensors_(tensors) {
-    if (n().L != 1 || n().D != 1 || facts(n()).projected || core_.has.peephole || n().heads > 1)
-      throw py::value_error("a cell has one layer, one direction, no projection, no peepholes, no heads");
+    if (n().L != 1 || n().D != 1 || facts(n()).projected || core_.has.peephole || facts(n()).norms || n().heads > 1)
+      throw py::value_error("a cell has one layer, one direction, no projection, no peepholes, no layer normalisation, no heads");
   }
 
   // Of the gate gradients dz (B,slots*H) of a step: slots; the first of the input's side, in the order of the gates; and the

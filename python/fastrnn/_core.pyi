@@ -62,13 +62,13 @@ class Network:
     """Sizes and kernels of a stack of recurrent layers; holds no weights.
 
     ``parameters`` are PyTorch's arrays in PyTorch's order: for each layer, for each direction, weight_ih, weight_hh,
-    bias_ih and bias_hh if ``bias``, weight_hr if ``proj_size``, weight_peephole if there are peepholes; all
-    C-contiguous. They are read at every call.
+    bias_ih and bias_hh if ``bias``, weight_hr if ``proj_size``, weight_peephole if there are peepholes, and those that
+    `describe` names of a normalised cell; all C-contiguous. They are read at every call.
     """
 
     def __init__(
         self,
-        cell: str,  # "rnn_tanh", "rnn_relu", "gru" (reset_after), "gru_original", "lstm", "slstm" and so on
+        cell: str,  # "rnn_tanh", "rnn_relu", "gru" (reset_after), "gru_original", "lstm", "lstm_norm" and so on
         dtype: str,  # "float32" or "float64"
         input_size: int,
         hidden_size: int,

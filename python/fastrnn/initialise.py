@@ -25,11 +25,14 @@ def initialise(
 ) -> None:
     """Draw all parameters anew, in place; see the layers' ``initialise`` for the meaning of the arguments."""
     k = 1 / np.sqrt(hidden_size)
+    normalised = any(name.startswith("weight_norm") for name in parameters)
     for name, p in parameters.items():
         if name.startswith("weight_hh") and recurrent != "uniform":
             for block in np.split(p, len(p) // hidden_size * heads):
                 block[...] = np.eye(*block.shape) if recurrent == "identity" else orthogonal(block.shape, rng)
-        elif name.startswith("bias") and recurrent == "identity":
+        elif name.startswith("weight_norm"):
+            p[...] = 1
+        elif name.startswith("bias") and (normalised or recurrent == "identity"):
             p[...] = 0
         else:
             p[...] = rng.uniform(-k, k, p.shape)

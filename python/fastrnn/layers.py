@@ -133,6 +133,15 @@ class GRU(Recurrent[Array]):
         Of a bidirectional layer also ``{"forward": pair, "reverse": pair}``.
     clip : float, optional
         As for `RNN`, of all activations.
+    layer_norm : bool
+        Whether W_ih x and W_hh h_prev are normalised before they meet (Ba et al. 2016, arXiv 1607.06450), each over its
+        3*H numbers, all gates together. With v' = (v - mean(v)) / sqrt(variance(v) + 1e-5)::
+
+            a = g_ih * (W_ih x)' + b_ih    b = g_hh * (W_hh h_prev)' + b_hh
+            r = sigmoid(a_r + b_r)    z = sigmoid(a_z + b_z)    n = tanh(a_n + r * b_n)
+
+        The gains are the parameters ``weight_norm_ih_l0`` and ``weight_norm_hh_l0`` (3*H,), ones at first; the biases
+        are zeros at first. Not with activations, clip or ``reset_after=False``.
 
     Raises
     ------
@@ -140,6 +149,7 @@ class GRU(Recurrent[Array]):
         As for `RNN`.
     """
 
+    layer_norm: bool
     reset_after: bool
     activations: Any
     clip: float | None
@@ -154,6 +164,7 @@ class GRU(Recurrent[Array]):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -173,6 +184,7 @@ class GRU(Recurrent[Array]):
             reset_after=reset_after,
             activations=activations,
             clip=clip,
+            layer_norm=layer_norm,
             heads=heads,
             bias=bias,
             batch_first=batch_first,
@@ -185,7 +197,7 @@ class GRU(Recurrent[Array]):
         )
 
     def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_original"
+        return "gru_norm" if self.layer_norm else "gru" if self.reset_after else "gru_original"
 
 
 class LSTM(Recurrent[LSTMState]):
@@ -215,6 +227,16 @@ class LSTM(Recurrent[LSTMState]):
         each as `RNN` takes its nonlinearity. Of a bidirectional layer also ``{"forward": triple, "reverse": triple}``.
     clip : float, optional
         As for `RNN`, of all activations: c is clipped on its way into h, not in the state.
+    layer_norm : bool
+        Whether W_ih x, W_hh h_prev and c are normalised (Ba et al. 2016, arXiv 1607.06450), the products each over its
+        4*H numbers, all gates together. With v' = (v - mean(v)) / sqrt(variance(v) + 1e-5)::
+
+            i, f, g, o = activations of g_ih * (W_ih x)' + b_ih + g_hh * (W_hh h_prev)' + b_hh
+            c = f * c_prev + i * g    h = o * tanh(g_c * c' + b_c)
+
+        The state c itself is not. The gains are the parameters ``weight_norm_ih_l0`` and ``weight_norm_hh_l0``
+        (4*H,) and ``weight_norm_c_l0`` (H,), ones at first; the biases, with ``bias_norm_c_l0`` (H,), are zeros at
+        first. Not with proj_size, peephole, coupled, activations or clip.
 
     Raises
     ------
@@ -222,6 +244,7 @@ class LSTM(Recurrent[LSTMState]):
         As for `RNN`.
     """
 
+    layer_norm: bool
     peephole: bool
     coupled: bool
     activations: Any
@@ -247,6 +270,7 @@ class LSTM(Recurrent[LSTMState]):
         coupled: bool = False,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
@@ -268,12 +292,13 @@ class LSTM(Recurrent[LSTMState]):
             coupled=coupled,
             activations=activations,
             clip=clip,
+            layer_norm=layer_norm,
             heads=heads,
             dtype=dtype,
         )
 
     def _cell(self) -> str:
-        return "lstm"
+        return "lstm_norm" if self.layer_norm else "lstm"
 
 
 class sLSTM(Recurrent[sLSTMState]):
@@ -354,7 +379,9 @@ CELLS: Mapping[str, Kind] = {
     "rnn_general": Kind(RNN, {}),
     "gru": Kind(GRU, {"reset_after": True}),
     "gru_original": Kind(GRU, {"reset_after": False}),
+    "gru_norm": Kind(GRU, {"reset_after": True, "layer_norm": True}),
     "lstm": Kind(LSTM, {}),
+    "lstm_norm": Kind(LSTM, {"layer_norm": True}),
     "slstm": Kind(sLSTM, {"forget_gate": "sigmoid"}, guessed=False),
     "slstm_exponential": Kind(sLSTM, {"forget_gate": "exponential"}, guessed=False),
 }

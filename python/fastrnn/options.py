@@ -2,7 +2,7 @@
 
 Activation functions, clipping, peepholes and the coupled gate, as ONNX has them, make a cell another than the usual
 one, and so do zoneout and recurrent dropout: a layer with none of these runs the kernels of the usual cell; any of them
-takes the general kernels.
+takes the general kernels. Layer normalisation has kernels of its own, which know none of these options.
 """
 
 import functools
@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "dropout": 0,
     "proj_size": 0,
     "heads": 1,
+    "layer_norm": False,
     "peephole": False,
     "coupled": False,
     "clip": None,
@@ -81,7 +82,7 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
                 problems.value(got, f"num_layers must be at most {MAX_LAYERS}.")
             else:
                 read[key] = operator.index(value)
-        elif key in ("bias", "batch_first", "bidirectional", "reset_after", "peephole", "coupled"):
+        elif key in ("bias", "batch_first", "bidirectional", "reset_after", "peephole", "coupled", "layer_norm"):
             if not isinstance(value, (bool, np.bool_)):
                 problems.type(got, f"{key} must be True or False.")
             read[key] = bool(value)
@@ -113,6 +114,7 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
         why = f"A projection makes the output smaller: proj_size must be below hidden_size, {hidden_size}; 0 is none."
         problems.value(f"proj_size={proj_size}", why)
     _check_heads(problems, read.get("heads", 1), hidden_size, proj_size)
+    _check_layer_norm(problems, read)
     problems.refuse()
     return read
 
@@ -125,6 +127,20 @@ def _check_heads(problems: Problems, heads: Any, hidden_size: Any, proj_size: An
     if proj_size > 0:
         why = f"A projection mixes the heads: leave one of heads={heads} and proj_size={proj_size} away."
         problems.value(f"heads={heads}", why)
+
+
+def _check_layer_norm(problems: Problems, read: Mapping[str, Any]) -> None:
+    if read.get("layer_norm") is not True:
+        return
+    if read.get("reset_after") is False:
+        why = "The candidate of reset_after=False has a product of its own: layer_norm=True takes reset_after=True."
+        problems.value("layer_norm=True with reset_after=False", why)
+    others = {"proj_size": 0, "peephole": False, "coupled": False, "activations": None, "clip": None}
+    others |= {"zoneout": 0.0, "recurrent_dropout": 0.0}
+    given = [key for key, usual in others.items() if read.get(key, usual) != usual]
+    if given:
+        why = f"Layer normalisation is for the usual equations: leave it or {' and '.join(given)} away."
+        problems.value(f"layer_norm=True with {', '.join(given)}", why)
 
 
 def _layer_dtype(problems: Problems, value: object) -> np.dtype[Any]:

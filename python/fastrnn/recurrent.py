@@ -272,7 +272,8 @@ class Recurrent(Running[S]):
     ) -> Self:
         """Draw all parameters anew, in place.
 
-        Everything not named below is uniform in +-1/sqrt(H), as in PyTorch and as a new layer has it.
+        Everything not named below is uniform in +-1/sqrt(H), as in PyTorch and as a new layer has it. With
+        ``layer_norm=True`` gains are 1 and biases 0.
 
         Parameters
         ----------

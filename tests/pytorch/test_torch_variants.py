@@ -32,6 +32,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads": ("LSTM", {"heads": 7, "num_layers": 2, "bidirectional": True}),
     "heads-reset-before": ("GRU", {"heads": 7, "reset_after": False}),
     "heads-relu": ("RNN", {"heads": 7, "nonlinearity": "relu"}),
+    "layer-norm": ("LSTM", {"layer_norm": True, "num_layers": 2, "bidirectional": True}),
+    "layer-norm-gru": ("GRU", {"layer_norm": True, "num_layers": 2}),
+    "layer-norm-gains": ("LSTM", {"layer_norm": True, "bias": False}),
     "sLSTM": ("sLSTM", {"num_layers": 2}),
     "sLSTM-exponential": ("sLSTM", {"heads": 7, "forget_gate": "exponential", "bidirectional": True}),
 }
@@ -96,7 +99,9 @@ def test_derivatives_of_first_and_second_order(name: str) -> None:
     assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["peephole", "reset-before", "clip", "heads", "sLSTM-exponential"])
+@pytest.mark.parametrize(
+    "name", ["peephole", "reset-before", "clip", "heads", "layer-norm", "layer-norm-gru", "sLSTM-exponential"]
+)
 def test_compiled_and_exported(name: str) -> None:
     module, x = module_of(name).eval(), torch.randn(T, B, I)
     wanted = flat(module(x))
@@ -116,8 +121,7 @@ def test_compiled_and_exported(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
-    "name",
-    [n for n in VARIANTS if n not in ("peephole-projection", "thresholded") and "LSTM" not in n and "heads" not in n],
+    "name", [n for n in VARIANTS if not {"projection", "thresholded", "sLSTM", "heads", "norm"} & {*n.split("-")}]
 )
 def test_written_as_onnx(name: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -161,17 +165,52 @@ def test_weights_in_fewer_bits(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", ["heads", "sLSTM"])
+@pytest.mark.parametrize("name", ["heads", "sLSTM", "layer-norm"])
 def test_what_has_no_onnx_node(name: str) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         torch.onnx.export(module_of(name).eval(), (torch.randn(T, B, I),), dynamo=True, verbose=False)
-    assert "have no ONNX node" in str(caught.value)
+    assert "no ONNX node" in str(caught.value)
 
 
 def test_heads_stay_in_full() -> None:
     model = torch.nn.ModuleDict({"heads": module_of("heads")}).eval()
     assert "those of heads are not kept" in str(ft.accelerate(model, weights="int8").full["heads"])
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_layer_norm_is_a_composition_of_torch(kind: str) -> None:
+    torch.manual_seed(3)
+    module = getattr(ft, kind)(I, H, layer_norm=True, dtype=torch.float64)
+    assert not module.bias_hh_l0.any()
+    assert (module.weight_norm_hh_l0 == 1).all()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    p, norm = dict(module.named_parameters()), torch.nn.functional.layer_norm
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    h = c = torch.zeros(B, H, dtype=torch.float64)
+    rows = []
+    for t in range(T):
+        a = norm(x[t] @ p["weight_ih_l0"].T, p["bias_ih_l0"].shape, p["weight_norm_ih_l0"], p["bias_ih_l0"])
+        b = norm(h @ p["weight_hh_l0"].T, p["bias_hh_l0"].shape, p["weight_norm_hh_l0"], p["bias_hh_l0"])
+        if kind == "GRU":
+            (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
+            z, n = torch.sigmoid(a_z + b_z), torch.tanh(a_n + torch.sigmoid(a_r + b_r) * b_n)
+            h = (1 - z) * n + z * h
+        else:
+            i, f, g, o = (a + b).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(norm(c, (H,), p["weight_norm_c_l0"], p["bias_norm_c_l0"]))
+        rows.append(h)
+    expected, given = torch.stack(rows), [x, *p.values()]
+    y = module(x)[0]
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-13)
+    dy = torch.randn_like(y)
+    for found, wanted in zip(*(torch.autograd.grad(out, given, dy) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+    module.reset_parameters()
+    assert (module.weight_norm_ih_l0 == 1).all()
+    assert not module.bias_ih_l0.any()
 
 
 @pytest.mark.parametrize("spelled", [("relu",), ["relu"], {"forward": "relu", "reverse": "relu"}], ids=str)
@@ -223,6 +262,8 @@ def test_half_precision_autocast_and_packed_sequences() -> None:
         (lambda: ft.LSTM(5, 7, activations=SIDES), "of a bidirectional layer"),
         (lambda: ft.GRU(5, 7, heads=2), "heads must divide hidden_size, 7"),
         (lambda: ft.LSTM(5, 7, heads=7, proj_size=2), "A projection mixes the heads"),
+        (lambda: ft.LSTM(5, 7, layer_norm=True, proj_size=2), "layer_norm=True with proj_size"),
+        (lambda: ft.GRU(5, 7, layer_norm=True, reset_after=False), "layer_norm=True with reset_after=False"),
         (lambda: ft.sLSTM(5, 7, forget_gate="tanh"), 'forget_gate must be "sigmoid" or "exponential"'),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7),) * 2), "four hidden states"),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (-torch.ones(1, 3, 7),) * 4), "negative n in hidden.2."),

@@ -56,15 +56,17 @@ template <class Cell> constexpr PhaseFacts facts(int p) {
   return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, device::hidden_slot<Cell>(p)} : PhaseFacts{};
 }
 template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
-  return {Cell::gates,
-          Cell::tape,
-          Cell::phases,
-          Cell::states,
-          Cell::slots,
-          Cell::projected,
-          {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
-          forward<Cell>,
-          backward<Cell>};
+  if constexpr (Cell::normalised) return {};  // for the CPU only
+  else
+    return {Cell::gates,
+            Cell::tape,
+            Cell::phases,
+            Cell::states,
+            Cell::slots,
+            Cell::projected,
+            {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+            forward<Cell>,
+            backward<Cell>};
 }
 
 // ---- rows ----------------------------------------------------------------------------------------------------------

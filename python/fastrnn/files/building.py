@@ -53,7 +53,8 @@ def complete_options(cell: str, options: Mapping[str, Any]) -> dict[str, Any]:
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name != "rng"}
     read = read_options(kind.__name__, given, len(kind._usual))
-    if wrong := {name: value for name, value in CELLS[cell].options.items() if read[name] != value}:
+    decided = {**({"layer_norm": False} if "layer_norm" in read else {}), **CELLS[cell].options}
+    if wrong := {name: value for name, value in decided.items() if read[name] != value}:
         raise ValueError(f"the cell {cell} has {wrong}, and its options say otherwise")
     return read
 

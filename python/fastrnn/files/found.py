@@ -88,7 +88,7 @@ def described(slstm: bool = False) -> list[tuple[str, bool, bool, Description]]:
     for cell, kind in CELLS.items():
         if kind.guessed == slstm:
             continue
-        can = inspect.signature(kind.layer).parameters
+        can = () if kind.options.get("layer_norm") else inspect.signature(kind.layer).parameters
         for projection in (False, True)[: 1 + ("proj_size" in can)]:
             for peephole in (False, True)[: 1 + ("peephole" in can)]:
                 found.append((cell, projection, peephole, describe(cell, projection, peephole)))

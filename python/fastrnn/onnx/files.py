@@ -176,6 +176,8 @@ def save(
         if zoneout_of(layer._options) != (0, 0):
             why = "The nodes of ONNX have no zoneout, whose expectation inference takes."
             problems.value(f"{name!r} with zoneout={layer.zoneout}", why)
+        if layer._cell().endswith("_norm"):
+            problems.value(f"{name!r} with layer_norm=True", "The nodes of ONNX normalise nothing inside.")
         if layer.heads > 1:
             problems.value(f"{name!r} with heads={layer.heads}", "The nodes of ONNX have full matrices, no heads.")
             continue

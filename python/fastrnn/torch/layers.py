@@ -17,7 +17,16 @@ from .identity import StandIn
 from .noise import Rates, draw
 from .options import Options
 from .sequences import lengths_of, read_lengths, read_reset
-from .variants import DEFAULTS, add_peepholes, are_defaults, noise_options, read_variant, use_heads
+from .variants import (
+    DEFAULTS,
+    add_norms,
+    add_peepholes,
+    are_defaults,
+    noise_options,
+    read_variant,
+    reset_norms,
+    use_heads,
+)
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -30,6 +39,12 @@ class _Layer(StandIn, nn.RNNBase):
     _variant = ""  # as in `Options`
     _rates: Rates | None = None  # of zoneout and recurrent dropout
     heads = 1
+    layer_norm = False
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.layer_norm:
+            reset_norms(self)
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
@@ -43,6 +58,9 @@ class _Layer(StandIn, nn.RNNBase):
         self._rates = Rates.of(self._options())
         if options.get("peephole"):
             add_peepholes(self)
+        if self.layer_norm:
+            self._core_cell = f"{_CELLS[self.mode]}_norm"
+            add_norms(self, self._core_cell)
         if self.heads > 1:
             use_heads(self, self.heads)
 
@@ -242,9 +260,9 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
-    peephole, coupled, activations, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
+    peephole, coupled, activations, clip, layer_norm, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
         As for `fastrnn.LSTM`; torch.nn has none of them. The last three are for the CPU. Peepholes are the parameters
-        ``weight_peephole_l0`` (3,H), of the gates i, f and o.
+        ``weight_peephole_l0`` (3,H), of the gates i, f and o; layer normalisation has those of `fastrnn.LSTM`.
     """
 
     _original = nn.LSTM
@@ -262,6 +280,7 @@ class LSTM(_Layer):
         coupled: bool = False,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         zoneout: Zoneout = 0.0,
         recurrent_dropout: float = 0.0,
@@ -270,8 +289,8 @@ class LSTM(_Layer):
     ) -> None:
         super().__init__("LSTM", *args, **kwargs)
         noise = noise_options(zoneout, recurrent_dropout, recurrent_dropout_mode)
-        own = {"peephole": peephole, "coupled": coupled, "activations": activations, "clip": clip, "heads": heads}
-        self._choose(layers.LSTM._usual, **own, **noise)
+        own = {"peephole": peephole, "coupled": coupled, "activations": activations, "clip": clip}
+        self._choose(layers.LSTM._usual, **own, layer_norm=layer_norm, heads=heads, **noise)
 
     def forward(
         self,
@@ -371,7 +390,7 @@ class GRU(_OneState):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
-    reset_after, activations, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
+    reset_after, activations, clip, layer_norm, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
         As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others. The last three on the
         CPU.
     """
@@ -387,6 +406,7 @@ class GRU(_OneState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: bool = False,
         heads: int = 1,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -396,8 +416,8 @@ class GRU(_OneState):
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
         noise = noise_options(zoneout, recurrent_dropout, recurrent_dropout_mode)
-        own = {"reset_after": reset_after, "activations": activations, "clip": clip, "heads": heads}
-        self._choose(layers.GRU._usual, **own, **noise)
+        own = {"reset_after": reset_after, "activations": activations, "clip": clip}
+        self._choose(layers.GRU._usual, **own, layer_norm=layer_norm, heads=heads, **noise)
 
 
 class RNN(_OneState):

@@ -52,6 +52,8 @@ def _obstacle(x: Tensor, reset: Any, masks: Any, options: Options) -> str | None
         return "zoneout has no ONNX node: in inference a part of each state is that of the step before"
     if options.cell.startswith("slstm") or options.heads > 1:
         return "sLSTM and heads have no ONNX node: their recurrent weights are block diagonal, their gates exponential"
+    if options.cell.endswith("_norm"):
+        return "layer_norm has no ONNX node: those of GRU and LSTM normalise nothing"
     if options.proj_size:
         return "proj_size has no ONNX node: the LSTM of ONNX knows no projection"
     if x.dim() == 2:

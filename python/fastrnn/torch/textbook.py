@@ -29,7 +29,14 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor, float, float], Tensor]] = {
 }
 
 _GATED = ("sigmoid", "tanh", "tanh")
-_USUAL = {"rnn_tanh": ("tanh",), "rnn_relu": ("relu",), "gru": _GATED, "gru_original": _GATED, "lstm": _GATED}
+_USUAL = {
+    "rnn_tanh": ("tanh",),
+    "rnn_relu": ("relu",),
+    "gru": _GATED,
+    "gru_original": _GATED,
+    "gru_norm": _GATED,
+    "lstm": _GATED,
+}
 
 
 class Functions:
@@ -159,6 +166,9 @@ def _step(
     w_ih, w_hh, *others = weights
     biases = others[: 2 * options.has_bias(len(weights) * options.num_layers * options.directions)]
     of_x, of_h = x @ w_ih.t(), _recurrent(seen, w_hh, options.heads)
+    gains = others[len(biases) :] if options.cell.endswith("_norm") else []
+    if gains:
+        of_x, of_h = gains[0] * _normalised(of_x), gains[1] * _normalised(of_h)
     if biases:
         of_x, of_h = of_x + biases[0], of_h + biases[1]
     if options.cell.startswith("rnn"):
@@ -174,7 +184,17 @@ def _step(
         return [(1 - z) * n + z * h]
     if options.cell.startswith("slstm"):
         return _slstm(options.cell, (of_x + of_h).chunk(4, -1), states)
+    if options.cell == "lstm_norm":
+        i, f, g, o = (of_x + of_h).chunk(4, -1)
+        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+        of_c = gains[2] * _normalised(c)
+        return [torch.sigmoid(o) * torch.tanh(of_c + gains[3] if biases else of_c), c]
     return _lstm(options, use, (of_x + of_h).chunk(4, -1), states[1], others[len(biases) :])
+
+
+def _normalised(rows: Tensor) -> Tensor:
+    """Layer normalisation without gain and bias."""
+    return torch.nn.functional.layer_norm(rows, rows.shape[-1:])
 
 
 def _recurrent(h: Tensor, weight: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, heads, noise."""
+"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, norms, heads, noise."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..options import read_options
+from ..spec import describe
 
 # of a module that has none
 DEFAULTS: Mapping[str, Any] = {
@@ -14,6 +15,7 @@ DEFAULTS: Mapping[str, Any] = {
     "forget_gate": None,
     "nonlinearity": "tanh",
     "reset_after": True,
+    "layer_norm": False,
     "peephole": False,
     "coupled": False,
     "clip": None,
@@ -55,6 +57,32 @@ def add_peepholes(module: nn.RNNBase) -> None:
         nn.init.uniform_(peephole, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
         module.register_parameter(name, peephole)
         names.append(name)
+    _in_order(module)
+
+
+def add_norms(module: nn.RNNBase, cell: str) -> None:
+    """Give a module the gains and biases of a normalised cell behind the others of each layer and direction."""
+    sizes = {"gates": len(module.weight_hh_l0), "hidden": module.hidden_size}
+    for names in module._all_weights:
+        for base, axes, is_bias in describe(cell).parameters:
+            if "_norm_" not in base or (is_bias and not module.bias):
+                continue
+            name = names[0].replace("weight_ih", base)
+            module.register_parameter(name, nn.Parameter(getattr(module, names[0]).new_empty(sizes[axes[0]])))
+            names.append(name)
+    reset_norms(module)
+    _in_order(module)
+
+
+def reset_norms(module: nn.RNNBase) -> None:
+    """Set the gains of a normalised cell to 1 and its biases to 0."""
+    for name, parameter in module.named_parameters():
+        if name.startswith(("weight_norm", "bias")):
+            nn.init.constant_(parameter, 1.0 if name.startswith("weight") else 0.0)
+
+
+def _in_order(module: nn.RNNBase) -> None:
+    """Take the parameters that `_all_weights` lists as the weights, in its order."""
     module._flat_weights_names = [name for names in module._all_weights for name in names]
     for name in module._flat_weights_names:  # in this order in state_dict, too
         module._parameters[name] = module._parameters.pop(name)
@@ -71,4 +99,13 @@ def use_heads(module: nn.RNNBase, heads: int) -> None:
     module._init_flat_weights()
 
 
-__all__ = ["DEFAULTS", "add_peepholes", "are_defaults", "noise_options", "read_variant", "use_heads"]
+__all__ = [
+    "DEFAULTS",
+    "add_norms",
+    "add_peepholes",
+    "are_defaults",
+    "noise_options",
+    "read_variant",
+    "reset_norms",
+    "use_heads",
+]
