@@ -57,13 +57,13 @@ def all_close(run: Any, e: Example, expected: Any, bound: float) -> None:
 def test_bfloat16_is_the_layer_with_rounded_weights(name: str, T: int, B: int, I: int, H: int, isa: str) -> None:
     layer = CELLS[name].build(I, H, isa=isa, **STACK)
     e = draw(CELLS[name], layer, T, B, lengths=True, reset=True)
-    runs = [frozen(layer, "bfloat16", products) for products in _core.products(isa)]
+    runs = {products: frozen(layer, "bfloat16", products) for products in _core.products(isa)}
     for parameter, values in layer.parameters().items():
         if is_matrix(parameter):
             values[...] = rounded(values)
     expected = reference.forward(e.problem())
-    for run in runs:
-        all_close(run, e, expected, 1e-5)
+    for products, run in runs.items():  # Arm's multiply x and h to 2^-16, however few columns they have
+        all_close(run, e, expected, 5e-5 if products == "neonbf16" else 1e-5)
 
 
 @pytest.mark.parametrize(
