@@ -1,4 +1,4 @@
-"""Options of our own beside those of torch.nn: activations, clipping, peepholes, the coupled gate, norms, heads, noise."""
+"""Options of our own beside those of torch.nn: activations, clipping, peepholes, coupled gate, norms, heads, noise."""
 
 import math
 from collections.abc import Mapping
