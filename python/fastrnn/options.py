@@ -135,7 +135,7 @@ def _check_layer_norm(problems: Problems, read: Mapping[str, Any]) -> None:
     if read.get("reset_after") is False:
         why = "The candidate of reset_after=False has a product of its own: layer_norm=True takes reset_after=True."
         problems.value("layer_norm=True with reset_after=False", why)
-    others = {"proj_size": 0, "peephole": False, "coupled": False, "activations": None, "clip": None}
+    others: dict[str, Any] = {"proj_size": 0, "peephole": False, "coupled": False, "activations": None, "clip": None}
     others |= {"zoneout": 0.0, "recurrent_dropout": 0.0}
     given = [key for key, usual in others.items() if read.get(key, usual) != usual]
     if given:
