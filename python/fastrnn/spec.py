@@ -71,6 +71,7 @@ class Spec(Parametrised, Generic[S]):
     dropout: float
     proj_size: int = 0
     heads: int = 1
+    layer_norm: bool = False
     peephole: bool = False
     dtype: np.dtype[Any]
 

@@ -178,6 +178,7 @@ class TestSave:
         ("layers", "options", "kind", "words"),
         [
             (fastrnn.LSTM(I, H, proj_size=2), {}, ValueError, "'rnn' with proj_size=2"),
+            (fastrnn.GRU(I, H, layer_norm=True), {}, ValueError, "'rnn' with layer_norm=True"),
             ({}, {}, ValueError, "no layer"),
             ({"a": 3}, {}, TypeError, "'a' of type int"),
             ({"a": fastrnn.GRU(I, H)}, {"embeddings": {"b": x_of(3, I)}}, ValueError, "an embedding for 'b'"),
