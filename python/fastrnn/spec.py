@@ -71,6 +71,7 @@ class Spec(Parametrised, Generic[S]):
     dropout: float
     proj_size: int = 0
     heads: int = 1
+    layer_norm: bool = False
     peephole: bool = False
     zoneout: Zoneout = 0.0
     recurrent_dropout: float = 0.0

@@ -172,3 +172,14 @@ def test_gradients_of_a_batch_are_sums(name: str) -> None:
 def test_what_is_refused(kind: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(sentence)):
         getattr(fastrnn, kind)(I, H, **{"layer_norm": True, **options})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_that_were_pickled_before_there_was_the_option(name: str) -> None:
+    layer = CELLS[name].layer(I, H)
+    state = layer.__getstate__()
+    again = type(layer).__new__(type(layer))
+    again.__setstate__({**state, "options": {k: v for k, v in state["options"].items() if k != "layer_norm"}})
+    e = draw(CELLS[name], layer, T, B)
+    assert not again.layer_norm
+    assert_same_bits(again(e.x)[0], layer(e.x)[0])

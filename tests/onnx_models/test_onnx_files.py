@@ -179,6 +179,7 @@ class TestSave:
         [
             (fastrnn.LSTM(I, H, proj_size=2), {}, ValueError, "'rnn' with proj_size=2"),
             (fastrnn.GRU(I, H, zoneout=0.1), {}, ValueError, r"'rnn' with zoneout=0\.1.*\n.*no zoneout"),
+            (fastrnn.GRU(I, H, layer_norm=True), {}, ValueError, "'rnn' with layer_norm=True"),
             ({}, {}, ValueError, "no layer"),
             ({"a": 3}, {}, TypeError, "'a' of type int"),
             ({"a": fastrnn.GRU(I, H)}, {"embeddings": {"b": x_of(3, I)}}, ValueError, "an embedding for 'b'"),

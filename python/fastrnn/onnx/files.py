@@ -178,6 +178,7 @@ def save(
             problems.value(f"{name!r} with zoneout={layer.zoneout}", why)
         if layer._cell().endswith("_norm"):
             problems.value(f"{name!r} with layer_norm=True", "The nodes of ONNX normalise nothing inside.")
+            continue
         if layer.heads > 1:
             problems.value(f"{name!r} with heads={layer.heads}", "The nodes of ONNX have full matrices, no heads.")
             continue
