@@ -264,6 +264,7 @@ def _all() -> Iterator[Claim]:
         ("peephole clip coupled", {"peephole": True, "clip": 3.0, "coupled": True}, 1.15),
         ("activations", {"activations": ("hard_sigmoid", "softsign", "softplus")}, 1.3),
         ("layer norm", {"layer_norm": True}, 1.5),
+        ("zoneout and recurrent dropout", {"zoneout": (0.1, 0.05), "recurrent_dropout": 0.2}, 1.6),
     ]
     for name, options, most in variants:
         for mode in MODES:
