@@ -11,6 +11,13 @@ int step_columns(int64_t units, int64_t B, int directions, int processors) {
   return blocks <= 2 * int64_t(processors) ? 8 : 32;
 }
 
+ResidentPlan plan_resident(int64_t unit_blocks, int64_t B, int processors, int held_of_8, int held_of_16) {
+  const int64_t most_of_8 = int64_t(processors) * held_of_8 / unit_blocks, most_of_16 = int64_t(processors) * held_of_16 / unit_blocks;
+  const int64_t of_8 = (B + 7) / 8, of_16 = (B + 15) / 16;
+  if (of_8 <= most_of_8 || most_of_16 == 0) return {8, int(std::min(of_8, most_of_8))};
+  return {16, int(std::min(of_16, most_of_16))};
+}
+
 int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes) {
   return std::max<int64_t>(1, std::min(T, chunk_bytes / std::max<int64_t>(1, times(B, token_bytes))));
 }
@@ -111,6 +118,15 @@ template <class K> struct Run {
   int64_t head() const { return n.heads > 1 ? columns_hh : 0; }
 
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
+  // One step alone is as well a kernel of its own.
+  bool may_stay(int64_t chunk) const { return gpu.resident && cell.phases == 1 && runs && B > 0 && chunk > 1; }
+  int64_t unit_blocks(int units) const { return (H + units - 1) / units * n.D; }
+  unsigned* counters() {
+    const int64_t count = times(n.D, B);
+    unsigned* const all = arena.template take<unsigned>(count);
+    zero(all, count * int64_t(sizeof(unsigned)));
+    return all;
+  }
   int64_t phase_units(int p, bool forward) const {
     const bool to_projection = forward ? p == 1 : p == 0;
     return cell.projected && to_projection ? P : H;
@@ -186,10 +202,18 @@ template <class K> struct ForwardRun : Run<K> {
       z[d] = arena.template take<Real>(times(times(chunk, B), this->GH));
       gathered[d] = this->is_matrix(x, I) ? nullptr : arena.template take<Store>(times(times(chunk, B), I));
     }
+    unsigned* const arrived = this->counters();
     if (!runs) return;
+    ResidentPlan plan{};
+    if (this->may_stay(chunk))
+      plan = plan_resident(this->unit_blocks(forward_units), B, gpu.processors, cell.forward_held(H, 8), cell.forward_held(H, 16));
     for (int64_t first = 0; first < T; first += chunk) {
       const int64_t last = std::min(first + chunk, T);
       for (int d = 0; d < n.D; d++) project(l, d, first, last);
+      if (plan.groups) {
+        cell.resident_forward(sweep, {first, last, n.D, plan.columns, plan.groups, arrived}, stream);
+        continue;
+      }
       bool chained = false;  // the first step must see what came before it
       for (int64_t step = first; step < last; step++)
         for (int p = 0; p < cell.phases; p++) {
@@ -382,14 +406,18 @@ template <class K> struct BackwardRun : Run<K> {
       prepare(sweep.side[d], l, d, y, dy);
       prepare_gradients(l, d);
     }
+    unsigned* const arrived = this->counters();
     if (!runs) return;
+    ResidentPlan plan{};
+    if (this->may_stay(chunk)) plan = plan_resident(this->unit_blocks(backward_units), B, gpu.processors, cell.backward_held(H), 0);
     if (n.D == 2) this->zero(dx, this->tokens * n.input_size(l) * int64_t(sizeof(Store)));  // both directions add, in any order
     int64_t last = T;
     bool add = false;
     do {  // at least once: without a token the gradients are zero
       const int64_t first = std::max<int64_t>(0, last - chunk);
       for (int d = 0; d < n.D; d++) sweep.side[d].first = this->lowest(d == 1, first, last) * B;
-      steps(first, last);
+      if (plan.groups) cell.resident_backward(sweep, {first, last, n.D, plan.columns, plan.groups, arrived}, stream);
+      else steps(first, last);
       for (int d = 0; d < n.D; d++) gradients(l, d, first, last, add);
       add = true;
       last = first;

@@ -25,6 +25,7 @@ struct Gpu {
   int processors;
   bool chains;                                 // kernels may be chained: see Launch
   Blas* blas;                                  // or null: the own product
+  bool resident = true;                        // whole runs of steps may be one kernel, where it fits
   int64_t chunk_bytes = int64_t(64) << 20;  // what the rows of the time steps that are done at once may take: an L2 cache keeps them
 };
 
@@ -71,6 +72,12 @@ void backward(const K& kernels, const Network&, const Gpu&, const BackwardCall<t
 
 // Rows of the batch that a block of a step does: 8, or 32 where that still gives every processor its blocks.
 int step_columns(int64_t units, int64_t B, int directions, int processors);
+// How a resident kernel deals out B rows of the batch to so many blocks for all units and directions, given how many blocks with tiles of
+// 8 and of 16 columns a multiprocessor holds. No groups: it does not fit.
+struct ResidentPlan {
+  int columns, groups;
+};
+ResidentPlan plan_resident(int64_t unit_blocks, int64_t B, int processors, int held_of_8, int held_of_16);
 // Time steps done at once, so that 'token_bytes' for each of B tokens keep to chunk_bytes.
 int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes);
 // Into how many shares the own product cuts K, whose results take so many bytes each.

@@ -4,6 +4,7 @@
 
 #include "cuda/kernels/launch.hpp"
 #include "cuda/kernels/products.hpp"
+#include "cuda/kernels/resident.hpp"
 #include "cuda/kernels/rows.hpp"
 
 namespace fastrnn::cuda {
@@ -52,19 +53,58 @@ void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool ini
   else backward_columns<Cell, 32>(s, step, phase, initial, l, stream);
 }
 
+// ---- runs of steps -------------------------------------------------------------------------------------------------
+
+int64_t padded(int64_t n) {
+  constexpr int64_t piece = 16 / sizeof(Store);
+  return tiles(n, piece) * piece;
+}
+
+template <class Cell, int N> int64_t forward_shared(int64_t H) { return device::ResidentForward<Cell, T, N>::shared_bytes(padded(H)); }
+template <class Cell> int forward_held(int64_t H, int columns) {
+  if (columns == 8) return blocks_held<device::resident_forward<Cell, T, 8>>(block_threads, forward_shared<Cell, 8>(H));
+  return blocks_held<device::resident_forward<Cell, T, 16>>(block_threads, forward_shared<Cell, 16>(H));
+}
+template <class Cell, int N> void resident_forward_columns(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  const Launch how{tiles(s.H, forward_units) * r.groups, block_threads, r.directions, forward_shared<Cell, N>(s.H), false, true};
+  launch<device::resident_forward<Cell, T, N>>(how, stream, s, r);
+}
+template <class Cell> void resident_forward(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  if (r.columns == 8) resident_forward_columns<Cell, 8>(s, r, stream);
+  else resident_forward_columns<Cell, 16>(s, r, stream);
+}
+
+template <class Cell> int64_t backward_shared(int64_t H) { return device::ResidentBackward<T>::shared_bytes(Cell::gates * padded(H)); }
+template <class Cell> int backward_held(int64_t H) {
+  return blocks_held<device::resident_backward<Cell, T>>(block_threads, backward_shared<Cell>(H));
+}
+template <class Cell> void resident_backward(const BackSweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  const Launch how{tiles(s.H, backward_units) * r.groups, block_threads, r.directions, backward_shared<Cell>(s.H), false, true};
+  launch<device::resident_backward<Cell, T>>(how, stream, s, r);
+}
+
 template <class Cell> constexpr PhaseFacts facts(int p) {
   return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, device::hidden_slot<Cell>(p)} : PhaseFacts{};
 }
 template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
-  return {Cell::gates,
-          Cell::tape,
-          Cell::phases,
-          Cell::states,
-          Cell::slots,
-          Cell::projected,
-          {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
-          forward<Cell>,
-          backward<Cell>};
+  CellKernels<Store, Real> all{Cell::gates,
+                               Cell::tape,
+                               Cell::phases,
+                               Cell::states,
+                               Cell::slots,
+                               Cell::projected,
+                               {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+                               forward<Cell>,
+                               backward<Cell>,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
+  if constexpr (Cell::phases == 1) {
+    all.forward_held = forward_held<Cell>, all.resident_forward = resident_forward<Cell>;
+    all.backward_held = backward_held<Cell>, all.resident_backward = resident_backward<Cell>;
+  }
+  return all;
 }
 
 // ---- rows ----------------------------------------------------------------------------------------------------------

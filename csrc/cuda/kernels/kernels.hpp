@@ -18,6 +18,11 @@ template <class Store, class Real> struct CellKernels {
   PhaseFacts phase[2];
   void (*forward)(const Sweep<Store, Real>&, int64_t step, int phase, const StepLaunch&, cudaStream_t);
   void (*backward)(const BackSweep<Store, Real>&, int64_t step, int phase, bool initial, const StepLaunch&, cudaStream_t);
+  // Null for cells with two phases. *_held: blocks that a multiprocessor holds, of H units and tiles of so many columns
+  int (*forward_held)(int64_t H, int columns);
+  int (*backward_held)(int64_t H);
+  void (*resident_forward)(const Sweep<Store, Real>&, const Residence&, cudaStream_t);
+  void (*resident_backward)(const BackSweep<Store, Real>&, const Residence&, cudaStream_t);
 };
 
 template <class Store_, class Real_> struct Kernels {
