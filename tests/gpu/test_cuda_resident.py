@@ -42,8 +42,8 @@ def check_same_bits(
         assert_same_bits(found, expected)
 
 
-# The tiles of 8 and of 16 rows, one and more of them a block; units that fill no block, and no piece of 16 bytes.
-SIZES = [(3, 3, 9), (2, 18, 33), (2, 70, 20)]
+# Small tiles and large ones, one and more of them a block; units that fill no block, and no piece of 16 bytes.
+SIZES = [(3, 3, 9), (2, 18, 33), (2, 200, 40)]
 if not EMULATED:
     SIZES += [(20, 32, 256), (9, 33, 250), (20, 1, 512), (20, 100, 384), (20, 128, 1024)]
 
@@ -76,11 +76,23 @@ def test_heads(heads: int) -> None:
 
 def test_plans() -> None:
     plan = fastrnn.cuda.devices.core().plan_resident
-    # blocks for all units, B, multiprocessors, blocks held of tiles of 8 and of 16 rows: rows of a tile, groups
-    assert plan(32, 1, 132, 3, 2) == (8, 1)
-    assert plan(32, 32, 132, 3, 2) == (8, 4)
-    assert plan(128, 8, 132, 1, 1) == (8, 1)
-    assert plan(128, 32, 132, 1, 1) == (16, 1)
-    assert plan(128, 32, 132, 1, 0) == (8, 1)
-    assert plan(256, 8, 132, 1, 1)[1] == 0
-    assert plan(16, 1000, 132, 2, 2) == (16, 16)
+    # blocks for all units, B, directions, multiprocessors, rows of small and large tiles, blocks held of these:
+    # whether tiles are large, groups of blocks, directions at once
+    assert plan(32, 1, 1, 132, (8, 32), (3, 2)) == (False, 1, 1)
+    assert plan(32, 32, 1, 132, (8, 32), (3, 2)) == (False, 4, 1)
+    assert plan(128, 8, 1, 132, (8, 32), (1, 1)) == (False, 1, 1)
+    assert plan(128, 32, 1, 132, (8, 32), (1, 1)) == (True, 1, 1)
+    assert plan(64, 40, 1, 132, (8, 16), (1, 1)) == (True, 2, 1)
+    assert plan(128, 32, 1, 132, (8, 32), (1, 0)) == (False, 1, 1)
+    assert plan(128, 8, 2, 132, (8, 32), (1, 1)) == (False, 1, 1)
+    assert plan(256, 8, 1, 132, (8, 32), (1, 1))[1] == 0
+    assert plan(8, 1000, 2, 132, (8, 32), (2, 2)) == (True, 16, 2)
+
+
+def test_rows_for_which_there_is_no_room_at_once() -> None:
+    check_same_bits(CELLS["lstm"], "float64", 2, 9, 1, 136)
+
+
+def test_directions_one_after_the_other() -> None:
+    H = 136 if EMULATED else 1000
+    check_same_bits(CELLS["rnn_tanh"], "float32", 2, 1, 1, H, bidirectional=True)

@@ -4,30 +4,6 @@
 
 namespace fastrnn::cuda {
 
-// ---- plans ---------------------------------------------------------------------------------------------------------
-
-int step_columns(int64_t units, int64_t B, int directions, int processors) {
-  const int64_t blocks = (units + 15) / 16 * ((B + 7) / 8) * directions;
-  return blocks <= 2 * int64_t(processors) ? 8 : 32;
-}
-
-ResidentPlan plan_resident(int64_t unit_blocks, int64_t B, int processors, int held_of_8, int held_of_16) {
-  const int64_t most_of_8 = int64_t(processors) * held_of_8 / unit_blocks, most_of_16 = int64_t(processors) * held_of_16 / unit_blocks;
-  const int64_t of_8 = (B + 7) / 8, of_16 = (B + 15) / 16;
-  if (of_8 <= most_of_8 || most_of_16 == 0) return {8, int(std::min(of_8, most_of_8))};
-  return {16, int(std::min(of_16, most_of_16))};
-}
-
-int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes) {
-  return std::max<int64_t>(1, std::min(T, chunk_bytes / std::max<int64_t>(1, times(B, token_bytes))));
-}
-
-int product_shares(int64_t n, int64_t K, int64_t m, int64_t result_bytes, int processors) {
-  const int64_t tiles = ((n + 63) / 64) * ((m + 63) / 64), fill = 2 * int64_t(processors) / std::max<int64_t>(1, tiles);
-  const int64_t room = workspace_bytes / std::max<int64_t>(1, result_bytes);
-  return int(std::clamp<int64_t>(std::min({fill, room, K / 512}), 1, 64));
-}
-
 namespace {
 
 template <class T> constexpr int64_t piece = 16 / int64_t(sizeof(T));
@@ -118,14 +94,37 @@ template <class K> struct Run {
   int64_t head() const { return n.heads > 1 ? columns_hh : 0; }
 
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
-  // One step alone is as well a kernel of its own.
-  bool may_stay(int64_t chunk) const { return gpu.resident && cell.phases == 1 && runs && B > 0 && chunk > 1; }
-  int64_t unit_blocks(int units) const { return (H + units - 1) / units * n.D; }
-  unsigned* counters() {
-    const int64_t count = times(n.D, B);
-    unsigned* const all = arena.template take<unsigned>(count);
-    zero(all, count * int64_t(sizeof(unsigned)));
-    return all;
+
+  // Runs of steps in one launch; one step alone is as well a kernel of its own.
+  struct Stay {
+    ResidentPlan plan;
+    Residence how;
+    int64_t marks;  // of a direction
+  };
+  template <class Sweeps> Stay stay(const ResidentKernel<Sweeps>& kernel, int64_t chunk) {
+    if (cell.phases > 1) return {};
+    const int64_t blocks = (H + kernel.units - 1) / kernel.units, marks = times(blocks, (B + 7) / 8);
+    Stay s{{}, {}, marks};
+    s.how.done = arena.template take<unsigned>(times(n.D, marks));
+    zero(s.how.done, n.D * marks * int64_t(sizeof(unsigned)));
+    if (!gpu.resident || !runs || B == 0 || chunk <= 1) return s;
+    ResidentRoom room{gpu.processors, {kernel.columns[0], kernel.columns[1]}, {}};
+    int chunk_bytes[2];
+    for (int i : {0, 1}) room.held[i] = kernel.held(H, i, &chunk_bytes[i]);
+    s.plan = plan_resident(blocks, B, n.D, room);
+    s.how.directions = s.plan.directions, s.how.groups = s.plan.groups;
+    s.how.columns = room.columns[s.plan.wide], s.how.chunk_bytes = chunk_bytes[s.plan.wide];
+    return s;
+  }
+  // All directions at once, or one after the other.
+  template <class Sweeps> void run_steps(const ResidentKernel<Sweeps>& kernel, const Stay& s, Sweeps sweep, int64_t first, int64_t last) {
+    Residence how = s.how;
+    how.first = first, how.last = last;
+    for (int d = 0; d < n.D; d += s.plan.directions) {
+      sweep.side[0] = sweep.side[d];
+      how.done = s.how.done + d * s.marks;
+      kernel.run(sweep, how, stream);
+    }
   }
   int64_t phase_units(int p, bool forward) const {
     const bool to_projection = forward ? p == 1 : p == 0;
@@ -202,16 +201,13 @@ template <class K> struct ForwardRun : Run<K> {
       z[d] = arena.template take<Real>(times(times(chunk, B), this->GH));
       gathered[d] = this->is_matrix(x, I) ? nullptr : arena.template take<Store>(times(times(chunk, B), I));
     }
-    unsigned* const arrived = this->counters();
+    const auto stay = this->stay(cell.resident_forward, chunk);
     if (!runs) return;
-    ResidentPlan plan{};
-    if (this->may_stay(chunk))
-      plan = plan_resident(this->unit_blocks(forward_units), B, gpu.processors, cell.forward_held(H, 8), cell.forward_held(H, 16));
     for (int64_t first = 0; first < T; first += chunk) {
       const int64_t last = std::min(first + chunk, T);
       for (int d = 0; d < n.D; d++) project(l, d, first, last);
-      if (plan.groups) {
-        cell.resident_forward(sweep, {first, last, n.D, plan.columns, plan.groups, arrived}, stream);
+      if (stay.plan.groups) {
+        this->run_steps(cell.resident_forward, stay, sweep, first, last);
         continue;
       }
       bool chained = false;  // the first step must see what came before it
@@ -406,17 +402,15 @@ template <class K> struct BackwardRun : Run<K> {
       prepare(sweep.side[d], l, d, y, dy);
       prepare_gradients(l, d);
     }
-    unsigned* const arrived = this->counters();
+    const auto stay = this->stay(cell.resident_backward, chunk);
     if (!runs) return;
-    ResidentPlan plan{};
-    if (this->may_stay(chunk)) plan = plan_resident(this->unit_blocks(backward_units), B, gpu.processors, cell.backward_held(H), 0);
     if (n.D == 2) this->zero(dx, this->tokens * n.input_size(l) * int64_t(sizeof(Store)));  // both directions add, in any order
     int64_t last = T;
     bool add = false;
     do {  // at least once: without a token the gradients are zero
       const int64_t first = std::max<int64_t>(0, last - chunk);
       for (int d = 0; d < n.D; d++) sweep.side[d].first = this->lowest(d == 1, first, last) * B;
-      if (plan.groups) cell.resident_backward(sweep, {first, last, n.D, plan.columns, plan.groups, arrived}, stream);
+      if (stay.plan.groups) this->run_steps(cell.resident_backward, stay, sweep, first, last);
       else steps(first, last);
       for (int d = 0; d < n.D; d++) gradients(l, d, first, last, add);
       add = true;

@@ -60,27 +60,41 @@ int64_t padded(int64_t n) {
   return tiles(n, piece) * piece;
 }
 
-template <class Cell, int N> int64_t forward_shared(int64_t H) { return device::ResidentForward<Cell, T, N>::shared_bytes(padded(H)); }
-template <class Cell> int forward_held(int64_t H, int columns) {
-  if (columns == 8) return blocks_held<device::resident_forward<Cell, T, 8>>(block_threads, forward_shared<Cell, 8>(H));
-  return blocks_held<device::resident_forward<Cell, T, 16>>(block_threads, forward_shared<Cell, 16>(H));
+template <class Tile, auto kernel> int held_of(int64_t K, int* chunk_bytes) {
+  *chunk_bytes = int(Tile::best_chunk(K, most_shared()));
+  return *chunk_bytes ? blocks_held<kernel>(Tile::threads, Tile::shared_bytes(K, *chunk_bytes)) : 0;
 }
-template <class Cell, int N> void resident_forward_columns(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
-  const Launch how{tiles(s.H, forward_units) * r.groups, block_threads, r.directions, forward_shared<Cell, N>(s.H), false, true};
-  launch<device::resident_forward<Cell, T, N>>(how, stream, s, r);
-}
-template <class Cell> void resident_forward(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
-  if (r.columns == 8) resident_forward_columns<Cell, 8>(s, r, stream);
-  else resident_forward_columns<Cell, 16>(s, r, stream);
+template <class Tile, auto kernel, class Sweeps> void run_resident(const Sweeps& s, int64_t K, int units, const Residence& r,
+                                                                   cudaStream_t stream) {
+  const int64_t shared = Tile::shared_bytes(K, r.chunk_bytes);
+  launch<kernel>({tiles(s.H, units) * r.groups, Tile::threads, r.directions, shared, false, true}, stream, s, r);
 }
 
-template <class Cell> int64_t backward_shared(int64_t H) { return device::ResidentBackward<T>::shared_bytes(Cell::gates * padded(H)); }
-template <class Cell> int backward_held(int64_t H) {
-  return blocks_held<device::resident_backward<Cell, T>>(block_threads, backward_shared<Cell>(H));
+constexpr int forward_columns_of[] = {8, 32}, backward_columns_of[] = {8, 16};
+
+template <class Cell, int i> constexpr auto forward_kernel = device::resident_forward<Cell, T, forward_columns_of[i]>;
+template <class Cell, int i> using ForwardTile = device::ResidentForward<Cell, T, forward_columns_of[i]>;
+template <class Cell> int forward_held(int64_t H, int i, int* chunk_bytes) {
+  if (i == 0) return held_of<ForwardTile<Cell, 0>, forward_kernel<Cell, 0>>(padded(H), chunk_bytes);
+  return held_of<ForwardTile<Cell, 1>, forward_kernel<Cell, 1>>(padded(H), chunk_bytes);
+}
+template <class Cell> void resident_forward(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  if (r.columns == forward_columns_of[0])
+    run_resident<ForwardTile<Cell, 0>, forward_kernel<Cell, 0>>(s, padded(s.H), forward_units, r, stream);
+  else run_resident<ForwardTile<Cell, 1>, forward_kernel<Cell, 1>>(s, padded(s.H), forward_units, r, stream);
+}
+
+template <class Cell, int i> constexpr auto backward_kernel = device::resident_backward<Cell, T, backward_columns_of[i]>;
+template <int i> using BackwardTile = device::ResidentBackward<T, backward_columns_of[i]>;
+template <class Cell> int backward_held(int64_t H, int i, int* chunk_bytes) {
+  if (i == 0) return held_of<BackwardTile<0>, backward_kernel<Cell, 0>>(Cell::gates * padded(H), chunk_bytes);
+  return held_of<BackwardTile<1>, backward_kernel<Cell, 1>>(Cell::gates * padded(H), chunk_bytes);
 }
 template <class Cell> void resident_backward(const BackSweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
-  const Launch how{tiles(s.H, backward_units) * r.groups, block_threads, r.directions, backward_shared<Cell>(s.H), false, true};
-  launch<device::resident_backward<Cell, T>>(how, stream, s, r);
+  const int64_t K = Cell::gates * padded(s.H);
+  if (r.columns == backward_columns_of[0])
+    run_resident<BackwardTile<0>, backward_kernel<Cell, 0>>(s, K, device::backward_units<T>, r, stream);
+  else run_resident<BackwardTile<1>, backward_kernel<Cell, 1>>(s, K, device::backward_units<T>, r, stream);
 }
 
 template <class Cell> constexpr PhaseFacts facts(int p) {
@@ -96,13 +110,12 @@ template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
                                {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
                                forward<Cell>,
                                backward<Cell>,
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               nullptr};
+                               {},
+                               {}};
   if constexpr (Cell::phases == 1) {
-    all.forward_held = forward_held<Cell>, all.resident_forward = resident_forward<Cell>;
-    all.backward_held = backward_held<Cell>, all.resident_backward = resident_backward<Cell>;
+    all.resident_forward = {forward_units, {forward_columns_of[0], forward_columns_of[1]}, forward_held<Cell>, resident_forward<Cell>};
+    all.resident_backward = {
+        device::backward_units<T>, {backward_columns_of[0], backward_columns_of[1]}, backward_held<Cell>, resident_backward<Cell>};
   }
   return all;
 }

@@ -28,12 +28,16 @@ template <auto kernel> void allow_shared(int64_t bytes) {
   told |= mine;
 }
 
-// How many blocks a multiprocessor of the current device holds at once; 0 if not even one fits.
-template <auto kernel> int blocks_held(int threads, int64_t shared_bytes) {
-  int device, most, blocks;
+// Shared memory that a block may have on the current device.
+inline int most_shared() {
+  int device, most;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
-  if (shared_bytes > most) return 0;
+  return most;
+}
+// How many blocks a multiprocessor of the current device holds at once.
+template <auto kernel> int blocks_held(int threads, int64_t shared_bytes) {
+  int blocks;
   allow_shared<kernel>(shared_bytes);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, size_t(shared_bytes)), "cudaOccupancyMaxActiveBlocks");
   return blocks;

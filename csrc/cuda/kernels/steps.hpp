@@ -76,7 +76,20 @@ template <class Cell, class Unit, class Store> FASTRNN_DEVICE void load_vectors(
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// One unit of one row at one step: what it needs is read, then it is computed, then written. h goes first: others wait for it.
+// The biases of a unit.
+template <int gates, class Real> struct Biases {
+  Real ih[gates] = {}, hh[gates] = {};
+  template <class Side> FASTRNN_DEVICE void read(const Side& side, int first_gate, int64_t H, int64_t unit) {
+#pragma unroll
+    for (int g = 0; g < gates; g++) {
+      if (side.bias_ih) ih[g] = widen(side.bias_ih[(first_gate + g) * H + unit]);
+      if (side.bias_hh) hh[g] = widen(side.bias_hh[(first_gate + g) * H + unit]);
+    }
+  }
+};
+
+// One unit of one row at one step: what it needs is read, then it is computed, then written. h goes first: others wait for it. Nothing is
+// computed from what is read before the product is there, so that nothing waits for it.
 template <class Cell, int p, class T> struct ForwardUnit {
   using Store = typename T::Store;
   using Real = typename T::Real;
@@ -86,24 +99,20 @@ template <class Cell, int p, class T> struct ForwardUnit {
   const cuda::Sweep<Store, Real>& s;
   const cuda::Side<Store, Real>& side;
   const DeviceOrder& order;
+  const Biases<gates, Real>& bias;
   const int64_t step, t, unit, b;
   const int64_t B = s.sequences.B, H = s.H, P = s.P, token = t * B + b;
   const bool runs = order.runs(t, b), cut = runs && order.cut_before(t, b);
   Unit<Real> u{};
-  Real x_side[gates] = {}, hidden_bias{};
+  Real x_side[gates] = {};
 
   static FASTRNN_DEVICE bool apart(int g) { return Cell::hidden_apart && g == gates - 1; }
 
-  // W_ih x and the biases, which no step writes.
+  // W_ih x, which no step writes.
   FASTRNN_DEVICE void read_inputs() {
     if (!runs || projects) return;
 #pragma unroll
-    for (int g = 0; g < gates; g++) {
-      const int64_t row = (first_gate + g) * H + unit;
-      x_side[g] = side.z[(token - side.z_first) * Cell::gates * H + row];
-      if (side.bias_ih) x_side[g] += widen(side.bias_ih[row]);
-      if (side.bias_hh) (apart(g) ? hidden_bias : x_side[g]) += widen(side.bias_hh[row]);
-    }
+    for (int g = 0; g < gates; g++) x_side[g] = side.z[(token - side.z_first) * Cell::gates * H + (first_gate + g) * H + unit];
   }
   // What this same unit left in the step before, or in the phase before.
   FASTRNN_DEVICE void read_states() {
@@ -125,9 +134,11 @@ template <class Cell, int p, class T> struct ForwardUnit {
     if (!runs) return;
 #pragma unroll
     for (int g = 0; g < gates; g++) {
-      const Real z = sum(g);
-      u.z[g] = projects ? z : apart(g) ? z + hidden_bias : x_side[g] + z;
-      if (!projects && apart(g)) u.x_side = x_side[g];
+      Real z = sum(g), x = x_side[g];
+      if (side.bias_ih) x += bias.ih[g];
+      if (side.bias_hh && !projects) (apart(g) ? z : x) += bias.hh[g];
+      u.z[g] = projects || apart(g) ? z : x + z;
+      if (!projects && apart(g)) u.x_side = x;
     }
     Cell::template forward<p>(u);
   }
@@ -165,7 +176,7 @@ template <class Cell, int p, class T> struct ForwardUnit {
 };
 
 template <class Cell, int p, class T, int N>
-__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+__global__ void __launch_bounds__(block_threads, blocks_at_once)
     step_forward(cuda::Sweep<typename T::Store, typename T::Real> s, int64_t step) {
   using Store = typename T::Store;
   using Real = typename T::Real;
@@ -195,7 +206,9 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
     const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
     if (unit >= units || b >= B) continue;
-    ForwardUnit<Cell, p, T> here{s, side, order, step, t, unit, b};
+    Biases<phase.gates, Real> bias;
+    if (!projects) bias.read(side, phase.first, H, unit);
+    ForwardUnit<Cell, p, T> here{s, side, order, bias, step, t, unit, b};
     here.read_inputs(), here.read_states();
     here.compute([&](int g) { return product.at(g * 16 + i % 16, i / 16); });
     here.write_h(), here.write_rest();
@@ -219,23 +232,24 @@ template <class Cell, int p, class T> struct BackwardUnit {
   const bool runs = order.runs(t, b), cut = order.cut_off_after(t, b);
   const bool first = order.is_first(t, b), cut_off = order.cut_before(t, b);
   UnitGradient<Real> u{};
-  Real dy{}, dh{};
+  Store tape[Cell::tape + 1] = {}, h{}, h_prev{}, dy{};  // as they are stored
+  Real dh{};
 
   // All but the product: what no step writes, and what this same unit left in the step after, or in the phase before.
   FASTRNN_DEVICE void read() {
     if (!runs) return;
     if (p == 0) {
       dh = side.dstate[0][b * P + unit];
-      if (side.dy.base) dy = widen(side.dy.at(t, b)[unit]);
+      if (side.dy.base) dy = side.dy.at(t, b)[unit];
     }
     if (only_sums) return;
     u.options = &side.options;
     load_vectors<Cell>(u, side.vectors, H, unit);
 #pragma unroll
-    for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(side.tape_gates[(token * Cell::tape + k) * H + unit]);
-    if (Cell::uses_h) u.h = widen(side.y.at(t, b)[unit]);
+    for (int k = 0; k < Cell::tape; k++) tape[k] = side.tape_gates[(token * Cell::tape + k) * H + unit];
+    if (Cell::uses_h) h = side.y.at(t, b)[unit];
     if (Cell::uses_h_prev && !cut_off) {
-      if (!first) u.h_prev = widen(side.y.at(order.before(t), b)[unit]);
+      if (!first) h_prev = side.y.at(order.before(t), b)[unit];
       else if (side.before[0]) u.h_prev = side.before[0][b * P + unit];
     }
 #pragma unroll
@@ -253,9 +267,15 @@ template <class Cell, int p, class T> struct BackwardUnit {
   FASTRNN_DEVICE void compute(Real sum) {
     if (!runs) return;
     u.dout = sum;
-    if (p == 0 && side.dy.base) u.dout += dy;
+    if (p == 0 && side.dy.base) u.dout += widen(dy);
     if (p == 0 && !cut) u.dout += dh;
-    if constexpr (!only_sums) Cell::template backward<p>(u);
+    if constexpr (!only_sums) {
+#pragma unroll
+      for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
+      if (Cell::uses_h) u.h = widen(h);
+      if (Cell::uses_h_prev && !cut_off && !first) u.h_prev = widen(h_prev);
+      Cell::template backward<p>(u);
+    }
   }
 
   FASTRNN_DEVICE void write_gradients() const {
@@ -284,7 +304,7 @@ template <class Cell, int p, class T> struct BackwardUnit {
 
 // With 'initial' no step but what comes before the first: the gradient of the initial h, of phase 0 only.
 template <class Cell, int p, class T, int N>
-__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+__global__ void __launch_bounds__(block_threads, blocks_at_once)
     step_backward(cuda::BackSweep<typename T::Store, typename T::Real> s, int64_t step, bool initial) {
   using Store = typename T::Store;
   using Real = typename T::Real;

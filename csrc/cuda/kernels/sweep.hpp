@@ -74,7 +74,7 @@ template <class Store, class Real> struct BackSweep {
   BackSide<Store, Real> side[2];
 };
 
-// Columns of a block's tile: rows of the batch. 8 or 32; 8 or 16 of a resident kernel, backward 8.
+// Columns of a block's tile: rows of the batch. 8 or 32; 8 or 16 of a resident kernel backward.
 struct StepLaunch {
   int directions, columns;
   bool chained;
@@ -82,11 +82,11 @@ struct StepLaunch {
 
 // Steps that one launch runs through, its blocks at once on the GPU; see resident.hpp. Block i has the units of i % unit blocks, and of
 // the batch's tiles number i / unit blocks and every groups-th after it.
-constexpr int forward_units = 8, backward_units = 16;  // of a block
+constexpr int forward_units = 8;  // of a block
 struct Residence {
   int64_t first, last;  // steps
-  int directions, columns, groups;
-  unsigned* arrived;  // (directions, tiles of the batch) how often a block was done with a step, over all steps; zero before the first one
+  int directions, columns, groups, chunk_bytes;  // chunk_bytes: see ResidentTile
+  unsigned* done;  // (directions, tiles of the batch, blocks of units) steps that each has done of all; zero before the first one
 };
 
 // C (n,m) = A (n,K) B (K,m). Element (row, k) of a factor lies at base[row * row_stride + k * k_stride]; one of the strides is 1.

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int block_threads = 128;
 // Blocks that a processor must have registers for: what the compiler may use of them for one.
-template <class T> constexpr int blocks_at_once = sizeof(typename T::Real) == 8 ? 2 : 3;
+constexpr int blocks_at_once = 2;
 
 // Where element k of a row lies: 'width' elements from 'first' on, then as many 'pitch' further on, and so on; width 0: all, one after the
 // other. Whole pieces each.
@@ -89,7 +89,7 @@ template <class T, int MT, int N> struct Tile {
 #pragma unroll
       for (int step = 0; step < chunk_bytes / Product::step_bytes / splits; step++) {
         const int at = (step * splits + split) * Product::step_bytes;
-        Product::run(sums, from + at, pitch, from + (rows + side * NT * 8) * pitch + at, pitch, lane);
+        Product::template run<2 * MT>(sums, from + at, pitch, from + (rows + side * NT * 8) * pitch + at, pitch, lane);
       }
       __syncthreads();
       if (c + stages < chunks) {

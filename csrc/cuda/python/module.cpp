@@ -224,10 +224,12 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("synchronize", synchronize, py::arg("device"), py::arg("stream") = py::none());
   m.def("set_chunk_bytes", set_chunk_bytes);
   m.def("set_resident", set_resident);
-  m.def("plan_resident", [](int64_t unit_blocks, int64_t B, int processors, int held_of_8, int held_of_16) {
-    const ResidentPlan plan = plan_resident(unit_blocks, B, processors, held_of_8, held_of_16);
-    return std::make_pair(plan.columns, plan.groups);
-  });
+  m.def("plan_resident",
+        [](int64_t unit_blocks, int64_t B, int directions, int processors, std::pair<int, int> columns, std::pair<int, int> held) {
+          const ResidentRoom room{processors, {columns.first, columns.second}, {held.first, held.second}};
+          const ResidentPlan plan = plan_resident(unit_blocks, B, directions, room);
+          return std::make_tuple(plan.wide, plan.groups, plan.directions);
+        });
   m.def("step_columns", step_columns);
   m.def("chunk_steps", chunk_steps);
   m.def("product_shares", product_shares);
