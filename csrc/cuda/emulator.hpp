@@ -311,9 +311,9 @@ template <int groups> void wait_for_all_but() {
 }
 inline void wait_for_last_kernel() {}
 inline void let_next_kernel_start() {}
-inline void set_mark(unsigned* mark, unsigned to) { *mark = to, emulator::machine().progress++; }
-inline void wait_for_mark(const unsigned* mark, unsigned until) {
-  while (int(*mark - until) < 0) emulator::yield();
+inline void count_one(unsigned* counter) { ++*counter, emulator::machine().progress++; }
+inline void wait_for_count(const unsigned* counter, unsigned until) {
+  while (int(*counter - until) < 0) emulator::yield();
 }
 
 inline float as_float(uint32_t bits) {

@@ -19,7 +19,8 @@ ResidentPlan deal_out(int64_t unit_blocks, int64_t B, const ResidentRoom& room) 
     tiles[i] = (B + room.columns[i] - 1) / room.columns[i];
   }
   const bool wide = tiles[0] > most[0] && most[1] > 0;  // small tiles where each has a block of its own
-  return {wide, int(std::min(tiles[wide], most[wide])), 0};
+  const int64_t groups = std::min(tiles[wide], most[wide]);
+  return {wide, tiles[wide] > 2 * groups ? 0 : int(groups), 0};  // one tile after the other: the step kernels have more at once
 }
 
 }  // namespace

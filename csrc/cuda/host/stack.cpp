@@ -99,14 +99,14 @@ template <class K> struct Run {
   struct Stay {
     ResidentPlan plan;
     Residence how;
-    int64_t marks;  // of a direction
+    int64_t tiles;  // of a direction, at most
   };
   template <class Sweeps> Stay stay(const ResidentKernel<Sweeps>& kernel, int64_t chunk) {
     if (cell.phases > 1) return {};
-    const int64_t blocks = (H + kernel.units - 1) / kernel.units, marks = times(blocks, (B + 7) / 8);
-    Stay s{{}, {}, marks};
-    s.how.done = arena.template take<unsigned>(times(n.D, marks));
-    zero(s.how.done, n.D * marks * int64_t(sizeof(unsigned)));
+    const int64_t blocks = (H + kernel.units - 1) / kernel.units, tiles = (B + 7) / 8;
+    Stay s{{}, {}, tiles};
+    s.how.done = arena.template take<unsigned>(times(n.D, tiles));
+    zero(s.how.done, n.D * tiles * int64_t(sizeof(unsigned)));
     if (!gpu.resident || !runs || B == 0 || chunk <= 1) return s;
     ResidentRoom room{gpu.processors, {kernel.columns[0], kernel.columns[1]}, {}};
     int chunk_bytes[2];
@@ -122,7 +122,7 @@ template <class K> struct Run {
     how.first = first, how.last = last;
     for (int d = 0; d < n.D; d += s.plan.directions) {
       sweep.side[0] = sweep.side[d];
-      how.done = s.how.done + d * s.marks;
+      how.done = s.how.done + d * s.tiles;
       kernel.run(sweep, how, stream);
     }
   }

@@ -74,7 +74,7 @@ void backward(const K& kernels, const Network&, const Gpu&, const BackwardCall<t
 int step_columns(int64_t units, int64_t B, int directions, int processors);
 // How resident kernels deal out B rows of the batch, and how many directions they do at once, given the blocks for all units of one
 // direction and, of tiles with few columns and with many, how many blocks a multiprocessor holds. 'wide': the latter. No groups: neither
-// fits.
+// fits, or a block had more than two tiles.
 struct ResidentRoom {
   int processors, columns[2], held[2];
 };

@@ -34,14 +34,12 @@ FASTRNN_DEVICE void let_next_kernel_start() {
 #endif
 }
 
-// What the block's threads wrote before its last barrier is there for whoever has waited for this mark.
-FASTRNN_DEVICE void set_mark(unsigned* mark, unsigned to) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(mark), "r"(to) : "memory");
-}
-// Ends when a mark that only grows has come so far, and may have wrapped. What lies behind it must be read past the first-level cache.
-FASTRNN_DEVICE void wait_for_mark(const unsigned* mark, unsigned until) {
+// What the block's threads wrote before its last barrier is there for whoever has waited for this count.
+FASTRNN_DEVICE void count_one(unsigned* counter) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory"); }
+// Ends when so many have been counted since it was zero; counts wrap. What they wrote must be read past the first-level cache.
+FASTRNN_DEVICE void wait_for_count(const unsigned* counter, unsigned until) {
   unsigned seen;
-  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(mark) : "memory");
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
   while (int(seen - until) < 0);
 }
 

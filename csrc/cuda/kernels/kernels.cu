@@ -19,6 +19,8 @@ int64_t tiles(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 // ---- steps ---------------------------------------------------------------------------------------------------------
 
+constexpr int wide_step = sizeof(Real) == 8 ? 16 : 32;  // columns; of more double sums than that there is no room in registers
+
 template <class Cell, int p, int N> void forward_phase(const Sweep<Store, Real>& s, int64_t step, const StepLaunch& l,
                                                        cudaStream_t stream) {
   using Product = device::Tile<T, Cell::phase[p].gates, N>;
@@ -33,7 +35,7 @@ template <class Cell, int N> void forward_columns(const Sweep<Store, Real>& s, i
 }
 template <class Cell> void forward(const Sweep<Store, Real>& s, int64_t step, int phase, const StepLaunch& l, cudaStream_t stream) {
   if (l.columns == 8) forward_columns<Cell, 8>(s, step, phase, l, stream);
-  else forward_columns<Cell, 32>(s, step, phase, l, stream);
+  else forward_columns<Cell, wide_step>(s, step, phase, l, stream);
 }
 
 template <class Cell, int p, int N>
@@ -50,7 +52,7 @@ void backward_columns(const BackSweep<Store, Real>& s, int64_t step, int phase, 
 template <class Cell>
 void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool initial, const StepLaunch& l, cudaStream_t stream) {
   if (l.columns == 8) backward_columns<Cell, 8>(s, step, phase, initial, l, stream);
-  else backward_columns<Cell, 32>(s, step, phase, initial, l, stream);
+  else backward_columns<Cell, wide_step>(s, step, phase, initial, l, stream);
 }
 
 // ---- runs of steps -------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 // shared memory, or their columns in backward, and goes through the steps; h, or the gate gradients, go from block to block through global
 // memory. All blocks must be on the GPU at once. The arithmetic is that of steps.hpp, in the same order: results are the same bits.
 //
-// Blocks of one tile of the batch and one direction wait for each other, by a mark of each that says which step it has done. Two places for
+// Blocks of one tile of the batch and one direction wait for each other, by a counter of those that are done with a step. Two places for
 // h that take turns are enough: a block writes h of step t + 1 when all have written that of t, and who has done that has read that of t
 // - 1.
 #pragma once
@@ -62,7 +62,8 @@ template <class T, int G, int N, int across> struct ResidentTile {
     const auto bytes_of = [&](int c) { return bytes - c * chunk_bytes < chunk_bytes ? bytes - c * chunk_bytes : chunk_bytes; };
     const auto load = [&](int c) {
       const int first = c * chunk_bytes / int(sizeof(Store));
-      for (int j = warp; j < columns; j += threads / 32) {
+      for (int i = warp; i < columns; i += threads / 32) {
+        const int j = (i + int(blockIdx.x)) % columns;  // not all blocks the same row at once
         const Store* const from = column(j);
         char* const to = chunks + (c % depth * columns + j) * pitch;
         for (int at = lane; at < bytes_of(c) / 16; at += 32) {
@@ -137,10 +138,10 @@ __global__ void __launch_bounds__(ResidentForward<Cell, T, N>::threads, 1)
       const int64_t t = order.time(step), first_row = tile * N, end = first_row + N < B ? first_row + N : B;
       const int64_t unit = first_unit + u, b = first_row + j;
       const bool mine = j < N && unit < H && b < B;
-      unsigned* const done = residence.done + (int64_t(blockIdx.z) * tiles + tile) * unit_blocks;
+      unsigned* const done = residence.done + int64_t(blockIdx.z) * tiles + tile;
       ForwardUnit<Cell, 0, T> here{s, side, order, bias, step, t, mine ? unit : 0, mine ? b : 0};
       if (mine) here.read_inputs(), here.read_states();
-      for (int64_t k = i; k < unit_blocks; k += Product::threads) wait_for_mark(done + k, unsigned(step));
+      if (i == 0) wait_for_count(done, unsigned(step * unit_blocks));
       __syncthreads();
       const Store* const before = side.recurrent + step % 2 * B * row;
       product.run(
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(ResidentForward<Cell, T, N>::threads, 1)
         here.write_h();
       }
       __syncthreads();
-      if (i == 0) set_mark(done + first_unit / units_each, unsigned(step + 1));
+      if (i == 0) count_one(done);
       if (mine) here.write_rest();
     }
 }
@@ -185,10 +186,10 @@ __global__ void __launch_bounds__(ResidentBackward<T, N>::threads, 1)
       const int64_t t = order.time(step), first_row = tile * N, end = first_row + N < B ? first_row + N : B;
       const int64_t unit = first_unit + u, b = first_row + j;
       const bool mine = j < N && unit < H && b < B;
-      unsigned* const done = residence.done + (int64_t(blockIdx.z) * tiles + tile) * unit_blocks;
+      unsigned* const done = residence.done + int64_t(blockIdx.z) * tiles + tile;
       BackwardUnit<Cell, 0, T> at{s, side, order, step, t, mine ? unit : 0, mine ? b : 0};
       if (mine) at.read();
-      for (int64_t k = i; k < unit_blocks; k += Product::threads) wait_for_mark(done + k, unsigned(s.sequences.T - 1 - step));
+      if (i == 0) wait_for_count(done, unsigned((s.sequences.T - 1 - step) * unit_blocks));
       __syncthreads();
       const Store* const later = side.recurrent + (step + 1) % 2 * B * wide + hidden_slot<Cell>(0) * row;
       product.run(
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(ResidentBackward<T, N>::threads, 1)
         at.write_gradients();
       }
       __syncthreads();
-      if (i == 0) set_mark(done + first_unit / units_each, unsigned(s.sequences.T - step));
+      if (i == 0) count_one(done);
       if (mine) at.write_rest();
     }
 }

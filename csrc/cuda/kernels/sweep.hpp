@@ -74,7 +74,7 @@ template <class Store, class Real> struct BackSweep {
   BackSide<Store, Real> side[2];
 };
 
-// Columns of a block's tile: rows of the batch. 8 or 32; 8 or 16 of a resident kernel backward.
+// Columns of a block's tile: rows of the batch. 8 or 32, in float64 8 or 16; 8 or 16 of a resident kernel backward.
 struct StepLaunch {
   int directions, columns;
   bool chained;
@@ -86,7 +86,7 @@ constexpr int forward_units = 8;  // of a block
 struct Residence {
   int64_t first, last;  // steps
   int directions, columns, groups, chunk_bytes;  // chunk_bytes: see ResidentTile
-  unsigned* done;  // (directions, tiles of the batch, blocks of units) steps that each has done of all; zero before the first one
+  unsigned* done;  // (directions, tiles of the batch) how often a block was done with a step, over all steps; zero before the first one
 };
 
 // C (n,m) = A (n,K) B (K,m). Element (row, k) of a factor lies at base[row * row_stride + k * k_stride]; one of the strides is 1.
