@@ -47,7 +47,7 @@ FASTRNN_DEVICE Piece piece_at(const char* p) { return *reinterpret_cast<const Pi
 // Matrix instructions. Which k of the step is which k of the instruction does not matter as long as both factors agree: a lane's 16
 // bytes serve two instructions.
 template <class Multiply> struct TensorCores {
-  static constexpr int step_bytes = 64, padding = 64, fewest_rows = 16;
+  static constexpr int step_bytes = 64, padding = 64;
   using Real = float;
   template <int G, int MT, int NT> static FASTRNN_DEVICE void run(float (&sums)[MT][NT][4], const char* rows, int row_pitch,
                                                                   const char* columns, int pitch, int lane) {
@@ -70,7 +70,7 @@ template <class Multiply> struct TensorCores {
 // Plain multiplications and additions, each rounded as IEEE 754 wants it.
 template <class Real_> struct Exact {
   using Real = Real_;
-  static constexpr int step_bytes = 16, padding = 16, fewest_rows = 8, each = 16 / sizeof(Real);
+  static constexpr int step_bytes = 16, padding = 16, each = 16 / sizeof(Real);
   struct alignas(16) Numbers {
     Real x[each];
   };

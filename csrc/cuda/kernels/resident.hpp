@@ -100,9 +100,9 @@ template <class T, int G, int N, int across> struct ResidentTile {
   }
 };
 
-template <class Cell, class T, int N> using ResidentForward = ResidentTile<T, Cell::phase[0].gates, N, N / 16 + (N == 8)>;
+template <class Cell, class T, int N> using ResidentForward = ResidentTile<T, Cell::phase[0].gates, N, N == 32 ? 2 : 1>;
 // More units share what they all read of the gate gradients, unless that is more than fits.
-template <class T> constexpr int backward_units = ProductOf<T>::fewest_rows;
+template <class T> constexpr int backward_units = sizeof(typename T::Store) == 2 ? 16 : 8;
 template <class T, int N> using ResidentBackward = ResidentTile<T, backward_units<T> / 8, N, N / 8>;
 
 template <class Cell, class T, int N>

@@ -74,7 +74,7 @@ template <class Store, class Real> struct BackSweep {
   BackSide<Store, Real> side[2];
 };
 
-// Columns of a block's tile: rows of the batch. 8 or 32, in float64 8 or 16; 8 or 16 of a resident kernel backward.
+// Columns of a block's tile: rows of the batch. 8 or 32, in float64 8 or 16. Of a resident kernel 8, or 16 or 32.
 struct StepLaunch {
   int directions, columns;
   bool chained;
