@@ -1,7 +1,8 @@
 // A GPU of one core, for tests on machines that have none: it runs the kernels' own source on the CPU, block by block, each thread of a
-// block on a stack of its own. What a real GPU leaves open is drawn: the order of blocks, and of threads between two barriers. Shared
-// memory begins as NaN, copies in the background are made when they are waited for, and the matrix instructions follow the fragments that
-// the PTX manual shows. It finds wrong indices, missing barriers and reads of what nothing wrote; it does not model the memory of a GPU.
+// block on a stack of its own. The blocks of a cooperative launch are there all at once, and take turns. What a real GPU leaves open is
+// drawn: the order of blocks, and of threads between two barriers. Threads that wait for each other for ever are found. Shared memory
+// begins as NaN, copies in the background are made when they are waited for, and the matrix instructions follow the fragments that the PTX
+// manual shows. It finds wrong indices, missing barriers and reads of what nothing wrote; it does not model the memory of a GPU.
 #pragma once
 #include <ucontext.h>
 
@@ -43,20 +44,32 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;  // copies under way, the last group still open
 };
 
-constexpr int warp_size = 32, stack_bytes = 128 * 1024, shared_capacity = 99 * 1024;
+constexpr int warp_size = 32, stack_bytes = 128 * 1024, shared_capacity = 99 * 1024, blocks_at_once = 16;
 
-struct Machine {
+struct Block {
+  dim3 index;
   std::vector<std::unique_ptr<Thread>> threads;
-  alignas(128) char shared[shared_capacity];
-  std::function<void()> body;
-  ucontext_t scheduler;
-  int current = 0, count = 0;
-  std::mt19937 draw{20261123};
+  struct alignas(128) Shared {
+    char bytes[shared_capacity];
+  };
+  std::unique_ptr<Shared> shared = std::make_unique<Shared>();
+  int left;  // threads that have not ended
   // of each warp: what its threads brought to the matrix instruction at hand
   struct Fragments {
     float* c;
     uint32_t a[4], b[2];
   } fragments[32][warp_size];
+};
+
+struct Machine {
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::function<void()> body;
+  ucontext_t scheduler;
+  Block* block = nullptr;
+  int current = 0, count = 0;
+  uint64_t progress = 0;  // grows with all that a waiting thread may wait for
+  std::mt19937 draw{20261123};
+  Thread& self() const { return *block->threads[size_t(current)]; }
 };
 inline Machine& machine() {
   static Machine m;
@@ -68,41 +81,43 @@ inline Machine& machine() {
 }
 inline void yield() {
   Machine& m = machine();
-  Thread& self = *m.threads[m.current];
-  if (swapcontext(&self.context, &m.scheduler)) fail("swapcontext");
+  if (swapcontext(&m.self().context, &m.scheduler)) fail("swapcontext");
 }
 inline void enter() {
   Machine& m = machine();
   m.body();
-  m.threads[m.current]->done = true;
+  m.self().done = true;
+  m.block->left--;
+  m.progress++;
   yield();
 }
 
-// Waits until every thread from 'first' to 'last' has reached its barrier of that kind as often as this one.
+// Waits until every thread of the block from 'first' to 'last' has reached its barrier of that kind as often as this one.
 inline void meet(int first, int last, int Thread::* count) {
   Machine& m = machine();
-  const int mine = ++(m.threads[m.current].get()->*count);
+  const int mine = ++(m.self().*count);
+  m.progress++;
   for (;;) {
     bool all = true;
     for (int i = first; i < last && all; i++) {
-      all = m.threads[i].get()->*count >= mine;
-      if (!all && m.threads[i]->done) fail("a thread ended while others wait for it at a barrier");
+      const Thread& other = *m.block->threads[size_t(i)];
+      all = other.*count >= mine;
+      if (!all && other.done) fail("a thread ended while others wait for it at a barrier");
     }
     if (all) return;
     yield();
   }
 }
 
-inline void run_block(int threads) {
-  Machine& m = machine();
-  std::memset(m.shared, 0xff, sizeof m.shared);
-  m.count = threads;
-  while (int(m.threads.size()) < threads) {
-    m.threads.push_back(std::make_unique<Thread>());
-    m.threads.back()->stack.reset(new char[stack_bytes]);
+inline void begin_block(Block& b, dim3 index, int threads) {
+  b.index = index, b.left = threads;
+  std::memset(b.shared->bytes, 0xff, sizeof b.shared->bytes);
+  while (int(b.threads.size()) < threads) {
+    b.threads.push_back(std::make_unique<Thread>());
+    b.threads.back()->stack.reset(new char[stack_bytes]);
   }
   for (int i = 0; i < threads; i++) {
-    Thread& t = *m.threads[i];
+    Thread& t = *b.threads[size_t(i)];
     t.done = false, t.barriers = t.meetings = 0;
     t.groups.assign(1, {});
     getcontext(&t.context);
@@ -111,31 +126,48 @@ inline void run_block(int threads) {
     t.context.uc_link = nullptr;
     makecontext(&t.context, enter, 0);
   }
-  std::vector<int> order(threads);
-  for (int i = 0; i < threads; i++) order[i] = i;
-  for (bool left = true; left;) {
-    left = false;
+}
+// Lets each thread of a block run up to where it waits, in any order, and again for so many rounds, or until nothing happens any more.
+inline void run_block(Block& b, unsigned rounds) {
+  Machine& m = machine();
+  m.block = &b;
+  blockIdx = b.index;
+  std::vector<int> order(size_t(m.count));
+  for (int i = 0; i < m.count; i++) order[size_t(i)] = i;
+  for (uint64_t before = m.progress - 1; b.left && rounds && m.progress != before; rounds--) {
+    before = m.progress;
     std::shuffle(order.begin(), order.end(), m.draw);
     for (int i : order) {
-      if (m.threads[i]->done) continue;
-      left = true;
+      if (b.threads[size_t(i)]->done) continue;
       m.current = i;
       threadIdx = dim3(unsigned(i), 0, 0);
-      if (swapcontext(&m.scheduler, &m.threads[i]->context)) fail("swapcontext");
+      if (swapcontext(&m.scheduler, &b.threads[size_t(i)]->context)) fail("swapcontext");
     }
   }
 }
 
-inline void run_grid(dim3 grid, dim3 block, int shared_bytes, std::function<void()> body) {
+// Blocks one after the other, or all 'together'.
+inline void run_grid(dim3 grid, dim3 block, int shared_bytes, bool together, std::function<void()> body) {
   Machine& m = machine();
   if (shared_bytes > shared_capacity) fail("more shared memory than the smallest GPU has");
-  m.body = std::move(body), gridDim = grid;
+  m.body = std::move(body), gridDim = grid, m.count = int(block.x);
   std::vector<unsigned> order(size_t(grid.x) * grid.z);
   for (size_t i = 0; i < order.size(); i++) order[i] = unsigned(i);
   std::shuffle(order.begin(), order.end(), m.draw);
-  for (unsigned i : order) {
-    blockIdx = dim3(i % grid.x, 0, i / grid.x);
-    run_block(int(block.x));
+  while (m.blocks.size() < (together ? order.size() : 1)) m.blocks.push_back(std::make_unique<Block>());
+  for (size_t first = 0; first < order.size(); first += together ? order.size() : 1) {
+    std::vector<Block*> left;
+    for (size_t i = first; i < order.size() && (together || i == first); i++) {
+      left.push_back(m.blocks[i - first].get());
+      begin_block(*left.back(), dim3(order[i] % grid.x, 0, order[i] / grid.x), m.count);
+    }
+    while (!left.empty()) {
+      const uint64_t before = m.progress;
+      std::shuffle(left.begin(), left.end(), m.draw);
+      for (Block* b : left) run_block(*b, together ? 1 + m.draw() % 256 : ~0u);
+      left.erase(std::remove_if(left.begin(), left.end(), [](const Block* b) { return b->left == 0; }), left.end());
+      if (!left.empty() && m.progress == before) fail("all threads that are left wait for ever");
+    }
   }
 }
 
@@ -152,12 +184,12 @@ using cudaError_t = int;
 using cudaStream_t = struct EmulatedStream*;
 using cudaEvent_t = int;
 constexpr int cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-              cudaLaunchAttributeProgrammaticStreamSerialization = 6, cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2,
-              cudaMemcpyDeviceToDevice = 3, cudaEventDisableTiming = 2;
+              cudaLaunchAttributeProgrammaticStreamSerialization = 6, cudaLaunchAttributeCooperative = 2, cudaMemcpyHostToDevice = 1,
+              cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3, cudaEventDisableTiming = 2;
 struct cudaLaunchAttribute {
   int id;
   struct {
-    int programmaticStreamSerializationAllowed;
+    int programmaticStreamSerializationAllowed, cooperative;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -183,9 +215,10 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 struct cudaPointerAttributes {
   int type, device;
 };
-enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
-  return *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0, 0;
+  const int values[] = {8, 0, fastrnn::emulator::shared_capacity};
+  return *value = values[attribute], 0;
 }
 struct cudaFuncAttributes {
   int ptxVersion;
@@ -208,6 +241,9 @@ inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0; }
 inline cudaError_t cudaGetLastError() { return 0; }
 inline cudaError_t cudaFuncSetAttribute(const void*, int, int) { return 0; }
+template <class Kernel> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) {
+  return *blocks = fastrnn::emulator::blocks_at_once, 0;
+}
 
 // All of it is NaN at first, and so are the guards on both sides, which are looked at in the end. The size stands before them.
 namespace fastrnn::emulator {
@@ -246,7 +282,8 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { re
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
 template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A... arguments) {
   std::tuple<P...> given{static_cast<P>(arguments)...};
-  fastrnn::emulator::run_grid(c->gridDim, c->blockDim, int(c->dynamicSmemBytes), [&] { std::apply(kernel, given); });
+  const bool together = c->numAttrs && c->attrs->id == cudaLaunchAttributeCooperative && c->attrs->val.cooperative;
+  fastrnn::emulator::run_grid(c->gridDim, c->blockDim, int(c->dynamicSmemBytes), together, [&] { std::apply(kernel, given); });
   return 0;
 }
 
@@ -255,8 +292,8 @@ template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunc
 namespace fastrnn::device {
 namespace {
 
-inline char* shared_memory() { return emulator::machine().shared; }
-inline emulator::Thread& this_thread() { return *emulator::machine().threads[emulator::machine().current]; }
+inline char* shared_memory() { return emulator::machine().block->shared->bytes; }
+inline emulator::Thread& this_thread() { return emulator::machine().self(); }
 
 inline void copy_later(void* to, const void* from) {
   if ((uintptr_t(to) | uintptr_t(from)) % 16) emulator::fail("a copy of 16 bytes is not aligned");
@@ -274,6 +311,10 @@ template <int groups> void wait_for_all_but() {
 }
 inline void wait_for_last_kernel() {}
 inline void let_next_kernel_start() {}
+inline void count_one(unsigned* counter) { ++*counter, emulator::machine().progress++; }
+inline void wait_for_count(const unsigned* counter, unsigned until) {
+  while (int(*counter - until) < 0) emulator::yield();
+}
 
 inline float as_float(uint32_t bits) {
   float x;
@@ -306,7 +347,7 @@ inline float from_float16(uint16_t bits) {
 template <int each, class Element> void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element) {
   emulator::Machine& m = emulator::machine();
   const int warp = m.current / emulator::warp_size, first = warp * emulator::warp_size;
-  auto& all = m.fragments[warp];
+  auto& all = m.block->fragments[warp];
   auto& mine = all[m.current - first];
   mine = {c, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   emulator::meet(first, first + emulator::warp_size, &emulator::Thread::meetings);

@@ -85,7 +85,7 @@ foreach(precision table IN ZIP_LISTS precisions tables)
   list(APPEND cuda_objects $<TARGET_OBJECTS:${unit}>)
 endforeach()
 
-pybind11_add_module(_cuda NO_EXTRAS csrc/cuda/python/module.cpp csrc/cuda/host/blas.cpp csrc/cuda/host/stack.cpp csrc/host/memory.cpp ${cuda_objects})
+pybind11_add_module(_cuda NO_EXTRAS csrc/cuda/python/module.cpp csrc/cuda/host/blas.cpp csrc/cuda/host/plans.cpp csrc/cuda/host/stack.cpp csrc/host/memory.cpp ${cuda_objects})
 target_compile_definitions(_cuda PRIVATE FASTRNN_ISA=device FASTRNN_VECTOR_BYTES=0 ${emulate})
 if(NOT emulate)
   string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")

@@ -4,23 +4,6 @@
 
 namespace fastrnn::cuda {
 
-// ---- plans ---------------------------------------------------------------------------------------------------------
-
-int step_columns(int64_t units, int64_t B, int directions, int processors) {
-  const int64_t blocks = (units + 15) / 16 * ((B + 7) / 8) * directions;
-  return blocks <= 2 * int64_t(processors) ? 8 : 32;
-}
-
-int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes) {
-  return std::max<int64_t>(1, std::min(T, chunk_bytes / std::max<int64_t>(1, times(B, token_bytes))));
-}
-
-int product_shares(int64_t n, int64_t K, int64_t m, int64_t result_bytes, int processors) {
-  const int64_t tiles = ((n + 63) / 64) * ((m + 63) / 64), fill = 2 * int64_t(processors) / std::max<int64_t>(1, tiles);
-  const int64_t room = workspace_bytes / std::max<int64_t>(1, result_bytes);
-  return int(std::clamp<int64_t>(std::min({fill, room, K / 512}), 1, 64));
-}
-
 namespace {
 
 template <class T> constexpr int64_t piece = 16 / int64_t(sizeof(T));
@@ -111,6 +94,38 @@ template <class K> struct Run {
   int64_t head() const { return n.heads > 1 ? columns_hh : 0; }
 
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
+
+  // Runs of steps in one launch; one step alone is as well a kernel of its own.
+  struct Stay {
+    ResidentPlan plan;
+    Residence how;
+    int64_t tiles;  // of a direction, at most
+  };
+  template <class Sweeps> Stay stay(const ResidentKernel<Sweeps>& kernel, int64_t chunk) {
+    if (cell.phases > 1) return {};
+    const int64_t blocks = (H + kernel.units - 1) / kernel.units, tiles = (B + 7) / 8;
+    Stay s{{}, {}, tiles};
+    s.how.done = arena.template take<unsigned>(times(n.D, tiles));
+    zero(s.how.done, n.D * tiles * int64_t(sizeof(unsigned)));
+    if (!gpu.resident || !runs || B == 0 || chunk <= 1) return s;
+    ResidentRoom room{gpu.processors, {kernel.columns[0], kernel.columns[1]}, {}};
+    int chunk_bytes[2];
+    for (int i : {0, 1}) room.held[i] = kernel.held(H, i, &chunk_bytes[i]);
+    s.plan = plan_resident(blocks, B, n.D, room);
+    s.how.directions = s.plan.directions, s.how.groups = s.plan.groups;
+    s.how.columns = room.columns[s.plan.wide], s.how.chunk_bytes = chunk_bytes[s.plan.wide];
+    return s;
+  }
+  // All directions at once, or one after the other.
+  template <class Sweeps> void run_steps(const ResidentKernel<Sweeps>& kernel, const Stay& s, Sweeps sweep, int64_t first, int64_t last) {
+    Residence how = s.how;
+    how.first = first, how.last = last;
+    for (int d = 0; d < n.D; d += s.plan.directions) {
+      sweep.side[0] = sweep.side[d];
+      how.done = s.how.done + d * s.tiles;
+      kernel.run(sweep, how, stream);
+    }
+  }
   int64_t phase_units(int p, bool forward) const {
     const bool to_projection = forward ? p == 1 : p == 0;
     return cell.projected && to_projection ? P : H;
@@ -186,10 +201,15 @@ template <class K> struct ForwardRun : Run<K> {
       z[d] = arena.template take<Real>(times(times(chunk, B), this->GH));
       gathered[d] = this->is_matrix(x, I) ? nullptr : arena.template take<Store>(times(times(chunk, B), I));
     }
+    const auto stay = this->stay(cell.resident_forward, chunk);
     if (!runs) return;
     for (int64_t first = 0; first < T; first += chunk) {
       const int64_t last = std::min(first + chunk, T);
       for (int d = 0; d < n.D; d++) project(l, d, first, last);
+      if (stay.plan.groups) {
+        this->run_steps(cell.resident_forward, stay, sweep, first, last);
+        continue;
+      }
       bool chained = false;  // the first step must see what came before it
       for (int64_t step = first; step < last; step++)
         for (int p = 0; p < cell.phases; p++) {
@@ -382,6 +402,7 @@ template <class K> struct BackwardRun : Run<K> {
       prepare(sweep.side[d], l, d, y, dy);
       prepare_gradients(l, d);
     }
+    const auto stay = this->stay(cell.resident_backward, chunk);
     if (!runs) return;
     if (n.D == 2) this->zero(dx, this->tokens * n.input_size(l) * int64_t(sizeof(Store)));  // both directions add, in any order
     int64_t last = T;
@@ -389,7 +410,8 @@ template <class K> struct BackwardRun : Run<K> {
     do {  // at least once: without a token the gradients are zero
       const int64_t first = std::max<int64_t>(0, last - chunk);
       for (int d = 0; d < n.D; d++) sweep.side[d].first = this->lowest(d == 1, first, last) * B;
-      steps(first, last);
+      if (stay.plan.groups) this->run_steps(cell.resident_backward, stay, sweep, first, last);
+      else steps(first, last);
       for (int d = 0; d < n.D; d++) gradients(l, d, first, last, add);
       add = true;
       last = first;

@@ -25,6 +25,7 @@ struct Gpu {
   int processors;
   bool chains;                                 // kernels may be chained: see Launch
   Blas* blas;                                  // or null: the own product
+  bool resident = true;                        // whole runs of steps may be one kernel, where it fits
   int64_t chunk_bytes = int64_t(64) << 20;  // what the rows of the time steps that are done at once may take: an L2 cache keeps them
 };
 
@@ -71,6 +72,17 @@ void backward(const K& kernels, const Network&, const Gpu&, const BackwardCall<t
 
 // Rows of the batch that a block of a step does: 8, or 32 where that still gives every processor its blocks.
 int step_columns(int64_t units, int64_t B, int directions, int processors);
+// How resident kernels deal out B rows of the batch, and how many directions they do at once, given the blocks for all units of one
+// direction and, of tiles with few columns and with many, how many blocks a multiprocessor holds. 'wide': the latter. No groups: neither
+// fits, or a block had more than two tiles.
+struct ResidentRoom {
+  int processors, columns[2], held[2];
+};
+struct ResidentPlan {
+  bool wide;
+  int groups, directions;
+};
+ResidentPlan plan_resident(int64_t unit_blocks, int64_t B, int directions, const ResidentRoom&);
 // Time steps done at once, so that 'token_bytes' for each of B tokens keep to chunk_bytes.
 int64_t chunk_steps(int64_t T, int64_t B, int64_t token_bytes, int64_t chunk_bytes);
 // Into how many shares the own product cuts K, whose results take so many bytes each.

@@ -39,24 +39,25 @@ struct alignas(16) Piece {
 };
 FASTRNN_DEVICE Piece piece_at(const char* p) { return *reinterpret_cast<const Piece*>(p); }
 
-// A warp's product of MT tiles of 16 rows with NT tiles of 8 columns, over the k of one step: step_bytes of each row. Lane l holds in
-// sums[m][n] the elements (l / 4, 2 (l % 4)) and the one to its right, and the two that are 8 rows below. Rows lie 'padding' bytes beyond
-// a multiple of 128 apart, so that a quarter of a warp reads all banks of shared memory once.
+// A warp's product of MT tiles of 16 rows, of which the first G eights are there, with NT tiles of 8 columns, over the k of one step:
+// step_bytes of each row. Lane l holds in sums[m][n] the elements (l / 4, 2 (l % 4)) and the one to its right, and the two that are 8 rows
+// below. Rows, and columns, lie 'padding' bytes beyond a multiple of 128 apart, so that a quarter of a warp reads all banks of shared
+// memory once.
 
 // Matrix instructions. Which k of the step is which k of the instruction does not matter as long as both factors agree: a lane's 16
 // bytes serve two instructions.
 template <class Multiply> struct TensorCores {
   static constexpr int step_bytes = 64, padding = 64;
   using Real = float;
-  template <int MT, int NT> static FASTRNN_DEVICE void run(float (&sums)[MT][NT][4], const char* rows, const char* columns, int pitch,
-                                                           int lane) {
+  template <int G, int MT, int NT> static FASTRNN_DEVICE void run(float (&sums)[MT][NT][4], const char* rows, int row_pitch,
+                                                                  const char* columns, int pitch, int lane) {
     Piece b[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++) b[n] = piece_at(columns + (n * 8 + lane / 4) * pitch + lane % 4 * 16);
 #pragma unroll
     for (int m = 0; m < MT; m++) {
-      const Piece upper = piece_at(rows + (m * 16 + lane / 4) * pitch + lane % 4 * 16);
-      const Piece lower = piece_at(rows + (m * 16 + 8 + lane / 4) * pitch + lane % 4 * 16);
+      const Piece upper = piece_at(rows + (m * 16 + lane / 4) * row_pitch + lane % 4 * 16);
+      const Piece lower = 2 * m + 1 < G ? piece_at(rows + (m * 16 + 8 + lane / 4) * row_pitch + lane % 4 * 16) : Piece{};
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -75,8 +76,8 @@ template <class Real_> struct Exact {
   };
   static FASTRNN_DEVICE Numbers numbers_at(const char* p) { return *reinterpret_cast<const Numbers*>(p); }
 
-  template <int MT, int NT> static FASTRNN_DEVICE void run(Real (&sums)[MT][NT][4], const char* rows, const char* columns, int pitch,
-                                                           int lane) {
+  template <int G, int MT, int NT> static FASTRNN_DEVICE void run(Real (&sums)[MT][NT][4], const char* rows, int row_pitch,
+                                                                  const char* columns, int pitch, int lane) {
     Numbers b[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; n++)
@@ -85,8 +86,8 @@ template <class Real_> struct Exact {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const Numbers a = numbers_at(rows + (m * 16 + i * 8 + lane / 4) * pitch);
+      for (int i = 0; i < 2 && 2 * m + i < G; i++) {
+        const Numbers a = numbers_at(rows + (m * 16 + i * 8 + lane / 4) * row_pitch);
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll

@@ -34,6 +34,15 @@ FASTRNN_DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// What the block's threads wrote before its last barrier is there for whoever has waited for this count.
+FASTRNN_DEVICE void count_one(unsigned* counter) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory"); }
+// Ends when so many have been counted since it was zero; counts wrap. What they wrote must be read past the first-level cache.
+FASTRNN_DEVICE void wait_for_count(const unsigned* counter, unsigned until) {
+  unsigned seen;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (int(seen - until) < 0);
+}
+
 FASTRNN_DEVICE uint16_t to_bfloat16(float x) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

@@ -2,8 +2,13 @@
 //   FASTRNN_ISA=device  FASTRNN_VECTOR_BYTES=0    FASTRNN_PRECISION   struct of numbers.hpp    FASTRNN_KERNELS   name of the table below
 #include "cuda/kernels/kernels.hpp"
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "cuda/kernels/launch.hpp"
 #include "cuda/kernels/products.hpp"
+#include "cuda/kernels/resident.hpp"
 #include "cuda/kernels/rows.hpp"
 
 namespace fastrnn::cuda {
@@ -17,6 +22,8 @@ using device::block_threads;
 int64_t tiles(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 // ---- steps ---------------------------------------------------------------------------------------------------------
+
+constexpr int wide_step = sizeof(Real) == 8 ? 16 : 32;  // columns; of more double sums than that there is no room in registers
 
 template <class Cell, int p, int N> void forward_phase(const Sweep<Store, Real>& s, int64_t step, const StepLaunch& l,
                                                        cudaStream_t stream) {
@@ -32,7 +39,7 @@ template <class Cell, int N> void forward_columns(const Sweep<Store, Real>& s, i
 }
 template <class Cell> void forward(const Sweep<Store, Real>& s, int64_t step, int phase, const StepLaunch& l, cudaStream_t stream) {
   if (l.columns == 8) forward_columns<Cell, 8>(s, step, phase, l, stream);
-  else forward_columns<Cell, 32>(s, step, phase, l, stream);
+  else forward_columns<Cell, wide_step>(s, step, phase, l, stream);
 }
 
 template <class Cell, int p, int N>
@@ -49,24 +56,91 @@ void backward_columns(const BackSweep<Store, Real>& s, int64_t step, int phase, 
 template <class Cell>
 void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool initial, const StepLaunch& l, cudaStream_t stream) {
   if (l.columns == 8) backward_columns<Cell, 8>(s, step, phase, initial, l, stream);
-  else backward_columns<Cell, 32>(s, step, phase, initial, l, stream);
+  else backward_columns<Cell, wide_step>(s, step, phase, initial, l, stream);
+}
+
+// ---- runs of steps -------------------------------------------------------------------------------------------------
+
+int64_t padded(int64_t n) {
+  constexpr int64_t piece = 16 / sizeof(Store);
+  return tiles(n, piece) * piece;
+}
+
+template <class Tile, auto kernel> int held_of(int64_t K, int* chunk_bytes) {
+  struct Found {
+    int chunk_bytes, held;
+  };
+  static std::mutex lock;
+  static std::map<std::pair<int, int64_t>, Found> known;  // by device and K: asking takes the host longer than a launch
+  int device;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> mine(lock);
+  const auto [at, is_new] = known.try_emplace({device, K}, Found{0, 0});
+  if (is_new) {
+    const int chunk = int(Tile::best_chunk(K, most_shared()));
+    if (chunk) at->second = {chunk, blocks_held<kernel>(Tile::threads, Tile::shared_bytes(K, chunk))};
+  }
+  *chunk_bytes = at->second.chunk_bytes;
+  return at->second.held;
+}
+template <class Tile, auto kernel, class Sweeps> void run_resident(const Sweeps& s, int64_t K, int units, const Residence& r,
+                                                                   cudaStream_t stream) {
+  const int64_t shared = Tile::shared_bytes(K, r.chunk_bytes);
+  launch<kernel>({tiles(s.H, units) * r.groups, Tile::threads, r.directions, shared, false, true}, stream, s, r);
+}
+
+// As measured on an H100.
+constexpr int forward_columns_of[] = {8, sizeof(Store) == 2 ? 16 : 32}, backward_columns_of[] = {8, 16};
+
+template <class Cell, int i> constexpr auto forward_kernel = device::resident_forward<Cell, T, forward_columns_of[i]>;
+template <class Cell, int i> using ForwardTile = device::ResidentForward<Cell, T, forward_columns_of[i]>;
+template <class Cell> int forward_held(int64_t H, int i, int* chunk_bytes) {
+  if (i == 0) return held_of<ForwardTile<Cell, 0>, forward_kernel<Cell, 0>>(padded(H), chunk_bytes);
+  return held_of<ForwardTile<Cell, 1>, forward_kernel<Cell, 1>>(padded(H), chunk_bytes);
+}
+template <class Cell> void resident_forward(const Sweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  if (r.columns == forward_columns_of[0])
+    run_resident<ForwardTile<Cell, 0>, forward_kernel<Cell, 0>>(s, padded(s.H), forward_units, r, stream);
+  else run_resident<ForwardTile<Cell, 1>, forward_kernel<Cell, 1>>(s, padded(s.H), forward_units, r, stream);
+}
+
+template <class Cell, int i> constexpr auto backward_kernel = device::resident_backward<Cell, T, backward_columns_of[i]>;
+template <int i> using BackwardTile = device::ResidentBackward<T, backward_columns_of[i]>;
+template <class Cell> int backward_held(int64_t H, int i, int* chunk_bytes) {
+  if (i == 0) return held_of<BackwardTile<0>, backward_kernel<Cell, 0>>(Cell::gates * padded(H), chunk_bytes);
+  return held_of<BackwardTile<1>, backward_kernel<Cell, 1>>(Cell::gates * padded(H), chunk_bytes);
+}
+template <class Cell> void resident_backward(const BackSweep<Store, Real>& s, const Residence& r, cudaStream_t stream) {
+  const int64_t K = Cell::gates * padded(s.H);
+  if (r.columns == backward_columns_of[0])
+    run_resident<BackwardTile<0>, backward_kernel<Cell, 0>>(s, K, device::backward_units<T>, r, stream);
+  else run_resident<BackwardTile<1>, backward_kernel<Cell, 1>>(s, K, device::backward_units<T>, r, stream);
 }
 
 template <class Cell> constexpr PhaseFacts facts(int p) {
   return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, device::hidden_slot<Cell>(p)} : PhaseFacts{};
 }
 template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
-  if constexpr (Cell::normalised) return {};  // for the CPU only
-  else
-    return {Cell::gates,
-            Cell::tape,
-            Cell::phases,
-            Cell::states,
-            Cell::slots,
-            Cell::projected,
-            {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
-            forward<Cell>,
-            backward<Cell>};
+  CellKernels<Store, Real> all{};
+  if constexpr (!Cell::normalised) {  // which run on the CPU only
+    all = {Cell::gates,
+           Cell::tape,
+           Cell::phases,
+           Cell::states,
+           Cell::slots,
+           Cell::projected,
+           {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+           forward<Cell>,
+           backward<Cell>,
+           {},
+           {}};
+    if constexpr (Cell::phases == 1) {
+      all.resident_forward = {forward_units, {forward_columns_of[0], forward_columns_of[1]}, forward_held<Cell>, resident_forward<Cell>};
+      all.resident_backward = {
+          device::backward_units<T>, {backward_columns_of[0], backward_columns_of[1]}, backward_held<Cell>, resident_backward<Cell>};
+    }
+  }
+  return all;
 }
 
 // ---- rows ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,15 @@ struct PhaseFacts {
   int first, gates, hidden_slot;  // see cells.hpp; slot of the first gate on the hidden side
 };
 
+// Kernels that go through a run of steps, with tiles of few columns and of many.
+template <class Sweeps> struct ResidentKernel {
+  int units;        // of a block
+  int columns[2];   // of a tile
+  // For H units and columns[i]: blocks that a multiprocessor holds at once, 0 if none; and how large the chunks are then.
+  int (*held)(int64_t H, int i, int* chunk_bytes);
+  void (*run)(const Sweeps&, const Residence&, cudaStream_t);
+};
+
 template <class Store, class Real> struct CellKernels {
   int gates, tape, phases, states;
   Slots slots;
@@ -18,6 +27,9 @@ template <class Store, class Real> struct CellKernels {
   PhaseFacts phase[2];
   void (*forward)(const Sweep<Store, Real>&, int64_t step, int phase, const StepLaunch&, cudaStream_t);
   void (*backward)(const BackSweep<Store, Real>&, int64_t step, int phase, bool initial, const StepLaunch&, cudaStream_t);
+  // Of cells with one phase; else null.
+  ResidentKernel<Sweep<Store, Real>> resident_forward;
+  ResidentKernel<BackSweep<Store, Real>> resident_backward;
 };
 
 template <class Store_, class Real_> struct Kernels {

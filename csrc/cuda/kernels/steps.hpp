@@ -76,13 +76,112 @@ template <class Cell, class Unit, class Store> FASTRNN_DEVICE void load_vectors(
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
+// The biases of a unit.
+template <int gates, class Real> struct Biases {
+  Real ih[gates] = {}, hh[gates] = {};
+  template <class Side> FASTRNN_DEVICE void read(const Side& side, int first_gate, int64_t H, int64_t unit) {
+#pragma unroll
+    for (int g = 0; g < gates; g++) {
+      if (side.bias_ih) ih[g] = widen(side.bias_ih[(first_gate + g) * H + unit]);
+      if (side.bias_hh) hh[g] = widen(side.bias_hh[(first_gate + g) * H + unit]);
+    }
+  }
+};
+
+// One unit of one row at one step: what it needs is read, then it is computed, then written. h goes first: others wait for it. Nothing is
+// computed from what is read before the product is there, so that nothing waits for it.
+template <class Cell, int p, class T> struct ForwardUnit {
+  using Store = typename T::Store;
+  using Real = typename T::Real;
+  static constexpr int gates = Cell::phase[p].gates, first_gate = Cell::phase[p].first;
+  static constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1, keeps = Cell::phases == 2 && !Cell::projected;
+
+  const cuda::Sweep<Store, Real>& s;
+  const cuda::Side<Store, Real>& side;
+  const DeviceOrder& order;
+  const Biases<gates, Real>& bias;
+  const int64_t step, t, unit, b;
+  const int64_t B = s.sequences.B, H = s.H, P = s.P, token = t * B + b;
+  const bool runs = order.runs(t, b), cut = runs && order.cut_before(t, b);
+  Unit<Real> u{};
+  Real x_side[gates] = {};
+
+  static FASTRNN_DEVICE bool apart(int g) { return Cell::hidden_apart && g == gates - 1; }
+
+  // W_ih x, which no step writes.
+  FASTRNN_DEVICE void read_inputs() {
+    if (!runs || projects) return;
+#pragma unroll
+    for (int g = 0; g < gates; g++) x_side[g] = side.z[(token - side.z_first) * Cell::gates * H + (first_gate + g) * H + unit];
+  }
+  // What this same unit left in the step before, or in the phase before.
+  FASTRNN_DEVICE void read_states() {
+    if (!runs) return;
+    u.options = &side.options;
+    load_vectors<Cell>(u, side.vectors, H, unit);
+    if (Cell::uses_h_prev && !cut) u.h_prev = side.state[0][b * P + unit];
+#pragma unroll
+    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++)
+      if (!cut) u.prev[k] = side.state[k][b * H + unit];
+    if (keeps && p > 0)
+#pragma unroll
+      for (int k = 0; k < Cell::tape; k++) u.tape[k] = kept()[k * H];
+  }
+  FASTRNN_DEVICE Real* kept() const { return keeps ? side.kept + b * Cell::tape * H + unit : nullptr; }
+
+  // sum(g): the recurrent product's element of gate g.
+  template <class Sum> FASTRNN_DEVICE void compute(const Sum& sum) {
+    if (!runs) return;
+#pragma unroll
+    for (int g = 0; g < gates; g++) {
+      Real z = sum(g), x = x_side[g];
+      if (side.bias_ih) x += bias.ih[g];
+      if (side.bias_hh && !projects) (apart(g) ? z : x) += bias.hh[g];
+      u.z[g] = projects || apart(g) ? z : x + z;
+      if (!projects && apart(g)) u.x_side = x;
+    }
+    Cell::template forward<p>(u);
+  }
+
+  FASTRNN_DEVICE void write_h() const {
+    Store* const after = side.recurrent + (step + 1) % 2 * B * pad<Store>(P);
+    const Store* const before = side.recurrent + step % 2 * B * pad<Store>(P);
+    const int64_t at = b * pad<Store>(P) + unit;
+    if (last) after[at] = runs ? narrow<Store>(u.out) : before[at];
+    else if (runs) side.inner[b * pad<Store>(H) + unit] = narrow<Store>(u.out);
+  }
+  FASTRNN_DEVICE void write_rest() const {
+    if (!runs) {
+      if (last && !side.y.starts) side.y.at(t, b)[unit] = narrow<Store>(Real(0));
+      if (Cell::phases == 2 && side.tape_inner && !projects) side.tape_inner[token * H + unit] = narrow<Store>(Real(0));
+      return;
+    }
+    if (last) {
+      side.state[0][b * P + unit] = u.out;
+      side.y.at(t, b)[unit] = narrow<Store>(u.out);
+    } else if (side.tape_inner) {
+      side.tape_inner[token * H + unit] = narrow<Store>(u.out);
+    }
+#pragma unroll
+    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++) {
+      side.state[k][b * H + unit] = u.next[k];
+      if (side.trail[k]) side.trail[k][token * H + unit] = u.next[k];
+    }
+#pragma unroll
+    for (int k = 0; k < (projects ? 0 : Cell::tape); k++) {
+      if (keeps && !last) kept()[k * H] = u.tape[k];
+      else if (side.tape_gates) side.tape_gates[(token * Cell::tape + k) * H + unit] = narrow<Store>(u.tape[k]);
+    }
+  }
+};
+
 template <class Cell, int p, class T, int N>
-__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+__global__ void __launch_bounds__(block_threads, blocks_at_once)
     step_forward(cuda::Sweep<typename T::Store, typename T::Real> s, int64_t step) {
   using Store = typename T::Store;
   using Real = typename T::Real;
   constexpr Phase phase = Cell::phase[p];
-  constexpr bool projects = Cell::projected && p == 1, last = p == Cell::phases - 1, keeps = Cell::phases == 2 && !Cell::projected;
+  constexpr bool projects = Cell::projected && p == 1;
   using Product = Tile<T, phase.gates, N>;
   let_next_kernel_start();
 
@@ -91,7 +190,6 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   const int64_t B = s.sequences.B, H = s.H, P = s.P, units = projects ? P : H, t = order.time(step);
   const Place<N> place(units, B);
   const Store* const before = side.recurrent + step % 2 * B * pad<Store>(P);
-  Store* const after = side.recurrent + (step + 1) % 2 * B * pad<Store>(P);
 
   const Product product;
   const auto weight = [&](int i) { return weight_row(side.weight[p], phase.first, units, place.unit, i); };
@@ -108,77 +206,110 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
     const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
     if (unit >= units || b >= B) continue;
-    const int64_t token = t * B + b;
-    if (!order.runs(t, b)) {
-      if (last) {
-        after[b * pad<Store>(P) + unit] = before[b * pad<Store>(P) + unit];
-        if (!side.y.starts) side.y.at(t, b)[unit] = narrow<Store>(Real(0));
-      }
-      if (Cell::phases == 2 && side.tape_inner && !projects) side.tape_inner[token * H + unit] = narrow<Store>(Real(0));
-      continue;
-    }
-    const bool cut = order.cut_before(t, b);
-    Unit<Real> u{};
-    u.options = &side.options;
-    load_vectors<Cell>(u, side.vectors, H, unit);
-#pragma unroll
-    for (int g = 0; g < phase.gates; g++) {
-      Real z = product.at(g * 16 + i % 16, i / 16);
-      if (!projects) {
-        const int64_t row = (phase.first + g) * H + unit;
-        const bool apart = Cell::hidden_apart && g == phase.gates - 1;
-        Real x_side = side.z[(token - side.z_first) * Cell::gates * H + row];
-        if (side.bias_ih) x_side += widen(side.bias_ih[row]);
-        if (side.bias_hh) (apart ? z : x_side) += widen(side.bias_hh[row]);
-        if (apart) u.x_side = x_side;
-        else z = x_side + z;
-      }
-      u.z[g] = z;
-    }
-    if (Cell::uses_h_prev && !cut) u.h_prev = side.state[0][b * P + unit];
-#pragma unroll
-    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++)
-      if (!cut) u.prev[k] = side.state[k][b * H + unit];
-    Real* const kept = keeps ? side.kept + b * Cell::tape * H + unit : nullptr;
-    if (keeps && p > 0)
-#pragma unroll
-      for (int k = 0; k < Cell::tape; k++) u.tape[k] = kept[k * H];
-
-    Cell::template forward<p>(u);
-
-    if (last) {
-      const Store h = narrow<Store>(u.out);
-      side.state[0][b * P + unit] = u.out;
-      after[b * pad<Store>(P) + unit] = h;
-      side.y.at(t, b)[unit] = h;
-    } else {
-      const Store inner = narrow<Store>(u.out);
-      side.inner[b * pad<Store>(H) + unit] = inner;
-      if (side.tape_inner) side.tape_inner[token * H + unit] = inner;
-    }
-#pragma unroll
-    for (int k = 1; k < (p == 0 ? Cell::states : 0); k++) {
-      side.state[k][b * H + unit] = u.next[k];
-      if (side.trail[k]) side.trail[k][token * H + unit] = u.next[k];
-    }
-#pragma unroll
-    for (int k = 0; k < (projects ? 0 : Cell::tape); k++) {
-      if (keeps && !last) kept[k * H] = u.tape[k];
-      else if (side.tape_gates) side.tape_gates[(token * Cell::tape + k) * H + unit] = narrow<Store>(u.tape[k]);
-    }
+    Biases<phase.gates, Real> bias;
+    if (!projects) bias.read(side, phase.first, H, unit);
+    ForwardUnit<Cell, p, T> here{s, side, order, bias, step, t, unit, b};
+    here.read_inputs(), here.read_states();
+    here.compute([&](int g) { return product.at(g * 16 + i % 16, i / 16); });
+    here.write_h(), here.write_rest();
   }
 }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
+// One unit of one row at one step, as in forward. The gate gradients, or dL/dh before a projection, go first.
+template <class Cell, int p, class T> struct BackwardUnit {
+  using Store = typename T::Store;
+  using Real = typename T::Real;
+  static constexpr bool only_sums = Cell::projected && p == 0;
+  static constexpr int slot = Cell::phase[p].slot, slots_end = slot + Cell::phase[p].slots;
+
+  const cuda::BackSweep<Store, Real>& s;
+  const cuda::BackSide<Store, Real>& side;
+  const DeviceOrder& order;
+  const int64_t step, t, unit, b;
+  const int64_t B = s.sequences.B, H = s.H, P = s.P, token = t * B + b, in_chunk = token - side.first;
+  const bool runs = order.runs(t, b), cut = order.cut_off_after(t, b);
+  const bool first = order.is_first(t, b), cut_off = order.cut_before(t, b);
+  UnitGradient<Real> u{};
+  Store tape[Cell::tape + 1] = {}, h{}, h_prev{}, dy{};  // as they are stored
+  Real dh{};
+
+  // All but the product: what no step writes, and what this same unit left in the step after, or in the phase before.
+  FASTRNN_DEVICE void read() {
+    if (!runs) return;
+    if (p == 0) {
+      dh = side.dstate[0][b * P + unit];
+      if (side.dy.base) dy = side.dy.at(t, b)[unit];
+    }
+    if (only_sums) return;
+    u.options = &side.options;
+    load_vectors<Cell>(u, side.vectors, H, unit);
+#pragma unroll
+    for (int k = 0; k < Cell::tape; k++) tape[k] = side.tape_gates[(token * Cell::tape + k) * H + unit];
+    if (Cell::uses_h) h = side.y.at(t, b)[unit];
+    if (Cell::uses_h_prev && !cut_off) {
+      if (!first) h_prev = side.y.at(order.before(t), b)[unit];
+      else if (side.before[0]) u.h_prev = side.before[0][b * P + unit];
+    }
+#pragma unroll
+    for (int k = 1; k < Cell::states; k++) {
+      u.next[k] = side.trail[k][token * H + unit];
+      if (!cut_off) {
+        if (!first) u.prev[k] = side.trail[k][(order.before(t) * B + b) * H + unit];
+        else if (side.before[k]) u.prev[k] = side.before[k][b * H + unit];
+      }
+      if (!cut) u.dstate[k] = side.dstate[k][b * H + unit];
+    }
+    if (Cell::has_carry && p == 1) u.carry = side.dstate[0][b * P + unit];
+  }
+
+  FASTRNN_DEVICE void compute(Real sum) {
+    if (!runs) return;
+    u.dout = sum;
+    if (p == 0 && side.dy.base) u.dout += widen(dy);
+    if (p == 0 && !cut) u.dout += dh;
+    if constexpr (!only_sums) {
+#pragma unroll
+      for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
+      if (Cell::uses_h) u.h = widen(h);
+      if (Cell::uses_h_prev && !cut_off && !first) u.h_prev = widen(h_prev);
+      Cell::template backward<p>(u);
+    }
+  }
+
+  FASTRNN_DEVICE void write_gradients() const {
+    const int64_t wide = Cell::slots.count * pad<Store>(H), at = b * wide + unit;
+    const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
+    Store* const here = side.recurrent + step % 2 * B * wide;
+    if (only_sums && runs) side.projected[b * pad<Store>(P) + unit] = narrow<Store>(u.dout);
+    if (only_sums) return;
+#pragma unroll
+    for (int k = slot; k < slots_end; k++) here[at + k * pad<Store>(H)] = runs ? narrow<Store>(u.dz[k]) : later[at + k * pad<Store>(H)];
+  }
+  FASTRNN_DEVICE void write_rest() const {
+    const Real dout = runs ? u.dout : Real(0);
+    if (p == 0 && side.hidden.base && (runs || !side.hidden.starts)) side.hidden.at(t, b)[unit] = narrow<Store>(dout);
+    if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(dout);
+    if (runs && (p == 0 || Cell::has_carry)) side.dstate[0][b * P + unit] = Cell::has_carry ? u.carry : Real(0);
+    if (only_sums) return;
+    Store* const dgates = side.dgates + in_chunk * Cell::slots.count * H + unit;
+#pragma unroll
+    for (int k = slot; k < slots_end; k++) dgates[k * H] = narrow<Store>(runs ? u.dz[k] : Real(0));
+    if (!runs) return;
+#pragma unroll
+    for (int k = 1; k < Cell::states; k++) side.dstate[k][b * H + unit] = first && cut_off ? Real(0) : u.dstate[k];
+  }
+};
+
 // With 'initial' no step but what comes before the first: the gradient of the initial h, of phase 0 only.
 template <class Cell, int p, class T, int N>
-__global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
+__global__ void __launch_bounds__(block_threads, blocks_at_once)
     step_backward(cuda::BackSweep<typename T::Store, typename T::Real> s, int64_t step, bool initial) {
   using Store = typename T::Store;
   using Real = typename T::Real;
   constexpr Phase phase = Cell::phase[p];
-  constexpr bool through_projection = Cell::projected && p == 1, only_sums = Cell::projected && p == 0;
+  constexpr bool through_projection = Cell::projected && p == 1;
   using Product = Tile<T, 1, N>;
   let_next_kernel_start();
 
@@ -190,7 +321,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
   const Span window = window_of<Store>(place.unit, units, Cell::projected ? 0 : s.head, pad<Store>(H));
   const int64_t K = through_projection ? pad<Store>(P) : phase.gates * (window.width ? window.width : pad<Store>(H));
   const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
-  Store* const here = side.recurrent + step % 2 * B * wide;
+  const Store* const here = side.recurrent + step % 2 * B * wide;
 
   const Product product;
   const auto weight = [&](int i) { return weight_row(side.weight[p], 0, units, place.unit, i); };
@@ -214,67 +345,10 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<T>)
       dh = cut ? Real(0) : dh + sum;
       continue;
     }
-    const int64_t token = t * B + b, in_chunk = token - side.first;
-    Store* const dgates = side.dgates + in_chunk * Cell::slots.count * H + unit;
-    if (!order.runs(t, b)) {
-      if (p == 0 && side.hidden.base && !side.hidden.starts) side.hidden.at(t, b)[unit] = narrow<Store>(Real(0));
-      if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(Real(0));
-      if (!only_sums)
-#pragma unroll
-        for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
-          dgates[k * H] = narrow<Store>(Real(0));
-          here[b * wide + k * pad<Store>(H) + unit] = later[b * wide + k * pad<Store>(H) + unit];
-        }
-      continue;
-    }
-    UnitGradient<Real> u{};
-    u.options = &side.options;
-    load_vectors<Cell>(u, side.vectors, H, unit);
-    u.dout = sum;
-    const bool cut = order.cut_off_after(t, b);
-    if (p == 0) {
-      Real& dh = side.dstate[0][b * P + unit];
-      if (side.dy.base) u.dout += widen(side.dy.at(t, b)[unit]);
-      if (!cut) u.dout += dh;
-      dh = 0;
-      if (side.hidden.base) side.hidden.at(t, b)[unit] = narrow<Store>(u.dout);
-    }
-    if (only_sums) {
-      const Store dh = narrow<Store>(u.dout);
-      side.projected[b * pad<Store>(P) + unit] = dh;
-      side.dprojected[in_chunk * P + unit] = dh;
-      continue;
-    }
-    const bool first = order.is_first(t, b), cut_off = order.cut_before(t, b);
-#pragma unroll
-    for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(side.tape_gates[(token * Cell::tape + k) * H + unit]);
-    if (Cell::uses_h) u.h = widen(side.y.at(t, b)[unit]);
-    if (Cell::uses_h_prev && !cut_off) {
-      if (!first) u.h_prev = widen(side.y.at(order.before(t), b)[unit]);
-      else if (side.before[0]) u.h_prev = side.before[0][b * P + unit];
-    }
-#pragma unroll
-    for (int k = 1; k < Cell::states; k++) {
-      u.next[k] = side.trail[k][token * H + unit];
-      if (!cut_off) {
-        if (!first) u.prev[k] = side.trail[k][(order.before(t) * B + b) * H + unit];
-        else if (side.before[k]) u.prev[k] = side.before[k][b * H + unit];
-      }
-      if (!cut) u.dstate[k] = side.dstate[k][b * H + unit];
-    }
-    if (Cell::has_carry && p == 1) u.carry = side.dstate[0][b * P + unit];
-
-    Cell::template backward<p>(u);
-
-#pragma unroll
-    for (int k = 1; k < Cell::states; k++) side.dstate[k][b * H + unit] = first && cut_off ? Real(0) : u.dstate[k];
-    if (Cell::has_carry) side.dstate[0][b * P + unit] = u.carry;
-#pragma unroll
-    for (int k = phase.slot; k < phase.slot + phase.slots; k++) {
-      const Store dz = narrow<Store>(u.dz[k]);
-      dgates[k * H] = dz;
-      here[b * wide + k * pad<Store>(H) + unit] = dz;
-    }
+    BackwardUnit<Cell, p, T> at{s, side, order, step, t, unit, b};
+    at.read();
+    at.compute(sum);
+    at.write_gradients(), at.write_rest();
   }
 }
 

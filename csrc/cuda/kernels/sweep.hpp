@@ -74,10 +74,19 @@ template <class Store, class Real> struct BackSweep {
   BackSide<Store, Real> side[2];
 };
 
-// Columns of a block's tile: rows of the batch. 8 or 32.
+// Columns of a block's tile: rows of the batch. 8 or 32, in float64 8 or 16. Of a resident kernel 8, or 16 or 32.
 struct StepLaunch {
   int directions, columns;
   bool chained;
+};
+
+// Steps that one launch runs through, its blocks at once on the GPU; see resident.hpp. Block i has the units of i % unit blocks, and of
+// the batch's tiles number i / unit blocks and every groups-th after it.
+constexpr int forward_units = 8;  // of a block
+struct Residence {
+  int64_t first, last;  // steps
+  int directions, columns, groups, chunk_bytes;  // chunk_bytes: see ResidentTile
+  unsigned* done;  // (directions, tiles of the batch) how often a block was done with a step, over all steps; zero before the first one
 };
 
 // C (n,m) = A (n,K) B (K,m). Element (row, k) of a factor lies at base[row * row_stride + k * k_stride]; one of the strides is 1.
@@ -91,7 +100,7 @@ template <class Store> struct MatrixProduct {
   Factor<Store> b;  // (m,K): B transposed
   int64_t n, K, m;
   int64_t pitch;  // elements from one row of C to the next
-  bool add;       // to what C holds
+  bool add;  // to what C holds
 };
 
 }  // namespace fastrnn::cuda

@@ -110,6 +110,8 @@ std::optional<std::string> prepare(int device, const std::optional<std::string>&
 }
 // For tests: smaller chunks of time.
 void set_chunk_bytes(int device, int64_t bytes) { prepared().at(size_t(device))->gpu.chunk_bytes = bytes; }
+// For tests: time steps one by one.
+void set_resident(int device, bool on) { prepared().at(size_t(device))->gpu.resident = on; }
 bool is_loaded(const std::string& library) {
   void* const found = dlopen(library.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (found) dlclose(found);
@@ -221,6 +223,13 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device_of", device_of);
   m.def("synchronize", synchronize, py::arg("device"), py::arg("stream") = py::none());
   m.def("set_chunk_bytes", set_chunk_bytes);
+  m.def("set_resident", set_resident);
+  m.def("plan_resident",
+        [](int64_t unit_blocks, int64_t B, int directions, int processors, std::pair<int, int> columns, std::pair<int, int> held) {
+          const ResidentRoom room{processors, {columns.first, columns.second}, {held.first, held.second}};
+          const ResidentPlan plan = plan_resident(unit_blocks, B, directions, room);
+          return std::make_tuple(plan.wide, plan.groups, plan.directions);
+        });
   m.def("step_columns", step_columns);
   m.def("chunk_steps", chunk_steps);
   m.def("product_shares", product_shares);
