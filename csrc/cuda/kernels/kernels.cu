@@ -71,14 +71,15 @@ template <class Tile, auto kernel> int held_of(int64_t K, int* chunk_bytes) {
     int chunk_bytes, held;
   };
   static std::mutex lock;
-  static std::map<std::pair<int, int64_t>, Found> known;  // by device and K: asking takes the host longer than a launch
+  static std::map<std::pair<int, int64_t>, Found> known;  // by device and K, which are few: every call asks
   int device;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard<std::mutex> mine(lock);
-  const auto [at, is_new] = known.try_emplace({device, K}, Found{0, 0});
-  if (is_new) {
+  auto at = known.find({device, K});
+  if (at == known.end()) {
     const int chunk = int(Tile::best_chunk(K, most_shared()));
-    if (chunk) at->second = {chunk, blocks_held<kernel>(Tile::threads, Tile::shared_bytes(K, chunk))};
+    const int held = chunk ? blocks_held<kernel>(Tile::threads, Tile::shared_bytes(K, chunk)) : 0;
+    at = known.emplace(std::make_pair(device, K), Found{chunk, held}).first;
   }
   *chunk_bytes = at->second.chunk_bytes;
   return at->second.held;
