@@ -156,7 +156,7 @@ def test_heads_and_the_slstm_of_weights_alone(layer: Any, options: dict[str, Any
         (
             fastrnn.GRU(I, H),
             {"clop": 1},
-            "those to give are activations, batch_first, clip, dropout, dtype, heads, res",
+            "those to give are activations, batch_first, clip, dropout, dtype, heads, layer_norm, rec",
         ),
     ],
 )

@@ -15,6 +15,7 @@ import reference
 import support
 from cuda_support import (
     EMULATED,
+    ON_GPUS,
     PRECISIONS,
     RELATIVE_ERROR,
     example,
@@ -28,7 +29,6 @@ from cuda_support import (
 from support import CELLS, USUAL, Example, assert_same_bits, gradients_of, parts, whole
 
 pytestmark = needs_gpu
-ON_GPUS = [name for name in CELLS if "norm" not in name]
 
 # T, B, I, H
 SMALL = [(1, 1, 1, 1), (2, 3, 5, 4), (4, 9, 7, 17), (3, 8, 16, 33)]
