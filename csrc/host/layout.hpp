@@ -200,8 +200,7 @@ template <class Real> struct Layers {
     d.I = n.input_size(l), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.reverse = side_index == 1;
     d.options = n.options[side_index];
-    d.noise.kept = side(call.noise.kept, i * call.noise.kept_side), d.noise.scale = call.noise.scale;
-    for (int state = 0; state < 2; state++) d.noise.zoned[state] = side(call.noise.zoned[state], i * call.noise.zoned_side[state]);
+    d.noise = call.noise.of(i);
     d.training = call.saved != nullptr;
     if (call.weights) d.weight = call.weights[i];
     if (call.frozen) d.panels = call.frozen[i];

@@ -6,6 +6,7 @@
 
 #include "host/batch.hpp"
 #include "host/narrow.hpp"
+#include "host/noise.hpp"
 #include "host/threads.hpp"
 
 namespace fastrnn {
@@ -35,15 +36,6 @@ template <class Real> struct Saved {
   std::vector<Real*> dropped;  // (L-1) the same after dropout, or null
 };
 template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena);
-
-// The flags of Noise of all directions, and how far the base of each lies from the one before.
-struct AllNoise {
-  Rows<const uint8_t> kept;      // of direction 0: (T,B,P), or one for all times; or base null
-  int64_t kept_side;             // elements from direction to direction
-  double scale;
-  Rows<const uint8_t> zoned[2];  // of direction 0: (T,B,P) and (T,B,H), or base null
-  int64_t zoned_side[2];
-};
 
 template <class Real> struct ForwardCall {
   const Batch* batch;

@@ -264,10 +264,10 @@ struct CoreNetwork {
       const bool* const base = pointer<bool>(name, as_array(array), plus_axis(n.L * n.D, shape));
       return each_time ? s.flags(base, size) : Rows<const uint8_t>{reinterpret_cast<const uint8_t*>(base), 0, size};
     };
-    found.scale = scale;
-    found.kept = flags("kept", kept, n.P, by_time, found.kept_side);
-    found.zoned[0] = flags("zoned", h, n.P, true, found.zoned_side[0]);
-    if (states() > 1) found.zoned[1] = flags("zoned", c, n.H, true, found.zoned_side[1]);
+    found.first.scale = scale;
+    found.first.kept = flags("kept", kept, n.P, by_time, found.kept_side);
+    found.first.zoned[0] = flags("zoned", h, n.P, true, found.zoned_side[0]);
+    if (states() > 1) found.first.zoned[1] = flags("zoned", c, n.H, true, found.zoned_side[1]);
     return found;
   }
 

@@ -102,6 +102,7 @@ class Network:
         reset: Array | None,  # (T, B) bool
         masks: Array | None,  # (L-1, T, B, D*P) uint8
         scale: float,
+        noise: tuple[Array | None, bool, float, Array | None, Array | None] | None = None,  # as `_core.Noise`, uint8
     ) -> Call: ...
     def tape_bytes(self, call: Call) -> int: ...
     def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more

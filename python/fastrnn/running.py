@@ -33,23 +33,23 @@ class Running(Spec[S], Generic[S]):
     def _draw_masks(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Any:
         """Return dropout masks (L-1,T,B,D*P), True where an element is kept."""
 
-    def _draw_noise(self, given: Inputs, rng: "np.random.Generator") -> Any:
+    def _draw_noise(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Any:
         """Return what the core takes: the mask of recurrent dropout, whether by time, its scale, those of zoneout."""
         p, by_time = self.recurrent_dropout, self.recurrent_dropout_mode == "step"
         h, c = zoneout_of(self._options)
         tokens = given.time, given.batch
-        kept = self._draw_below(1 - p, tokens if by_time else tokens[1:], self._output_size, rng) if p > 0 else None
+        rows = self.num_layers * (1 + self.bidirectional)
+        seen = (rows, *(tokens if by_time else tokens[1:]), self._output_size)
+        kept = self._draw_below(memory, 1 - p, seen, rng) if p > 0 else None
         zoned = [
-            self._draw_below(rate, tokens, size, rng) if rate > 0 else None
+            self._draw_below(memory, rate, (rows, *tokens, size), rng) if rate > 0 else None
             for rate, size in ((h, self._output_size), (c if self._has_cell_state else 0, self.hidden_size))
         ]
         return kept, by_time, 1 / (1 - p) if p < 1 else 0.0, *zoned
 
-    def _draw_below(
-        self, rate: float, rows: tuple[int, ...], size: int, rng: "np.random.Generator"
-    ) -> NDArray[np.bool_]:
+    def _draw_below(self, memory: Any, rate: float, shape: tuple[int, ...], rng: "np.random.Generator") -> Any:
         """Return flags for every layer and direction, True with this probability."""
-        flags = np.empty((self.num_layers * (1 + self.bidirectional), *rows, size), bool)
+        flags: NDArray[np.bool_] = np.empty(shape, bool)
         for one in flags:
             np.less(rng.random(one.shape, dtype=np.float32), rate, out=one)
         return flags
@@ -83,7 +83,7 @@ class Running(Spec[S], Generic[S]):
             if self._drops:
                 masks, scale = self._draw_masks(memory, given, generator), self._scale
             if self._noisy:
-                noise = self._draw_noise(given, generator)
+                noise = self._draw_noise(memory, given, generator)
         y, end, core = self._run(memory, given, masks, scale, True, noise=noise)
         return y, end, Tape(self, self._parameters.version, memory, given, core)
 

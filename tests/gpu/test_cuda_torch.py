@@ -13,6 +13,7 @@ import fastrnn  # noqa: E402
 import fastrnn.torch  # noqa: E402
 from cuda_support import EMULATED, RELATIVE_ERROR, needs_gpu  # noqa: E402
 from fastrnn.torch import gpu, ops  # noqa: E402
+from fastrnn.torch.noise import Rates, draw  # noqa: E402
 
 pytestmark = needs_gpu
 emulated = pytest.mark.skipif(not EMULATED, reason="for an emulated GPU")
@@ -25,6 +26,10 @@ CELLS = {
     "gru": lambda **o: torch.nn.GRU(5, 7, **o),
     "rnn_tanh": lambda **o: torch.nn.RNN(5, 7, **o),
     "slstm_heads": lambda **o: fastrnn.torch.sLSTM(5, 7, heads=7, **o),
+    "lstm_noise": lambda **o: fastrnn.torch.LSTM(
+        5, 7, zoneout=(0.3, 0.2), recurrent_dropout=0.4, recurrent_dropout_mode="step", **o
+    ),
+    "gru_noise": lambda **o: fastrnn.torch.GRU(5, 7, zoneout=0.3, recurrent_dropout=0.4, **o),
     "gru_heads": lambda **o: fastrnn.torch.GRU(5, 7, heads=7, **o),
     "lstm_peephole": lambda **o: fastrnn.torch.LSTM(
         5, 7, peephole=True, activations=("sigmoid", "softsign", "tanh"), **o
@@ -68,6 +73,8 @@ def call_of(cell: str, dtype: Any, packed: bool, batch_first: bool, dropout: boo
     reset = None if packed else torch.rand((3, 4) if batch_first else (4, 3)) < 0.3
     masks = torch.rand(1, *((10,) if packed else (4, 3)), 2 * P) < 0.5 if dropout else None
     options = ours._options()._replace(batch_first=batch_first and not packed)
+    if rates := Rates.of(options):
+        masks = draw(masks, rates, (10,) if packed else (4, 3), 3, torch.device("cpu"))
     return x, hx, [w.detach() for w in ours._weights()], lengths, reset, masks, 2.0, options
 
 

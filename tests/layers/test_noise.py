@@ -41,7 +41,7 @@ def general(cell: Cell) -> Cell:
 def drawn(layer: Any, time: int, batch: int, seed: int) -> reference.Noise:
     """The noise of forward(rng=seed) of a layer that drops nothing between its layers."""
     given: Any = SimpleNamespace(time=time, batch=batch)
-    kept, by_time, scale, *zoned = layer._draw_noise(given, np.random.default_rng(seed))
+    kept, by_time, scale, *zoned = layer._draw_noise(None, given, np.random.default_rng(seed))
     if kept is not None and not by_time:
         kept = np.broadcast_to(kept[:, None], (len(kept), time, *kept.shape[1:]))
     return reference.Noise(zoned=tuple(zoned), kept=kept, scale=scale)
@@ -166,7 +166,7 @@ def test_padding_and_packing_do_not_matter_to_a_sequence() -> None:
     lengths = np.array([7, 6, 4, 4, 1])
     runs = np.arange(T)[:, None] < lengths
     given: Any = SimpleNamespace(time=T, batch=B)
-    noise = layer._draw_noise(given, np.random.default_rng(0))
+    noise = layer._draw_noise(None, given, np.random.default_rng(0))
     how = lengths, None, None, 1.0, True, False, 1, None, None
     arrays = list(layer.parameters().values())
     y, ends, tape = layer._network.forward(arrays, e.x, e.state, *how, noise)
@@ -248,8 +248,6 @@ def test_files_copies_and_other_formats(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has zoneout=\(0\.1, 0\.05\); options= says zoneout=0\.3"):
         fastrnn.load(tmp_path / "layer.safetensors", options={"zoneout": 0.3})
     assert fastrnn.LSTM(I, 5, zoneout=(0.1, 0.1)).zoneout == 0.1
-    with pytest.raises(ValueError, match=re.escape("zoneout and recurrent_dropout run on the CPU only")):
-        layer.to("cuda")
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,9 @@ template <class K> struct ForwardRun : Run<K> {
     if (!runs) return;
     const States<const Real> before = this->states_of(call.before, i);
     s.state = this->states_of(call.after, i);
+    s.noise = call.noise.of(i);
     this->zero(s.recurrent, 2 * B * h_row * int64_t(sizeof(Store)));
-    k.pad_state(before[0], s.recurrent, B, P, h_row, stream);
+    k.pad_state(before[0], s.recurrent, T ? s.noise : Noise{}, s.reverse ? T - 1 : 0, B, P, h_row, stream);
     if (s.inner) this->zero(s.inner, B * inner_row * int64_t(sizeof(Store)));
     this->start(s.state, before);
   }
@@ -296,6 +297,7 @@ template <class K> struct BackwardRun : Run<K> {
     const auto& saved = call.saved->sides[size_t(i)];
     s.tape_gates = saved.gates, s.trail = saved.trail;
     s.before = this->states_of(call.before, i);
+    s.noise = call.noise.of(i);
     s.dstate = this->states_of(back.dbefore, i);
     this->zero(s.recurrent, 2 * B * wide * int64_t(sizeof(Store)));
     if (s.projected) this->zero(s.projected, B * padded<Store>(P) * int64_t(sizeof(Store)));
@@ -355,7 +357,7 @@ template <class K> struct BackwardRun : Run<K> {
     const auto rows = this->matrix(x, I, true, to.x, from, count);
     const auto& saved = call.saved->sides[size_t(l * n.D + d)];
     const Store* const inner = saved.inner ? saved.inner + from * H : nullptr;
-    k.gather_before(call.sequences, s.reverse, s.y, s.before[0], to.before, P, from, count, stream);
+    k.gather_before(call.sequences, s.noise, s.reverse, s.y, s.before[0], to.before, P, from, count, stream);
     this->multiply({{of_input, 1, SH}, {rows.base, 1, rows.pitch}, GH, count, I, I, add}, to.dih, true);
     recurrent_gradient(d, count, inner, add);
     if (cell.projected) this->multiply({{s.dprojected, 1, P}, {inner, 1, H}, P, count, H, H, add}, to.dhr, true);

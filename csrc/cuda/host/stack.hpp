@@ -6,6 +6,7 @@
 #include "cuda/host/blas.hpp"
 #include "cuda/kernels/kernels.hpp"
 #include "host/memory.hpp"
+#include "host/noise.hpp"
 
 namespace fastrnn::cuda {
 
@@ -50,6 +51,7 @@ template <class Store, class Real> struct ForwardCall {
   States<Real> after;                   // the same, written
   const uint8_t* masks;                 // (L-1,T,B,D*P) or null
   Real scale;                           // of what a mask keeps
+  AllNoise noise;                       // of general cells
   const Parameters<const Store>* weights;  // (L*D)
   const Saved<Store, Real>* saved;      // null: inference
 };

@@ -173,15 +173,15 @@ void gather(const Sequences& s, Rows<const Store> from, Store* to, int64_t n, in
 void scatter(const Sequences& s, const Store* from, Rows<Store> to, int64_t n, int64_t tokens, cudaStream_t stream) {
   run(tokens * n, device::Scatter<Store>{from, to, s, n, 0}, stream);
 }
-void gather_before(const Sequences& s, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P, int64_t first,
-                   int64_t tokens, cudaStream_t stream) {
-  run(tokens * P, device::GatherBefore<Store, Real>{y, start, to, s, reverse, P, first}, stream);
+void gather_before(const Sequences& s, const Noise& noise, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P,
+                   int64_t first, int64_t tokens, cudaStream_t stream) {
+  run(tokens * P, device::GatherBefore<Store, Real>{y, start, to, s, noise, reverse, P, first}, stream);
 }
 void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
   run(rows * pitch, device::PadRows<Store, Store>{from, to, n, pitch}, stream);
 }
-void pad_state(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
-  run(rows * pitch, device::PadRows<Real, Store>{from, to, n, pitch}, stream);
+void pad_state(const Real* from, Store* to, const Noise& noise, int64_t t, int64_t B, int64_t n, int64_t pitch, cudaStream_t stream) {
+  run(B * pitch, device::StartRows<Store, Real>{from, to, noise, t, n, pitch}, stream);
 }
 void spread(const Store* from, Store* to, int64_t rows, int64_t H, int64_t head, int64_t pitch, cudaStream_t stream) {
   run(rows * pitch, device::Spread<Store>{from, to, H, head, pitch}, stream);

@@ -41,10 +41,11 @@ template <class Store_, class Real_> struct Kernels {
   void (*gather)(const Sequences&, Rows<const Store>, Store* to, int64_t n, int64_t first, int64_t tokens, cudaStream_t);
   void (*scatter)(const Sequences&, const Store* from, Rows<Store>, int64_t n, int64_t tokens, cudaStream_t);
   // h of the step before, of some tokens: (tokens,P); 'start' is that of the initial state, or null
-  void (*gather_before)(const Sequences&, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P, int64_t first,
-                        int64_t tokens, cudaStream_t);
+  void (*gather_before)(const Sequences&, const Noise&, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P,
+                        int64_t first, int64_t tokens, cudaStream_t);
   void (*pad)(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);
-  void (*pad_state)(const Real* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);  // null: zeros
+  // h (B,n) as the step at time t sees it; null: zeros
+  void (*pad_state)(const Real* from, Store* to, const Noise&, int64_t t, int64_t B, int64_t n, int64_t pitch, cudaStream_t);
   void (*spread)(const Store* from, Store* to, int64_t rows, int64_t H, int64_t head, int64_t pitch, cudaStream_t);
   // (of,H,P) to (P,gates,pitch): gate (s + first) % of at s
   void (*turn)(const Store* from, Store* to, int64_t H, int64_t P, int64_t pitch, int gates, int first, int of, cudaStream_t);

@@ -36,24 +36,25 @@ template <class Store> struct Scatter {
   }
 };
 
-// h of the step before, for the tokens of some steps.
+// h of the step before as its products saw it, for the tokens of some steps.
 template <class Store, class Real> struct GatherBefore {
   Rows<const Store> y;
   const Real* start;  // (B,n) h of the initial state, or null: zeros
   Store* to;
   Sequences sequences;
+  Noise noise;
   bool reverse;
   int64_t n, first;
 
   FASTRNN_DEVICE void operator()(int64_t i) const {
     const DeviceOrder order(sequences, reverse);
     const int64_t token = first + i / n, t = token / sequences.B, b = token % sequences.B, k = i % n;
-    Store h{};
+    Real h = 0;
     if (order.runs(t, b) && !order.cut_before(t, b)) {
-      if (!order.is_first(t, b)) h = y.at(order.before(t), b)[k];
-      else if (start) h = narrow<Store>(start[b * n + k]);
+      if (!order.is_first(t, b)) h = widen(y.at(order.before(t), b)[k]);
+      else if (start) h = start[b * n + k];
     }
-    to[i] = h;
+    to[i] = narrow<Store>(order.runs(t, b) ? dropped(noise, t, b, k, h) : h);
   }
 };
 
@@ -66,6 +67,19 @@ template <class From, class Store> struct PadRows {
   FASTRNN_DEVICE void operator()(int64_t i) const {
     const int64_t k = i % pitch;
     to[i] = from && k < n ? narrow<Store>(widen(from[i / pitch * n + k])) : Store{};
+  }
+};
+
+// h (B,n) before the first step, at time t, as its products see it: rows 'pitch' apart, the rest zeros; a null source is zeros.
+template <class Store, class Real> struct StartRows {
+  const Real* from;
+  Store* to;
+  Noise noise;
+  int64_t t, n, pitch;
+
+  FASTRNN_DEVICE void operator()(int64_t i) const {
+    const int64_t b = i / pitch, k = i % pitch;
+    to[i] = from && k < n ? narrow<Store>(dropped(noise, t, b, k, from[b * n + k])) : Store{};
   }
 };
 

@@ -1,6 +1,7 @@
 // One phase of one time step of a layer: the recurrent product with the cell as its epilogue, forward and, mirrored below it, backward.
 // A block has 16 units and N rows of the batch; blocks of both directions run in one launch.
 #pragma once
+#include "cuda/kernels/noise.hpp"
 #include "cuda/kernels/sweep.hpp"
 #include "cuda/kernels/tile.hpp"
 #include "kernels/cells.hpp"
@@ -104,7 +105,7 @@ template <class Cell, int p, class T> struct ForwardUnit {
   const int64_t B = s.sequences.B, H = s.H, P = s.P, token = t * B + b;
   const bool runs = order.runs(t, b), cut = runs && order.cut_before(t, b);
   Unit<Real> u{};
-  Real x_side[gates] = {};
+  Real x_side[gates] = {}, h_before = {};  // the latter for zoneout
 
   static FASTRNN_DEVICE bool apart(int g) { return Cell::hidden_apart && g == gates - 1; }
 
@@ -120,6 +121,9 @@ template <class Cell, int p, class T> struct ForwardUnit {
     u.options = &side.options;
     load_vectors<Cell>(u, side.vectors, H, unit);
     if (Cell::uses_h_prev && !cut) u.h_prev = side.state[0][b * P + unit];
+    if (Cell::noisy && last && !cut) h_before = side.state[0][b * P + unit];
+    // What a first phase makes of it is multiplied.
+    if (Cell::noisy && Cell::phases == 2 && p == 0 && !Cell::projected) u.h_prev = dropped(side.noise, t, b, unit, u.h_prev);
 #pragma unroll
     for (int k = 1; k < (p == 0 ? Cell::states : 0); k++)
       if (!cut) u.prev[k] = side.state[k][b * H + unit];
@@ -141,13 +145,26 @@ template <class Cell, int p, class T> struct ForwardUnit {
       if (!projects && apart(g)) u.x_side = x;
     }
     Cell::template forward<p>(u);
+    if constexpr (Cell::noisy) zone_out();
+  }
+  FASTRNN_DEVICE void zone_out() {
+    if (last)
+      if (const Zone<Real> zone(side, 0, t, b, unit); zone.any) u.out = zone.staying(h_before) + zone.passing(u.out);
+    if (p == 0 && Cell::states == 2)
+      if (const Zone<Real> zone(side, 1, t, b, unit); zone.any) u.next[1] = zone.staying(u.prev[1]) + zone.passing(u.next[1]);
+  }
+  // What the next step multiplies, of which recurrent dropout takes a part away.
+  FASTRNN_DEVICE Real seen_next() const {
+    const Real h = runs ? u.out : side.state[0][b * P + unit];
+    return step + 1 < order.steps() ? dropped(side.noise, order.time(step + 1), b, unit, h) : h;
   }
 
   FASTRNN_DEVICE void write_h() const {
     Store* const after = side.recurrent + (step + 1) % 2 * B * pad<Store>(P);
     const Store* const before = side.recurrent + step % 2 * B * pad<Store>(P);
     const int64_t at = b * pad<Store>(P) + unit;
-    if (last) after[at] = runs ? narrow<Store>(u.out) : before[at];
+    if (last && Cell::noisy && side.noise.kept.base) after[at] = narrow<Store>(seen_next());
+    else if (last) after[at] = runs ? narrow<Store>(u.out) : before[at];
     else if (runs) side.inner[b * pad<Store>(H) + unit] = narrow<Store>(u.out);
   }
   FASTRNN_DEVICE void write_rest() const {
@@ -233,7 +250,7 @@ template <class Cell, int p, class T> struct BackwardUnit {
   const bool first = order.is_first(t, b), cut_off = order.cut_before(t, b);
   UnitGradient<Real> u{};
   Store tape[Cell::tape + 1] = {}, h{}, h_prev{}, dy{};  // as they are stored
-  Real dh{};
+  Real dh{}, dout{}, past_h{};  // dout: dL/dh; past_h: what of it zoneout leads past the cell
 
   // All but the product: what no step writes, and what this same unit left in the step after, or in the phase before.
   FASTRNN_DEVICE void read() {
@@ -267,15 +284,33 @@ template <class Cell, int p, class T> struct BackwardUnit {
   FASTRNN_DEVICE void compute(Real sum) {
     if (!runs) return;
     u.dout = sum;
+    // The product is of the step after.
+    if (Cell::noisy && p == 0 && step + 1 < order.steps()) u.dout = dropped(side.noise, order.time(step + 1), b, unit, u.dout);
     if (p == 0 && side.dy.base) u.dout += widen(dy);
     if (p == 0 && !cut) u.dout += dh;
+    dout = u.dout;
+    if (Cell::noisy && p == 0)
+      if (const Zone<Real> zone(side, 0, t, b, unit); zone.any) past_h = zone.staying(u.dout), u.dout = zone.passing(u.dout);
     if constexpr (!only_sums) {
 #pragma unroll
       for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
       if (Cell::uses_h) u.h = widen(h);
       if (Cell::uses_h_prev && !cut_off && !first) u.h_prev = widen(h_prev);
-      Cell::template backward<p>(u);
+      if constexpr (Cell::noisy) cell_in_noise();
+      else Cell::template backward<p>(u);
     }
+  }
+  FASTRNN_DEVICE void cell_in_noise() {
+    constexpr bool sees_dropped = Cell::phases == 2 && p == 1 && !Cell::projected;  // this phase sees h_prev through the step's mask
+    const Real carried = u.carry;
+    Real past_c = 0;
+    if (Cell::states == 2)
+      if (const Zone<Real> zone(side, 1, t, b, unit); zone.any) past_c = zone.staying(u.dstate[1]), u.dstate[1] = zone.passing(u.dstate[1]);
+    const bool drops = sees_dropped && side.noise.kept.base;
+    if (drops) u.carry = 0, u.h_prev = dropped(side.noise, t, b, unit, u.h_prev);
+    Cell::template backward<p>(u);
+    if (drops) u.carry = carried + dropped(side.noise, t, b, unit, u.carry);
+    if (Cell::states == 2) u.dstate[1] += past_c;
   }
 
   FASTRNN_DEVICE void write_gradients() const {
@@ -288,10 +323,9 @@ template <class Cell, int p, class T> struct BackwardUnit {
     for (int k = slot; k < slots_end; k++) here[at + k * pad<Store>(H)] = runs ? narrow<Store>(u.dz[k]) : later[at + k * pad<Store>(H)];
   }
   FASTRNN_DEVICE void write_rest() const {
-    const Real dout = runs ? u.dout : Real(0);
     if (p == 0 && side.hidden.base && (runs || !side.hidden.starts)) side.hidden.at(t, b)[unit] = narrow<Store>(dout);
-    if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(dout);
-    if (runs && (p == 0 || Cell::has_carry)) side.dstate[0][b * P + unit] = Cell::has_carry ? u.carry : Real(0);
+    if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(runs ? u.dout : Real(0));
+    if (runs && (p == 0 || Cell::has_carry)) side.dstate[0][b * P + unit] = (Cell::has_carry ? u.carry : Real(0)) + past_h;
     if (only_sums) return;
     Store* const dgates = side.dgates + in_chunk * Cell::slots.count * H + unit;
 #pragma unroll
@@ -340,9 +374,10 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once)
     const Real sum = product.at(i % 16, i / 16);
     if (initial) {
       const int64_t length = order.length(b);
-      const bool cut = length && order.cut_before(side.reverse ? length - 1 : 0, b);
+      const int64_t begins = side.reverse ? length - 1 : 0;
+      const bool cut = length && order.cut_before(begins, b);
       Real& dh = side.dstate[0][b * P + unit];
-      dh = cut ? Real(0) : dh + sum;
+      dh = cut ? Real(0) : dh + (Cell::noisy && length ? dropped(side.noise, begins, b, unit, sum) : sum);
       continue;
     }
     BackwardUnit<Cell, p, T> at{s, side, order, step, t, unit, b};

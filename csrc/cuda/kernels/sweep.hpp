@@ -24,6 +24,7 @@ template <class Store> struct Padded {
 template <class Store, class Real> struct Side {
   bool reverse;
   CellOptions options;
+  Noise noise;  // of a cell that may have it
   Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates, zeros outside a unit's head; (P,H) for a projection
   const Store* vectors;           // (vectors,H), or null: zeros
   const Store *bias_ih, *bias_hh;  // (G*H) or null
@@ -50,6 +51,7 @@ template <class Store, class Real> struct Sweep {
 template <class Store, class Real> struct BackSide {
   bool reverse;
   CellOptions options;
+  Noise noise;
   const Store* vectors;
   Padded<const Store> weight[2];  // of each phase, transposed: (P, gates of the phase in the order of the slots, pad(H)); (H,pad(P))
   Rows<const Store> y;            // as forward wrote it

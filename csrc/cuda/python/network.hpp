@@ -43,6 +43,9 @@ struct Tokens {
   }
 };
 
+// The mask of recurrent dropout, whether it has one for each time, the scale of what it keeps; and those of zoneout of h and of c.
+using GivenNoise = std::optional<std::tuple<MaybeArray, bool, double, MaybeArray, MaybeArray>>;
+
 // The arguments of a call, which it holds; their contents must stay until backward is done.
 struct CoreCall {
   Network network;
@@ -52,6 +55,7 @@ struct CoreCall {
   GivenStates states;
   MaybeArray starts, lengths, reset, masks;
   double scale;
+  GivenNoise noise;
 };
 
 // ---- networks ------------------------------------------------------------------------------------------------------
@@ -60,6 +64,7 @@ struct CoreNetwork {
   Network n;
   Has has;
   int device;
+  bool is_general;
 
   CoreNetwork(const std::string& cell, const std::string& precision, int64_t input_size, int64_t hidden_size, int64_t proj_size,
               int64_t num_layers, bool bidirectional, bool bias, int device_, const std::optional<General>& general, int64_t heads)
@@ -71,7 +76,8 @@ struct CoreNetwork {
           num_layers,
           bidirectional ? 2 : 1},
         has{bias, proj_size > 0, general && std::get<2>(*general)},
-        device(device_) {
+        device(device_),
+        is_general(general.has_value()) {
     if (n.cell == Cell::gru_norm || n.cell == Cell::lstm_norm) throw py::value_error("layer normalisation has no kernels on GPUs yet");
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
@@ -153,8 +159,8 @@ struct CoreNetwork {
   }
 
   CoreCall call(const Array& x, const GivenStates& states, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
-                const MaybeArray& masks, double scale) const {
-    const CoreCall made{n, device, tokens(x, starts, lengths, reset), x, states, starts, lengths, reset, masks, scale};
+                const MaybeArray& masks, double scale, const GivenNoise& noise) const {
+    const CoreCall made{n, device, tokens(x, starts, lengths, reset), x, states, starts, lengths, reset, masks, scale, noise};
     by_precision([&](const auto& k) { read_call<std::decay_t<decltype(k)>>(made); });  // refuses what does not fit
     return made;
   }
@@ -168,7 +174,26 @@ struct CoreNetwork {
     c.before = state_pointers<const Real>("states", from.states, B);
     if (from.masks) c.masks = pointer_to<const uint8_t>("masks", *from.masks, {n.L - 1, T, B, n.D * n.P}, device, false);
     c.scale = Real(from.scale);
+    c.noise = read_noise(from);
     return c;
+  }
+  AllNoise read_noise(const CoreCall& from) const {
+    AllNoise found{};
+    if (!from.noise) return found;
+    if (!is_general) throw py::value_error("only general cells have noise");
+    const auto& [T, B, length, reset] = from.tokens.sequences;
+    const auto& [kept, by_time, scale, h, c] = *from.noise;
+    auto flags = [&, T = T, B = B](const char* name, const MaybeArray& a, int64_t size, bool each_time, int64_t& side) {
+      const int64_t row = times(B, size);
+      side = each_time ? times(T, row) : row;
+      const Shape shape = each_time ? Shape{n.L * n.D, T, B, size} : Shape{n.L * n.D, B, size};
+      return Rows<const uint8_t>{a ? pointer_to<const uint8_t>(name, *a, shape, device, false) : nullptr, each_time ? row : 0, size};
+    };
+    found.first.scale = scale;
+    found.first.kept = flags("kept", kept, n.P, by_time, found.kept_side);
+    found.first.zoned[0] = flags("zoned", h, n.P, true, found.zoned_side[0]);
+    if (facts().states > 1) found.first.zoned[1] = flags("zoned", c, n.H, true, found.zoned_side[1]);
+    return found;
   }
 
   int64_t tape_bytes(int64_t T, int64_t B, bool dropout) const {
@@ -251,7 +276,7 @@ struct CoreNetwork {
   void forward(uintptr_t stream, const std::vector<Array>& parameters, const CoreCall& call, const Array& y, const NewStates& ends,
                const MaybeArray& tape, const Array& scratch) const {
     refuse_foreign(call);
-    if (call.masks && !tape) throw py::value_error("dropout needs a tape");
+    if ((call.masks || call.noise) && !tape) throw py::value_error("dropout needs a tape");
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;

@@ -90,7 +90,7 @@ class Memory(memory.Memory):
         self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
     ) -> tuple[Any, list[Any], Any]:
         network, parameters = layer._network, layer._arrays()
-        call = network.call(given.x, given.states, None, given.lengths, given.reset, masks, scale)
+        call = network.call(given.x, given.states, None, given.lengths, given.reset, masks, scale, noise)
         y = self.make((*given.leading, layer._width), self.dtype)
         seen = self.time_first(y.seen, given.unbatched, given.batch_first)
         ends, ends_seen = self._new_states(layer, given)

@@ -56,10 +56,6 @@ class Layer(Running[S]):
             raise ValueError(f'{layer._brief()}.to got fp32_precision={fp32_precision!r}; it must be "ieee" or "tf32".')
         if fp32_precision == "tf32" and name != "float32":
             raise ValueError(f'{layer._brief()}.to got fp32_precision="tf32" for {name}; it is for float32 only.')
-        if layer._noisy:
-            raise ValueError(
-                f"{layer._brief()}.to got {device!r}; zoneout and recurrent_dropout run on the CPU only: leave them 0."
-            )
         self._host = copy.deepcopy(layer)
         self.__dict__.update(layer._options, _options=layer._options, _states=layer._states, _rng=self._host._rng)
         self.device = index_of(device)
@@ -280,8 +276,15 @@ class Layer(Running[S]):
 
     def _draw_masks(self, memory: Any, given: Inputs, rng: "np.random.Generator") -> Any:
         shape = (self.num_layers - 1, given.time, given.batch, self._width)
+        return self._draw(memory, self.dropout, shape, rng)
+
+    def _draw_below(self, memory: Any, rate: float, shape: tuple[int, ...], rng: "np.random.Generator") -> Any:
+        return self._draw(memory, 1 - rate, shape, rng)
+
+    def _draw(self, memory: Any, drop: float, shape: tuple[int, ...], rng: "np.random.Generator") -> Any:
+        """Return masks that are drawn on the GPU, False with probability `drop`."""
         masks = memory.scratch(math.prod(shape))
-        core().draw_masks(masks, self.dropout, int(rng.integers(2**63)), memory.stream)
+        core().draw_masks(masks, drop, int(rng.integers(2**63)), memory.stream)
         return masks.reshaped(shape)
 
     def __copy__(self) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from ..cuda import devices
-from .noise import Rates
+from .noise import Noise, split
 from .options import Options
 
 _NAMES = {
@@ -39,8 +39,6 @@ def _allows_tf32() -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _make_network(options: Options, weights: int, input_size: int, precision: str, device: int) -> Any:
-    if Rates.of(options) is not None:
-        raise RuntimeError("zoneout and recurrent_dropout run on the CPU only, not on a GPU: leave them 0")
     bias = options.has_bias(weights)
     how = options.general, options.heads
     return devices.make_network(device, precision, bias, options, options.cell, input_size, *how)
@@ -106,7 +104,10 @@ class _Call:
             reset = reset.t() if self.batch_first else reset
         self.parameters = [_see(w.contiguous()) for w in weights]
         states, packed = [self.state(h) for h in hx], (_see(starts), _see(lengths), _see(reset))
-        self.core = self.network.call(_rows(x, self.batch_first), states, *packed, self.masks(masks), scale)
+        tokens = (len(x),) if self.packed else (self.time, self.batch)
+        dropout, noise = split(masks, options, tokens, self.batch)
+        drawn = self.masks(dropout), scale, None if noise is None else self.noise(noise)
+        self.core = self.network.call(_rows(x, self.batch_first), states, *packed, *drawn)
 
     def state(self, tensor: Tensor | None) -> Any:
         return None if tensor is None else _see(tensor.to(self.state_dtype).contiguous())
@@ -127,7 +128,7 @@ class _Call:
         return _see(tape[: self.network.tape_bytes(self.core)])
 
     def masks(self, masks: Tensor | None) -> Any:
-        """Lend the core masks (L-1,T,B,D*P), which those of packed sequences are made."""
+        """Lend the core masks (...,T,B,size), which those of packed sequences are made."""
         if masks is None:
             return None
         if self.packed:
@@ -135,6 +136,14 @@ class _Call:
             padded[:, self.runs.to(masks.device, non_blocking=True)] = masks
             masks = padded
         return _see(masks.contiguous().view(torch.uint8))
+
+    def noise(self, noise: Noise) -> tuple[Any, ...]:
+        kept, by_time, scale, *zoned = noise
+        if kept is not None and not by_time:
+            kept = _see(kept.contiguous().view(torch.uint8))
+        else:
+            kept = self.masks(kept)
+        return kept, by_time, scale, *map(self.masks, zoned)
 
     def forward(self, x: Tensor, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
