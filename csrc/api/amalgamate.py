@@ -221,14 +221,19 @@ def source(isas: list[str], wanted: list[str], dtypes: list[str]) -> str:
 
 def main() -> None:
     names, which = list(cells()), "what to hold, of {}; all without this option"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = "%(prog)s OUT [--isas NAME ...] [--cells NAME ...] [--dtypes NAME ...]"
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="the folder to write fastrnn.cpp, fastrnn.h and fastrnn.hpp to")
     for option, known in (("--isas", list(ISAS)), ("--cells", names), ("--dtypes", list(DTYPES))):
         text = which.format(", ".join(known))
         parser.add_argument(option, nargs="+", choices=known, default=known, metavar="NAME", help=text)
     given = parser.parse_args()
+    if given.out.exists() and not given.out.is_dir():
+        parser.error(f"{given.out} is no folder")
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "fastrnn.cpp").write_text(source(given.isas, given.cells, given.dtypes))
+    (given.out / "fastrnn.cpp").write_text(source(list(dict.fromkeys(given.isas)), given.cells, given.dtypes))
     for header in ("fastrnn.h", "fastrnn.hpp"):
         (given.out / header).write_text((SOURCES / "api" / header).read_text())
 

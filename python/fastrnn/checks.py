@@ -367,11 +367,14 @@ def call_size(
     dropout: bool = False,
     ids: int | None = None,
     lengths: Array | None = None,
+    masks: int = 0,
 ) -> tuple[int, int, int]:
     """Return the bytes of outputs, tape and scratch of one call, or refuse them by size.
 
     Parameters
     ----------
+    masks
+        Bytes of what is drawn at random, which the tape keeps.
     ids
         Rows of the embedding, 0 for one-hot ids, None for features.
     lengths
@@ -380,7 +383,8 @@ def call_size(
     try:
         if max(time, batch) > INT64_MAX:
             raise OverflowError
-        sizes = network.memory(time, batch, training, dropout, ids, lengths)
+        outputs, tape, scratch = network.memory(time, batch, training, dropout, ids, lengths)
+        sizes = outputs, tape + masks, scratch
     except OverflowError as error:
         text = f"{who()}: a call with T = {time} and B = {batch} needs more bytes than 64 bits can count."
         raise SizeError(text) from error

@@ -141,7 +141,7 @@ class GRU(Recurrent[Array]):
             r = sigmoid(a_r + b_r)    z = sigmoid(a_z + b_z)    n = tanh(a_n + r * b_n)
 
         The gains are the parameters ``weight_norm_ih_l0`` and ``weight_norm_hh_l0`` (3*H,), ones at first; the biases
-        are zeros at first. Not with activations, clip or ``reset_after=False``.
+        are zeros at first. Not with activations, clip, ``reset_after=False``, zoneout or recurrent dropout.
 
     Raises
     ------
@@ -236,7 +236,7 @@ class LSTM(Recurrent[LSTMState]):
 
         The state c itself is not. The gains are the parameters ``weight_norm_ih_l0`` and ``weight_norm_hh_l0``
         (4*H,) and ``weight_norm_c_l0`` (H,), ones at first; the biases, with ``bias_norm_c_l0`` (H,), are zeros at
-        first. Not with proj_size, peephole, coupled, activations or clip.
+        first. Not with proj_size, peephole, coupled, activations, clip, zoneout or recurrent dropout.
 
     Raises
     ------

@@ -87,7 +87,7 @@ def read_options(name: str, options: Mapping[str, Any], activations: int) -> dic
                 problems.type(got, f"{key} must be True or False.")
             read[key] = bool(value)
         elif key in ("dropout", "recurrent_dropout"):
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
                 problems.type(got, f"{key} must be a number in 0..1, the probability of dropping an element.")
             elif not 0 <= value <= 1:
                 problems.value(got, f"{key} is the probability of dropping an element and must be in 0..1.")
@@ -278,8 +278,9 @@ def of_text(text: str) -> General | None:
         return None
     import json
 
-    clip, coupled, peephole, sides, (zone_h, zone_c), _ = json.loads(text)
+    clip, coupled, peephole, sides, *noise = json.loads(text)
     full = [[(n, a, b) for n, a, b in side] for side in sides]
+    zone_h, zone_c = noise[0] if noise else (0.0, 0.0)  # texts of before there was noise have none
     return math.inf if clip is None else clip, coupled, peephole, full, (zone_h, zone_c)
 
 
@@ -290,7 +291,8 @@ def recurrent_dropout_of_text(text: str) -> tuple[float, bool]:
         return 0.0, False
     import json
 
-    p, by_time = json.loads(text)[-1]
+    _, _, _, _, *noise = json.loads(text)
+    p, by_time = noise[1] if noise else (0.0, False)
     return p, by_time
 
 

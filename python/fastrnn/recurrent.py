@@ -262,7 +262,8 @@ class Recurrent(Running[S]):
             lengths = read_lengths(problems, lengths, B, T, False)
             problems.refuse()
         drops = training and self._drops
-        sizes = checks.call_size(self._brief, self._network, T, B, training, drops, lengths=lengths)
+        masks = self._mask_bytes(T, B) if training else 0
+        sizes = checks.call_size(self._brief, self._network, T, B, training, drops, lengths=lengths, masks=masks)
         return MemoryEstimate(*sizes, parameters=sum(p.nbytes for p in self._parameters.values()))
 
     # Parameters
@@ -326,9 +327,10 @@ class Recurrent(Running[S]):
 
     # What the methods above share
 
-    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False) -> None:
+    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False, random: bool = False) -> None:
         size = given.time, given.batch, training, dropout, given.ids, given.lengths
-        checks.call_size(self._brief, self._network, *size)
+        masks = self._mask_bytes(given.time, given.batch) if random else 0
+        checks.call_size(self._brief, self._network, *size, masks)
 
     def _told(self, error: MemoryError, given: Inputs, training: bool) -> MemoryError:
         size = given.time, given.batch, training, given.ids, given.lengths

@@ -1,5 +1,6 @@
 """A layer's calls on any device: what was checked and brought there is run, what it makes is handed over."""
 
+import math
 from abc import abstractmethod
 from typing import Any, Generic
 
@@ -22,8 +23,18 @@ class Running(Spec[S], Generic[S]):
     _parameters: Parameters
 
     @abstractmethod
-    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False) -> None:
-        """Refuse a call that cannot fit into memory."""
+    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False, random: bool = False) -> None:
+        """Refuse a call that cannot fit into memory; `random`: with all masks that training draws."""
+
+    def _mask_bytes(self, time: int, batch: int) -> int:
+        """Return the bytes of the masks that training draws."""
+        each = self.num_layers * (1 + self.bidirectional)  # a byte for an element
+        (h, c), options = zoneout_of(self._options), self._options
+        count = (self.num_layers - 1) * time * self._width if self._drops else 0
+        if options.get("recurrent_dropout"):
+            count += each * (time if options["recurrent_dropout_mode"] == "step" else 1) * self._output_size
+        count += each * time * ((h > 0) * self._output_size + (c > 0) * self._has_cell_state * self.hidden_size)
+        return count * batch
 
     @abstractmethod
     def _told(self, error: MemoryError, given: Inputs, training: bool) -> MemoryError:
@@ -49,10 +60,11 @@ class Running(Spec[S], Generic[S]):
 
     def _draw_below(self, memory: Any, rate: float, shape: tuple[int, ...], rng: "np.random.Generator") -> Any:
         """Return flags for every layer and direction, True with this probability."""
-        flags: NDArray[np.bool_] = np.empty(shape, bool)
-        for one in flags:
-            np.less(rng.random(one.shape, dtype=np.float32), rate, out=one)
-        return flags
+        flags: NDArray[np.bool_] = np.empty(math.prod(shape), bool)
+        some = 1 << 16  # numbers at a time: all at once take four times the room of their flags
+        for part in (flags[first : first + some] for first in range(0, len(flags), some)):
+            np.less(rng.random(len(part), dtype=np.float32), rate, out=part)
+        return flags.reshape(shape)
 
     def _arrays(self) -> list[Any]:
         return list(self._parameters.values())
@@ -78,7 +90,7 @@ class Running(Spec[S], Generic[S]):
     def _train(self, memory: Memory, given: Inputs, training: bool, rng: Seed) -> tuple[Any, S, Tape]:
         masks, scale, noise = None, 1.0, None
         if training and (self._drops or self._noisy):
-            self._refuse_too_large(given, True, self._drops)
+            self._refuse_too_large(given, True, self._drops, random=True)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             if self._drops:
                 masks, scale = self._draw_masks(memory, given, generator), self._scale

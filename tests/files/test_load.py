@@ -141,9 +141,18 @@ def test_heads_and_the_slstm_of_weights_alone(layer: Any, options: dict[str, Any
     assert repr(fastrnn.load(path, options=options)["plain"]) == repr(fastrnn.GRU(I, H))  # neither is its own
 
 
+def test_heads_are_for_layers_that_do_not_fit_without(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", whole=fastrnn.LSTM(I, H), headed=fastrnn.LSTM(I, H, heads=4))
+    found = fastrnn.load(path, options={"heads": 4})
+    assert repr(found) == repr({"whole": fastrnn.LSTM(I, H), "headed": fastrnn.LSTM(I, H, heads=4)})
+    rnn = fastrnn.RNN(I, 4 * H, heads=4)  # of the shapes of an LSTM
+    assert repr(fastrnn.load(saved(tmp_path / "b.npz", a=rnn), "a", {"heads": 4, "nonlinearity": "tanh"})) == repr(rnn)
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "words"),
     [
+        (fastrnn.LSTM(I, H), {"layer_norm": True}, "a.npz: its layer 'a': the cell lstm has {'layer_norm': False}"),
         (HEADED[0][0], {}, "weight_hh_l0 (32, 4) is that of a layer with heads: give options={'heads': 2} for LSTM, "),
         (HEADED[1][0], {}, "for sLSTM; or options={'heads': 4} for GRU; or options={'heads': 12} for RNN"),
         (HEADED[2][0], {"heads": 3}, "weight_ih_l0 (8, 3) and weight_hh_l0 (8, 1) are not those of heads=3"),
@@ -267,6 +276,9 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert enc["microseconds_per_step"] > 0
     assert dec["open"] == {"nonlinearity": ["tanh", "relu"]}
     assert wrong["unfit"] == "as lstm: bias_hh_l0 missing"
+    np.savez("norm.npz", **fastrnn.LSTM(I, H, layer_norm=True).parameters())
+    assert main(["inspect", "norm.npz"]) == 0
+    assert "LSTM(input_size=3, hidden_size=4, layer_norm=True)" in capsys.readouterr().out
     np.savez("none.npz", a=np.zeros(3))
     assert main(["inspect", "none.npz"]) == 0
     assert "none of its 1 arrays is one of a recurrent layer" in capsys.readouterr().out

@@ -260,6 +260,7 @@ def test_files_copies_and_other_formats(tmp_path: Path) -> None:
         (fastrnn.GRU, {"zoneout": (0.1, 0.2)}, "GRU got zoneout=(0.1, 0.2).\n  zoneout must be a number in 0..1"),
         (fastrnn.GRU, {"zoneout": np.nan}, "GRU got zoneout=nan"),
         (fastrnn.RNN, {"recurrent_dropout": -0.1}, "recurrent_dropout is the probability of dropping an element"),
+        (fastrnn.RNN, {"recurrent_dropout": np.complex64(0.5)}, "recurrent_dropout must be a number in 0..1"),
         (fastrnn.RNN, {"recurrent_dropout": True}, "recurrent_dropout must be a number in 0..1"),
         (fastrnn.RNN, {"recurrent_dropout_mode": "batch"}, 'recurrent_dropout_mode must be "sequence" or "step".'),
     ],
@@ -267,3 +268,16 @@ def test_files_copies_and_other_formats(tmp_path: Path) -> None:
 def test_what_is_refused(layer: Any, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(sentence)):
         layer(I, 4, **options)
+
+
+def test_the_estimate_of_memory_counts_the_masks() -> None:
+    def tape(**options: Any) -> int:
+        return fastrnn.LSTM(I, 8, num_layers=2, bidirectional=True, **options).estimate_memory(T, B).tape
+
+    step = {"recurrent_dropout": 0.1, "recurrent_dropout_mode": "step"}
+    plain, each = tape(clip=9.0), 2 * 2 * B * 8
+    assert tape(zoneout=(0.1, 0.0)) - plain == T * each
+    assert tape(zoneout=0.1) - plain == 2 * T * each
+    assert tape(recurrent_dropout=0.1) - plain == each
+    assert tape(zoneout=0.1, **step) - plain == 3 * T * each
+    assert tape(clip=9.0, dropout=0.1) - plain >= T * B * 2 * 8

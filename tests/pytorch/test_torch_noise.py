@@ -1,6 +1,8 @@
 """Zoneout and recurrent dropout of the modules: against NumPy's layers, PyTorch's own operations and derivatives."""
 
 import copy
+import json
+import pickle
 import re
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np  # noqa: E402
 import fastrnn  # noqa: E402
 import fastrnn.torch as ft  # noqa: E402
 from fastrnn.torch import textbook  # noqa: E402
+from fastrnn.torch.noise import draw  # noqa: E402
 from torch_support import B, H, I, T, flat, states_of  # noqa: E402
 
 STEP = {"recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"}
@@ -118,6 +121,32 @@ def test_compiled_and_exported(name: str) -> None:
     for made in (torch.compile(module, fullgraph=True, backend="aot_eager"), program, copy.deepcopy(module)):
         for a, b in zip(flat(made(x)), wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("option", ["zoneout", "recurrent_dropout", "recurrent_dropout_mode", "clip", "heads"])
+def test_options_are_fixed_when_a_module_is_made(option: str) -> None:
+    module = ft.GRU(I, H)
+    with pytest.raises(AttributeError, match=f"{option} of a module is fixed when it is made: make a new GRU"):
+        setattr(module, option, 0.5)
+    module.dropout = 0.5
+    assert module.dropout == 0.5
+
+
+def test_texts_of_before_there_was_noise_are_read() -> None:
+    module, x = ft.LSTM(I, H, peephole=True).eval(), torch.randn(T, B, I)
+    wanted = flat(module(x))
+    module.__dict__["_variant"] = json.dumps(json.loads(module._variant)[:4])
+    assert all(torch.equal(a, b) for a, b in zip(flat(pickle.loads(pickle.dumps(module))(x)), wanted, strict=True))
+
+
+def test_the_default_dtype_does_not_matter_to_masks() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        rates = ft.GRU(3, 500, zoneout=0.001)._rates
+        share = draw(None, rates, (50, 20), 20, torch.device("cpu")).double().mean().item()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert share == pytest.approx(0.001, rel=0.2)
 
 
 def test_what_they_look_like_and_what_is_refused() -> None:

@@ -102,7 +102,10 @@ def build(found: Found, options: Mapping[str, Any], who: str, rng: Seed, budget:
     sizes = {
         name: value for name, value in found.sizes.items() if name in inspect.signature(CELLS[cell].layer).parameters
     }
-    read = complete_options(cell, {**sizes, **chosen, **CELLS[cell].options})
+    try:
+        read = complete_options(cell, {**sizes, **chosen, **CELLS[cell].options})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{who}: {error}") from error
     same = {n: a if a.dtype == read["dtype"] else budget.pay(a.astype(read["dtype"])) for n, a in arrays.items()}
     layer = recurrent(cell, read, same, rng)
     return layer if found.words is None else _in_bits(layer, found.words, scales, who)

@@ -110,7 +110,8 @@ def complete(found: Found, heads: int = 1, slstm: bool = False) -> Found:
 def as_told(found: Found, options: Mapping[str, Any]) -> Found:
     """Return a layer of a file of weights alone as the one that ``heads`` and ``forget_gate`` among the options say.
 
-    One that fits as it was found, and not with these, stays as it was found.
+    One that fits as it was found stays so, unless ``forget_gate`` or the ``nonlinearity`` of an RNN say that it is
+    another: an RNN with four heads has the shapes of an LSTM.
 
     Raises
     ------
@@ -124,7 +125,8 @@ def as_told(found: Found, options: Mapping[str, Any]) -> Found:
         raise ValueError(f"load got heads={heads!r} in options=; heads must be an integer and at least 1")
     told = Found(found.name, found.origin, found.tensors, assumed=found.assumed)
     told = complete(told, int(heads), "forget_gate" in options)
-    return told if not told.unfit or found.unfit else found
+    meant = found.unfit or {"forget_gate", "nonlinearity"} & options.keys()
+    return told if found.unfit or (meant and not told.unfit) else found
 
 
 def _complete(found: Found, heads: int, slstm: bool) -> str:
@@ -150,7 +152,8 @@ def _complete(found: Found, heads: int, slstm: bool) -> str:
         if wanted == shapes:
             found.cells.append(cell)
             found.sizes = sizes
-            found.said = {**found.said, "peephole": True} if peephole else found.said
+            decided = {"peephole": peephole, "layer_norm": CELLS[cell].options.get("layer_norm", False)}
+            found.said = {**found.said, **{name: True for name, is_so in decided.items() if is_so}}
             found.tensors = {name: found.tensors[name] for name in wanted}
         else:
             reasons.append((len(bases & {n.rpartition("_l")[0] for n in shapes}), _difference(shapes, wanted, cell)))

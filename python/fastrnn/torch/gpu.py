@@ -139,10 +139,8 @@ class _Call:
 
     def noise(self, noise: Noise) -> tuple[Any, ...]:
         kept, by_time, scale, *zoned = noise
-        if kept is not None and not by_time:
-            kept = _see(kept.contiguous().view(torch.uint8))
-        else:
-            kept = self.masks(kept)
+        once = kept is not None and not by_time
+        kept = _see(kept.contiguous().view(torch.uint8)) if once else self.masks(kept)
         return kept, by_time, scale, *map(self.masks, zoned)
 
     def forward(self, x: Tensor, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:

@@ -19,6 +19,7 @@ from .options import Options
 from .sequences import lengths_of, read_lengths, read_reset
 from .variants import (
     DEFAULTS,
+    FIXED,
     add_norms,
     add_peepholes,
     are_defaults,
@@ -45,6 +46,11 @@ class _Layer(StandIn, nn.RNNBase):
         super().reset_parameters()
         if self.layer_norm:
             reset_norms(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and "training" in self.__dict__:
+            raise AttributeError(f"{name} of a module is fixed when it is made: make a new {self._name}")
+        super().__setattr__(name, value)
 
     def _choose(self, usual: tuple[str, ...], **given: Any) -> None:
         """Take options that torch.nn does not have, where some are given."""
@@ -218,7 +224,7 @@ class _Layer(StandIn, nn.RNNBase):
         if self.dropout == 1:
             return [torch.zeros(size, dtype=torch.bool, device=weight.device) for _ in layers]
         if torch._C._are_functorch_transforms_active():  # vmap knows no random numbers in place
-            return [torch.rand(size, device=weight.device) >= self.dropout for _ in layers]
+            return [torch.rand(size, dtype=torch.float32, device=weight.device) >= self.dropout for _ in layers]
         empty = functools.partial(torch.empty, size, dtype=weight.dtype, device=weight.device)
         return [empty().bernoulli_(1 - self.dropout).bool() for _ in layers]
 
@@ -261,8 +267,8 @@ class LSTM(_Layer):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
     peephole, coupled, activations, clip, layer_norm, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
-        As for `fastrnn.LSTM`; torch.nn has none of them. The last three are for the CPU. Peepholes are the parameters
-        ``weight_peephole_l0`` (3,H), of the gates i, f and o; layer normalisation has those of `fastrnn.LSTM`.
+        As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
+        the gates i, f and o; layer normalisation, for the CPU only, has those of `fastrnn.LSTM`.
     """
 
     _original = nn.LSTM
@@ -391,8 +397,7 @@ class GRU(_OneState):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.GRU`.
     reset_after, activations, clip, layer_norm, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
-        As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others. The last three on the
-        CPU.
+        As for `fastrnn.GRU`; torch.nn has the first one only as True, and none of the others.
     """
 
     _original = nn.GRU
@@ -428,7 +433,7 @@ class RNN(_OneState):
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
         As for `torch.nn.RNN`.
     nonlinearity, clip, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
-        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, and none of the others. The last three on the CPU.
+        As for `fastrnn.RNN`; torch.nn has "tanh" and "relu" only, and none of the others.
     """
 
     _original = nn.RNN

@@ -72,7 +72,7 @@ def draw(dropout: Tensor | None, rates: Rates, tokens: Sequence[Any], batch: Any
     likely = (1 - rates.dropped, rates.zoned_h, rates.zoned_c)
     for rate, shape in zip(likely, rates.shapes(tokens, batch), strict=True):
         if shape is not None:
-            parts.append((torch.rand(shape, device=device) < rate).flatten())
+            parts.append((torch.rand(shape, dtype=torch.float32, device=device) < rate).flatten())
     return torch.cat(parts)
 
 

@@ -24,6 +24,8 @@ DEFAULTS: Mapping[str, Any] = {
     "recurrent_dropout": 0.0,
     "recurrent_dropout_mode": "sequence",
 }
+# What a module has from its making on; torch.nn's own "nonlinearity" is not among them.
+FIXED = DEFAULTS.keys() - {"nonlinearity"}
 
 
 def read_variant(module: nn.RNNBase, activations: int, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def use_heads(module: nn.RNNBase, heads: int) -> None:
 
 __all__ = [
     "DEFAULTS",
+    "FIXED",
     "add_norms",
     "add_peepholes",
     "are_defaults",
