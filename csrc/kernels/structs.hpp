@@ -117,11 +117,11 @@ template <class Real> struct Panels {
   Real* bias;         // [blocks(H)][G][N], bias_ih + bias_hh where both add up
   Real* bias_hidden;  // [blocks(H)][N], bias_hh of the gate that must keep it apart
   Real* vectors;      // [blocks(H)][vectors][N], of cells with parameters of one element per unit; zeros where the layer has none.
-                      // A normalised cell's: the gains of the input's side, of the hidden side, of a state and that one's bias
+                  // A normalised cell's: the gains of the input's side, of the hidden side, of a state and that one's bias
 
   const NarrowProducts* narrow;  // null, or what multiplies these in place of ih, hh and hr; float32 only
   NarrowPanel narrow_ih;
-  NarrowPanel narrow_hh[2];      // for each phase; weight_hr in a projected cell's second
+  NarrowPanel narrow_hh[2];  // for each phase; weight_hr in a projected cell's second
 };
 
 // Of n units in heads: the columns that the panel of a block has room for.
@@ -148,9 +148,9 @@ enum Parameter {
 
 // Where the gate gradients stand that backward keeps of a unit and a token.
 struct Slots {
-  int count;        // in all
-  int input = 0;    // first of those of the input's side, which are in the order of the gates
-  int turn = 0;     // those of the hidden side begin with slot 0, and gate g has slot (g + turn) % gates
+  int count;  // in all
+  int input = 0;  // first of those of the input's side, which are in the order of the gates
+  int turn = 0;  // those of the hidden side begin with slot 0, and gate g has slot (g + turn) % gates
   int vectors = 0;  // the last ones, whose sums over all tokens are the gradients of parameters of one element per unit
   // Of a normalised cell, the gradients of what its products give stand first, those of the normalised sums from 'plain' on: the hidden
   // side's at once, the input's from plain + plain_input, and at last, where a state is normalised, that of its normalised value.
@@ -184,11 +184,11 @@ template <class Real> struct Direction {
   Noise noise;
 
   Parameters<const Real> weight;  // (G*H,I), (G*H,P/heads), (G*H), (G*H), (P,H), (3,H); null where the layer has none
-  Panels<Real> panels;    // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
+  Panels<Real> panels;  // bias and bias_hidden always; others null where packing would not pay (a matrix read once, few tokens)
 
   const DistinctIds* tokens;  // or null
-  Rows<const Real> x;    // (T,B,I); with tokens (U,1,I), or base null: the identity, which makes them one-hot
-  Rows<Real> y;          // (T,B,P) written, zero past the length; also where h_prev is read
+  Rows<const Real> x;  // (T,B,I); with tokens (U,1,I), or base null: the identity, which makes them one-hot
+  Rows<Real> y;  // (T,B,P) written, zero past the length; also where h_prev is read
   States<const Real> before;  // (B,size) each, or null: zeros
   States<Real> after;  // (B,size) each, h written at the very end; in inference the others run in it; each may be that of 'before'
 
@@ -196,55 +196,56 @@ template <class Real> struct Direction {
   States<Real> trail;  // [token](H) tape of the states beside h, null in inference
   Real* inner;  // [token](H) tape: what the second phase multiplies; in inference [row s]
   Real* products;  // [token](G*H) tape of a normalised cell: W_hh h_prev as it is; in inference [row s]
-  Real* inputs;    // [token](G*H) tape of a normalised cell: W_ih x normalised, without gain and bias; null in inference
-  Real* moments;   // [token](moment_count) tape of a normalised cell; null in inference
+  Real* inputs;  // [token](G*H) tape of a normalised cell: W_ih x normalised, without gain and bias; null in inference
+  Real* moments;  // [token](moment_count) tape of a normalised cell; null in inference
 
   // scratch
-  const Real* zeros;       // a zero row, long enough for any operand
-  Real* projection;        // per worker: [blocks][chunk_rows][G][N]; normalised cells: [chunk_rows](G*H), of all who share the units
-  int64_t projection_size; // elements of one worker's share
-  Real* token_projection;             // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null; normalised cells: (U,G*H)
-  const void** row_pointers;     // per worker: row pointers
-  int64_t row_pointer_count;      // pointers of one worker's share
-  int64_t chunk_steps;     // time steps that are projected at once
-  Real* pack_buffer;              // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
-  int64_t pack_buffer_size;       // elements of one worker's share
-  Real* dropped;                  // per worker: [row](P) of h_prev what the recurrent products see, with recurrent dropout
-  int64_t dropped_size;           // elements of one worker's share
-  char* narrow_room;              // per worker, with narrow weights: a NarrowRoom
-  int64_t narrow_room_size;       // bytes of one worker's share
+  const Real* zeros;  // a zero row, long enough for any operand
+  Real* projection;  // per worker: [blocks][chunk_rows][G][N]; normalised cells: [chunk_rows](G*H), of all who share the units
+  int64_t projection_size;  // elements of one worker's share
+  Real* token_projection;  // of the whole team: [blocks(H)][U][G][N], the projection of the distinct tokens, or null; normalised cells:
+                           // (U,G*H)
+  const void** row_pointers;  // per worker: row pointers
+  int64_t row_pointer_count;  // pointers of one worker's share
+  int64_t chunk_steps;  // time steps that are projected at once
+  Real* pack_buffer;  // per worker: [blocks at once][K][G][N] for matrices packed as they are read, or null
+  int64_t pack_buffer_size;  // elements of one worker's share
+  Real* dropped;  // per worker: [row](P) of h_prev what the recurrent products see, with recurrent dropout
+  int64_t dropped_size;  // elements of one worker's share
+  char* narrow_room;  // per worker, with narrow weights: a NarrowRoom
+  int64_t narrow_room_size;  // bytes of one worker's share
 };
 
 // One direction of one layer, backward. dX is the gradient of the loss with respect to X, of the same shape.
 template <class Real> struct BackwardDirection {
   Direction<Real> forward;  // as it ran; panels unused
 
-  Rows<const Real> dy;      // (T,B,P) or base null: zeros
-  Rows<Real> dx;            // (T,B,I) written, zero past the length; with tokens (U,1,I), or base null
-  Rows<Real> hidden;        // (T,B,P) or base null: dL/dh_t, zero past the length
+  Rows<const Real> dy;  // (T,B,P) or base null: zeros
+  Rows<Real> dx;  // (T,B,I) written, zero past the length; with tokens (U,1,I), or base null
+  Rows<Real> hidden;  // (T,B,P) or base null: dL/dh_t, zero past the length
   States<const Real> dafter;  // (B,size) each, or null: zeros
-  States<Real> dbefore;       // (B,size) each, written
+  States<Real> dbefore;  // (B,size) each, written
   Parameters<Real> dweight;  // of the shapes of the parameters, written
-  Real* dz;                 // (B,slots*H) written in place of all of these for a single time step, or null
+  Real* dz;  // (B,slots*H) written in place of all of these for a single time step, or null
 
   // scratch of the whole team
-  Real* panel_ih;   // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
-  Real* panel_hh;   // for each phase: [blocks(P)][gates*H, or of the widest window of heads][N]; null where there are few tokens, and no
-                    // panel is packed
-  Real* panel_hr;   // [blocks(H)][P][N], with a projection
-  Real* dgates;     // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
-  Real* dproj;      // [step][row s](P) total dh, with a projection
-  Real* carry;      // [row s](P) the part of dh that passes by the product
+  Real* panel_ih;  // [blocks(I)][G*H][N], or null: packed as it is read, in 'room'
+  Real* panel_hh;  // for each phase: [blocks(P)][gates*H, or of the widest window of heads][N]; null where there are few tokens, and no
+                   // panel is packed
+  Real* panel_hr;  // [blocks(H)][P][N], with a projection
+  Real* dgates;  // ring of chunk_steps + 1 steps: [step][row s](slots*H + pad)
+  Real* dproj;  // [step][row s](P) total dh, with a projection
+  Real* carry;  // [row s](P) the part of dh that passes by the product
   States<Real> drunning;  // [row s](H) of the states beside h
-  Real* columns;    // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
-  Real* x_panel;    // [blocks(I)][chunk_pitch][N]
-  Real* h_panel;    // for each head: [blocks(P / heads)][chunk_pitch][N]
+  Real* columns;  // [slots*H + P][chunk_pitch] the chunk's gate gradients, transposed
+  Real* x_panel;  // [blocks(I)][chunk_pitch][N]
+  Real* h_panel;  // for each head: [blocks(P / heads)][chunk_pitch][N]
   Real* inner_panel;  // [blocks(H)][chunk_pitch][N], cells with a second phase; or for each head
-  Real* few;          // [row s](P) products of few tokens, of heads, or with recurrent dropout
-  Real* dropped;      // [token of a chunk](P) of h_prev what the recurrent products saw, with recurrent dropout
+  Real* few;  // [row s](P) products of few tokens, of heads, or with recurrent dropout
+  Real* dropped;  // [token of a chunk](P) of h_prev what the recurrent products saw, with recurrent dropout
   Real* column_sums;  // (slots*H)
-  Real* dtable;       // (U,G*H) sums over the tokens of each id, or null without tokens
-  Real* pack_buffer;         // per worker: [blocks at once][G*H][N], or null
+  Real* dtable;  // (U,G*H) sums over the tokens of each id, or null without tokens
+  Real* pack_buffer;  // per worker: [blocks at once][G*H][N], or null
   int64_t chunk_steps, chunk_pitch;  // time steps and tokens (rounded up to N) of one chunk of weight gradients
 };
 
@@ -255,7 +256,7 @@ struct Control;
 struct Seat {
   int rank, size;
   bool by_rows;  // batch rows are dealt out and never meet; otherwise hidden units are, and every phase ends in a barrier
-  bool asks;     // the calling thread, the only one that may ask whether to go on
+  bool asks;  // the calling thread, the only one that may ask whether to go on
   Barrier* barrier;
   Control* control;
 };
@@ -279,9 +280,9 @@ template <class Real> struct Product {
   Real* c;
   int64_t n, K, m;
   bool a_transposed, b_transposed;
-  bool add;             // to what C holds
-  Real* columns;        // per worker: (product_rows, K + N) scratch where a is transposed
-  Real* panel;          // [blocks(m)][K][N] scratch
+  bool add;  // to what C holds
+  Real* columns;  // per worker: (product_rows, K + N) scratch where a is transposed
+  Real* panel;  // [blocks(m)][K][N] scratch
   const void** row_pointers;  // (2 * n) scratch
 };
 
@@ -296,11 +297,11 @@ template <class Real> struct Linear {
 // Softmax and cross entropy of rows of logits: losses, and gradients times 'scale'. The target of a row is 1 - smoothing +
 // smoothing / m for its class and smoothing / m for each other one. The gradients may take the place of the logits.
 template <class Real> struct Softmax {
-  const Real* logits;      // (n,m)
+  const Real* logits;  // (n,m)
   const int64_t* classes;  // (n)
   int64_t n, m;
   double smoothing, scale;
-  double* losses;   // (n)
+  double* losses;  // (n)
   Real* gradients;  // (n,m)
 };
 
@@ -327,7 +328,7 @@ struct NarrowOperand {
   const float* const* rows;
   int64_t n, K;
   uint8_t* prepared;  // (n * narrow_row(format, K)) what 'prepare' makes of the rows
-  float* scale;       // int8: (n) what a row's integers count
+  float* scale;  // int8: (n) what a row's integers count
 };
 FASTRNN_INLINE int64_t narrow_pitch(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 FASTRNN_INLINE int64_t narrow_row(Format format, int64_t K) { return format == Format::int8 ? narrow_pitch(K) : 2 * narrow_pitch(2 * K); }
