@@ -34,7 +34,7 @@ template <class Real> Load load_of(const Stack& n, const ForwardCall<Real>& call
   return {k.lanes, k.gates, k.phases + k.norms, bytes, speed, I, n.H, n.P, n.heads, n.L, T, n.D, rows, backward};
 }
 
-[[maybe_unused]] int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
+inline int64_t projection_steps(int64_t T, int64_t rows, int64_t token_bytes) {
   const int64_t tokens = std::clamp<int64_t>((int64_t(768) << 10) / std::max<int64_t>(token_bytes, 1), 64, 384);
   return std::max<int64_t>(1, std::min(T, tokens / std::max<int64_t>(rows, 1)));
 }

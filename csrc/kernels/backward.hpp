@@ -5,6 +5,7 @@
 // step of one chunk still stands when the next begins. With token ids the gate gradients are added up by id on the way; their
 // products with the input's weights and the embedding come at the end, the distinct ids taking the place of tokens.
 #pragma once
+#include "kernels/backward_ids.hpp"
 #include "kernels/backward_noise.hpp"
 #include "kernels/backward_norms.hpp"
 
@@ -69,8 +70,9 @@ template <class Cell, class V, class Real> struct Backward {
   const int64_t head = !Cell::projected && d.heads > 1 ? H / d.heads : 0, window = head ? widest_window(H, head, N) : H;
   Heads<Backward> heads{*this};
   BackwardNoise<Backward> noise{*this};
+  TokenIds<Backward> ids{*this};
 
-  FASTRNN_FN bool carries() const { return Cell::has_carry || noise.zones_h(); }
+  FASTRNN_FN bool carries() const { return Cell::has_carry || noise.zones(0); }
   FASTRNN_FN bool meet() { return !wait(seat); }
   FASTRNN_FN Real* ring(Real* base, int64_t step, int64_t s, int64_t pitch) const {
     return base + (step % (q.chunk_steps + 1) * B + s) * pitch;
@@ -116,7 +118,6 @@ template <class Cell, class V, class Real> struct Backward {
 
   FASTRNN_FN void point(int64_t step, int64_t n) {
     const int64_t t = order.time(step);
-    noise.now = t;
     for (int64_t i = 0; i < n; i++) {
       const int64_t s = rows.row(i), b = d.schedule.order[s], token = order.token(t, s);
       const bool last = order.is_last(t, s), cut = !last && order.cut_after(t, s);
@@ -174,25 +175,21 @@ template <class Cell, class V, class Real> struct Backward {
       UnitGradient<Bundle<V, M>> u{};
       u.options = &d.options;
       u.dout = z[0];
-      V past_h[M] = {}, past_c[M] = {};  // what passes by the cell: zoneout's parts, and in a second phase those of the first
+      constexpr bool second = Cell::noisy && Cell::phases == 2 && p == 1 && !through_projection;  // of a product of h_prev
+      typename BackwardNoise<Backward>::Past past[M];
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
         if constexpr (p == 0) {
           if constexpr (Cell::noisy)
-            if (noise.drops()) u.dout.v[m] = noise.reaching(u.dout.v[m], i, at, left);
+            if (noise.drops()) u.dout.v[m] = noise.reaching(t, u.dout.v[m], i, at, left);
           u.dout.v[m] = u.dout.v[m] + load<V>(carry_in[i] + at, left);
           if (hidden[i]) store(hidden[i] + at, u.dout.v[m], left);
-          if constexpr (Cell::noisy)
-            if (noise.zones_h()) {
-              const Zone zone = noise.zone(0, i);
-              past_h[m] = zone.staying(u.dout.v[m], at, left), u.dout.v[m] = zone.passing(u.dout.v[m], at, left);
-            }
+          if constexpr (Cell::noisy) noise.part(0, t, i, u.dout.v[m], past[m].h, at, left);
         }
         if constexpr (only_sums) {
           store(dproj[i] + at, u.dout.v[m], left);
-          if constexpr (Cell::noisy)
-            if (noise.zones_h()) store(q.carry + rows.row(i) * P + at, past_h[m], left);
+          if constexpr (Cell::noisy) noise.rejoin_h(i, u, m, past[m], at, left);
           continue;
         }
         const Real* tape = gates[i] + place.block(m) * Cell::tape * N;
@@ -206,21 +203,13 @@ template <class Cell, class V, class Real> struct Backward {
           u.prev[k].v[m] = load<V>(prev[k][i] + at, left);
           u.dstate[k].v[m] = load<V>(dstate_in[k][i] + at, left);
         }
-        if constexpr (Cell::noisy && Cell::states == 2)
-          if (noise.zones_c()) {
-            const Zone zone = noise.zone(1, i);
-            past_c[m] = zone.staying(u.dstate[1].v[m], at, left), u.dstate[1].v[m] = zone.passing(u.dstate[1].v[m], at, left);
-          }
+        if constexpr (Cell::noisy && Cell::states == 2) noise.part(1, t, i, u.dstate[1].v[m], past[m].c, at, left);
         if (Cell::slots.vectors && d.weight[weight_peephole])
 #pragma GCC unroll 4
           for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k].v[m] = load<V>(d.weight[weight_peephole] + k * H + at, left);
         if constexpr (Cell::normalised_state > 0) u.normal.v[m] = Norms<Backward>{*this, t}.value(i, at, left);
         if constexpr (Cell::has_carry && p == 1) u.carry.v[m] = load<V>(q.carry + rows.row(i) * P + at, left);
-        if constexpr (Cell::noisy && Cell::phases == 2 && p == 1 && !through_projection)
-          if (noise.drops()) {  // this phase sees h_prev through the step's mask
-            past_h[m] = u.carry.v[m], u.carry.v[m] = V{};
-            u.h_prev.v[m] = noise.through(noise.now, i, u.h_prev.v[m], at, left);
-          }
+        if constexpr (second) noise.enter_second(t, i, u, m, past[m], at, left);
       }
       if constexpr (!only_sums) {
         constexpr int first_slot = Cell::phase[p].slot, end_slot = first_slot + Cell::phase[p].slots;
@@ -228,15 +217,10 @@ template <class Cell, class V, class Real> struct Backward {
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
-          if constexpr (Cell::noisy) {
-            if (Cell::states == 2 && noise.zones_c()) u.dstate[1].v[m] = u.dstate[1].v[m] + past_c[m];
-            if (p == 1 && !through_projection && noise.drops())
-              u.carry.v[m] = past_h[m] + noise.through(noise.now, i, u.carry.v[m], at, left);
-            if (p == 0 && noise.zones_h()) {
-              u.carry.v[m] = u.carry.v[m] + past_h[m];
-              if (!Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
-            }
-          }
+          if constexpr (second) noise.leave_second(t, i, u, m, past[m], at, left);
+          else if constexpr (Cell::noisy && p == 0) noise.rejoin_h(i, u, m, past[m], at, left);
+          if constexpr (Cell::noisy && Cell::states == 2)
+            if (noise.zones(1)) u.dstate[1].v[m] = u.dstate[1].v[m] + past[m].c;
 #pragma GCC unroll 4
           for (int k = 1; k < Cell::states; k++) store(q.drunning[k] + s * H + at, u.dstate[k].v[m], left);
           if constexpr (Cell::has_carry) store(q.carry + s * P + at, u.carry.v[m], left);
@@ -423,46 +407,6 @@ template <class Cell, class V, class Real> struct Backward {
     return true;
   }
 
-  // ---- token ids ----
-
-  // The chunk's tokens, in their order, added to the rows of their ids: a share of the columns.
-  FASTRNN_FN void add_by_id(int64_t tokens) {
-    const Range mine = share_of(G * H, seat.rank, seat.size, N);
-    for (int64_t k = 0; k < tokens; k++)
-      for (int64_t at = mine.first; at < mine.last; at += N) {
-        Real* const to = token_dx[k] + at;
-        store(to, load<V>(to, mine.last - at) + load<V>(token_dinput[k] + at, mine.last - at), mine.last - at);
-      }
-  }
-
-  // dW_ih and dx from the sums by id.
-  void from_ids() {
-    if (!d.x.base) return one_hot_gradient();
-    int64_t first = 0;
-    do {  // at least once, as in run()
-      const int64_t left = d.tokens->distinct - first, n = left < chunk_tokens ? left : chunk_tokens;
-      for (int64_t k = 0; k < n; k++) {
-        token_dinput[k] = q.dtable + (first + k) * G * H;
-        token_x[k] = d.x.at(first + k, 0);
-        token_dx[k] = q.dx.at(first + k, 0);
-      }
-      transpose_tokens(token_dinput, n, G * H, q.columns, nullptr);
-      if (!few) pack_tokens(token_x, n, I, q.x_panel);
-      if (!meet()) return;
-      if (weight_gradient(0, G * H, dweight_ih, token_x, q.x_panel, I, n, first > 0)) input_gradient(n);
-      if (!meet()) return;
-      first += n;
-    } while (first < d.tokens->distinct);
-  }
-  FASTRNN_FN void one_hot_gradient() {
-    const Range mine = share_of(G * H, seat.rank, seat.size);
-    for (int64_t k = mine.first; k < mine.last; k++) {
-      copy_row<Real>(dweight_ih[k], nullptr, I);
-      for (int64_t u = 0; u < d.tokens->distinct; u++) dweight_ih[k][d.tokens->id[u]] = q.dtable[u * G * H + k];
-      if (poll.stop(double(I) * packing_work)) return;
-    }
-  }
-
   // What the padding and the rows of length 0 get; each row by one worker.
   void finish_rows() {
     const Deal mine{seat.rank, seat.size};
@@ -513,12 +457,12 @@ template <class Cell, class V, class Real> struct Backward {
       }
       pack_chunk(tokens);
       if (!meet()) return;
-      if (weight_gradients(tokens, add)) d.tokens ? add_by_id(tokens) : void(input_gradient(tokens));
+      if (weight_gradients(tokens, add)) d.tokens ? ids.add(tokens) : void(input_gradient(tokens));
       if (!meet()) return;
       add = true;
       last = first;
     } while (last > 0);
-    if (d.tokens) from_ids();
+    if (d.tokens) ids.finish();
     finish_rows();
   }
 };

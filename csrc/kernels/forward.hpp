@@ -161,13 +161,11 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
   const Real** projected = (const Real**)(gates + row_count);  // in the projection's first block
   const Real** seen = projected + row_count;                   // what the products see of h_prev with recurrent dropout
   const Real** x = seen + (drops() ? row_count : 0);           // of the chunk's tokens
-  int64_t now = 0;                                             // the time of the step at hand
 
   FASTRNN_FN bool drops() const { return Cell::noisy && d.noise.kept.base; }  // recurrent dropout
 
   // The n rows that run at t, whose projection begins at token 'first' of the chunk.
   FASTRNN_FN void point(int64_t t, int64_t n, int64_t first) {
-    now = t;
     const int64_t* const row_of = d.token_projection ? d.tokens->row + t * d.schedule.B : nullptr;
     const Real* const here = d.token_projection ? projection : projection + first * projection_row;
     for (int64_t i = 0; i < n; i++) {
@@ -272,18 +270,18 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
     return !wait(seat);
   }
 
-  // Zoneout of what a phase has made of the states.
-  template <int p, int M, class Place> FASTRNN_FN void zone_out(Unit<Bundle<V, M>>& u, Place place) {
+  // Zoneout of what a phase has made of the states at time t.
+  template <int p, int M, class Place> FASTRNN_FN void zone_out(Unit<Bundle<V, M>>& u, Place place, int64_t t) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       const int64_t i = place.row(m), s = rows.row(i), at = place.at(m), left = place.left(m);
       if (p == Cell::phases - 1 && d.options.zoneout[0] > 0) {
-        const Zone zone = order.zone(0, now, s);
+        const Zone zone = order.zone(0, t, s);
         u.out.v[m] = zone.staying(load<V>(prev[0][i] + at, left), at, left) + zone.passing(u.out.v[m], at, left);
       }
       if constexpr (p == 0 && Cell::states == 2)
         if (d.options.zoneout[1] > 0) {
-          const Zone zone = order.zone(1, now, s);
+          const Zone zone = order.zone(1, t, s);
           u.next[1].v[m] = zone.staying(u.prev[1].v[m], at, left) + zone.passing(u.next[1].v[m], at, left);
         }
     }
@@ -344,7 +342,7 @@ template <class Cell, class V, class Real, bool narrow = false> struct Forward {
           for (int k = 0; k < Cell::tape; k++) u.tape[k].v[m] = load<V>(tape(i, place.block(m)) + k * N);
       }
       Cell::template forward<p>(u);
-      if constexpr (Cell::noisy) zone_out<p, M>(u, place);
+      if constexpr (Cell::noisy) zone_out<p, M>(u, place, t);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const int64_t i = place.row(m), at = place.at(m), left = place.left(m);
