@@ -178,7 +178,7 @@ void gather_before(const Sequences& s, const Noise& noise, bool reverse, Rows<co
   run(tokens * P, device::GatherBefore<Store, Real>{y, start, to, s, noise, reverse, P, first}, stream);
 }
 void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
-  run(rows * pitch, device::PadRows<Store, Store>{from, to, n, pitch}, stream);
+  run(rows * pitch, device::PadRows<Store>{from, to, n, pitch}, stream);
 }
 void pad_state(const Real* from, Store* to, const Noise& noise, int64_t t, int64_t B, int64_t n, int64_t pitch, cudaStream_t stream) {
   run(B * pitch, device::StartRows<Store, Real>{from, to, noise, t, n, pitch}, stream);

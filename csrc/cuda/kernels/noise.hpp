@@ -1,6 +1,6 @@
-// Zoneout and recurrent dropout of one unit of one row, as kernels/noise.hpp has them. Masks are selects.
+// Zoneout and recurrent dropout of one unit of one row.
 #pragma once
-#include "cuda/kernels/numbers.hpp"
+#include "kernels/noise.hpp"
 #include "kernels/structs.hpp"
 
 namespace fastrnn::device {
@@ -8,22 +8,21 @@ namespace {
 
 // What the recurrent products of time t see of h_prev, and the gradient of one from that of the other.
 template <class Real> FASTRNN_DEVICE Real dropped(const Noise& noise, int64_t t, int64_t b, int64_t unit, Real x) {
-  if (!noise.kept.base) return x;
-  return noise.kept.at(t, b)[unit] ? x * Real(noise.scale) : Real(0);
+  return noise.kept.base ? dropped(noise.kept.at(t, b) + unit, noise.scale, x, 1) : x;
 }
 
-// A state after zoneout is staying(state before) + passing(state of the cell): by the mask, or by the rate where there is none.
-template <class Real> struct Zone {
-  const bool any, masked;
-  bool stays = false;
-  Real rate;
+// What part of a state stays.
+struct UnitZone {
+  Zone zone;
 
-  template <class Side> FASTRNN_DEVICE Zone(const Side& side, int state, int64_t t, int64_t b, int64_t unit)
-      : any(side.options.zoneout[state] > 0), masked(side.noise.zoned[state].base), rate(Real(side.options.zoneout[state])) {
-    if (any && masked) stays = side.noise.zoned[state].at(t, b)[unit];
+  template <class Side> FASTRNN_DEVICE UnitZone(const Side& side, int state, int64_t t, int64_t b, int64_t unit)
+      : zone{nullptr, side.options.zoneout[state]} {
+    const Rows<const uint8_t>& mask = side.noise.zoned[state];
+    if (any() && mask.base) zone.mask = mask.at(t, b) + unit;
   }
-  FASTRNN_DEVICE Real staying(Real x) const { return masked ? stays ? x : Real(0) : x * rate; }
-  FASTRNN_DEVICE Real passing(Real x) const { return masked ? stays ? Real(0) : x : x * (1 - rate); }
+  FASTRNN_DEVICE bool any() const { return zone.rate > 0; }
+  template <class Real> FASTRNN_DEVICE Real staying(Real x) const { return zone.staying(x, 0, 1); }
+  template <class Real> FASTRNN_DEVICE Real passing(Real x) const { return zone.passing(x, 0, 1); }
 };
 
 }  // namespace

@@ -59,14 +59,14 @@ template <class Store, class Real> struct GatherBefore {
 };
 
 // Rows of n elements to rows 'pitch' apart, the rest zeros; a null source is zeros.
-template <class From, class Store> struct PadRows {
-  const From* from;
+template <class Store> struct PadRows {
+  const Store* from;
   Store* to;
   int64_t n, pitch;
 
   FASTRNN_DEVICE void operator()(int64_t i) const {
     const int64_t k = i % pitch;
-    to[i] = from && k < n ? narrow<Store>(widen(from[i / pitch * n + k])) : Store{};
+    to[i] = from && k < n ? from[i / pitch * n + k] : Store{};
   }
 };
 

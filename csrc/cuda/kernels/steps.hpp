@@ -149,9 +149,9 @@ template <class Cell, int p, class T> struct ForwardUnit {
   }
   FASTRNN_DEVICE void zone_out() {
     if (last)
-      if (const Zone<Real> zone(side, 0, t, b, unit); zone.any) u.out = zone.staying(h_before) + zone.passing(u.out);
+      if (const UnitZone zone(side, 0, t, b, unit); zone.any()) u.out = zone.staying(h_before) + zone.passing(u.out);
     if (p == 0 && Cell::states == 2)
-      if (const Zone<Real> zone(side, 1, t, b, unit); zone.any) u.next[1] = zone.staying(u.prev[1]) + zone.passing(u.next[1]);
+      if (const UnitZone zone(side, 1, t, b, unit); zone.any()) u.next[1] = zone.staying(u.prev[1]) + zone.passing(u.next[1]);
   }
   // What the next step multiplies, of which recurrent dropout takes a part away.
   FASTRNN_DEVICE Real seen_next() const {
@@ -290,7 +290,7 @@ template <class Cell, int p, class T> struct BackwardUnit {
     if (p == 0 && !cut) u.dout += dh;
     dout = u.dout;
     if (Cell::noisy && p == 0)
-      if (const Zone<Real> zone(side, 0, t, b, unit); zone.any) past_h = zone.staying(u.dout), u.dout = zone.passing(u.dout);
+      if (const UnitZone zone(side, 0, t, b, unit); zone.any()) past_h = zone.staying(u.dout), u.dout = zone.passing(u.dout);
     if constexpr (!only_sums) {
 #pragma unroll
       for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
@@ -305,7 +305,7 @@ template <class Cell, int p, class T> struct BackwardUnit {
     const Real carried = u.carry;
     Real past_c = 0;
     if (Cell::states == 2)
-      if (const Zone<Real> zone(side, 1, t, b, unit); zone.any) past_c = zone.staying(u.dstate[1]), u.dstate[1] = zone.passing(u.dstate[1]);
+      if (const UnitZone zone(side, 1, t, b, unit); zone.any()) past_c = zone.staying(u.dstate[1]), u.dstate[1] = zone.passing(u.dstate[1]);
     const bool drops = sees_dropped && side.noise.kept.base;
     if (drops) u.carry = 0, u.h_prev = dropped(side.noise, t, b, unit, u.h_prev);
     Cell::template backward<p>(u);

@@ -78,7 +78,7 @@ struct CoreNetwork {
         has{bias, proj_size > 0, general && std::get<2>(*general)},
         device(device_),
         is_general(general.has_value()) {
-    if (n.cell == Cell::gru_norm || n.cell == Cell::lstm_norm) throw py::value_error("layer normalisation has no kernels on GPUs yet");
+    if (!facts().forward) throw py::value_error("the cell " + cell + " has no kernels on GPUs");
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
     n.heads = heads_of(heads, n.H, has.projection);
