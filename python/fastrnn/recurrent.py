@@ -327,8 +327,8 @@ class Recurrent(Running[S]):
 
     # What the methods above share
 
-    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False, random: bool = False) -> None:
-        size = given.time, given.batch, training, dropout, given.ids, given.lengths
+    def _refuse_too_large(self, given: Inputs, training: bool, random: bool = False) -> None:
+        size = given.time, given.batch, training, random and self._drops, given.ids, given.lengths
         masks = self._mask_bytes(given.time, given.batch) if random else 0
         checks.call_size(self._brief, self._network, *size, masks)
 

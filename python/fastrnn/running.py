@@ -23,7 +23,7 @@ class Running(Spec[S], Generic[S]):
     _parameters: Parameters
 
     @abstractmethod
-    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False, random: bool = False) -> None:
+    def _refuse_too_large(self, given: Inputs, training: bool, random: bool = False) -> None:
         """Refuse a call that cannot fit into memory; `random`: with all masks that training draws."""
 
     def _mask_bytes(self, time: int, batch: int) -> int:
@@ -90,7 +90,7 @@ class Running(Spec[S], Generic[S]):
     def _train(self, memory: Memory, given: Inputs, training: bool, rng: Seed) -> tuple[Any, S, Tape]:
         masks, scale, noise = None, 1.0, None
         if training and (self._drops or self._noisy):
-            self._refuse_too_large(given, True, self._drops, random=True)
+            self._refuse_too_large(given, True, random=True)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
             if self._drops:
                 masks, scale = self._draw_masks(memory, given, generator), self._scale

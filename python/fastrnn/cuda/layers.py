@@ -268,7 +268,7 @@ class Layer(Running[S]):
         memory = memory_for(x, self.device, stream, self.dtype)
         return memory, arguments.read(self, memory, self._brief, x, state, lengths, reset)
 
-    def _refuse_too_large(self, given: Inputs, training: bool, dropout: bool = False, random: bool = False) -> None:
+    def _refuse_too_large(self, given: Inputs, training: bool, random: bool = False) -> None:
         """Leave it to the GPU's allocator."""
 
     def _told(self, error: MemoryError, given: Inputs, training: bool) -> MemoryError:

@@ -125,8 +125,9 @@ def as_told(found: Found, options: Mapping[str, Any]) -> Found:
         raise ValueError(f"load got heads={heads!r} in options=; heads must be an integer and at least 1")
     told = Found(found.name, found.origin, found.tensors, assumed=found.assumed)
     told = complete(told, int(heads), "forget_gate" in options)
-    meant = found.unfit or {"forget_gate", "nonlinearity"} & options.keys()
-    return told if found.unfit or (meant and not told.unfit) else found
+    if found.unfit:
+        return told
+    return told if {"forget_gate", "nonlinearity"} & options.keys() and not told.unfit else found
 
 
 def _complete(found: Found, heads: int, slstm: bool) -> str:
