@@ -1,6 +1,5 @@
 """LSTM, GRU and RNN with the constructors, arguments, parameters and errors of torch.nn."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from .autograd import run
 from .bits import step_layer
 from .guards import as_autocast, autocast_dtype, in_autocast, leaf_call, refuse_torchscript
 from .identity import StandIn
-from .noise import Rates, draw
+from .noise import Drawing, Rates
 from .options import Options
 from .sequences import lengths_of, read_lengths, read_reset
 from .variants import (
@@ -32,13 +31,12 @@ from .variants import (
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-class _Layer(StandIn, nn.RNNBase):
+class _Layer(StandIn, Drawing, nn.RNNBase):
     """What the three share; parameters, state_dict, repr and initial values are those of torch.nn's RNNBase."""
 
     _original: type[nn.RNNBase]
     _core_cell: str | None = None  # the core's name of it where torch.nn has no such cell
     _variant = ""  # as in `Options`
-    _rates: Rates | None = None  # of zoneout and recurrent dropout
     heads = 1
     layer_norm = False
 
@@ -212,39 +210,6 @@ class _Layer(StandIn, nn.RNNBase):
             raise ValueError(f"{what} cannot run here: torch.nn.{name}, which would, has no such options")
         if lengths is not None or reset is not None:
             raise ValueError(f"{name} runs as torch.nn.{name} here, which knows neither lengths nor reset")
-
-    def _drops(self) -> bool:
-        return self.training and self.dropout > 0 and self.num_layers > 1
-
-    def _draw(self, shape: tuple[int, ...]) -> list[Tensor]:
-        """Draw what dropout keeps, layer by layer and from the same numbers as torch.nn."""
-        weight = self._weights()[0]
-        width = (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
-        size, layers = (*shape, width), range(self.num_layers - 1)
-        if self.dropout == 1:
-            return [torch.zeros(size, dtype=torch.bool, device=weight.device) for _ in layers]
-        if torch._C._are_functorch_transforms_active():  # vmap knows no random numbers in place
-            return [torch.rand(size, dtype=torch.float32, device=weight.device) >= self.dropout for _ in layers]
-        empty = functools.partial(torch.empty, size, dtype=weight.dtype, device=weight.device)
-        return [empty().bernoulli_(1 - self.dropout).bool() for _ in layers]
-
-    def _scale(self) -> float:
-        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
-
-    def _masks(self, shape: tuple[int, int]) -> tuple[Tensor | None, float]:
-        return self._all_masks(shape, shape[1])
-
-    def _packed_masks(self, batch_sizes: Tensor) -> tuple[Tensor | None, float]:
-        if not self._drops() and self._rates is None:
-            return None, 1.0
-        return self._all_masks((int(batch_sizes.sum()),), int(batch_sizes[0]))
-
-    def _all_masks(self, tokens: tuple[int, ...], batch: Any) -> tuple[Tensor | None, float]:
-        """Return the masks of a call as the operators take them, and the scale of what dropout keeps."""
-        masks, scale = (torch.stack(self._draw(tokens)), self._scale()) if self._drops() else (None, 1.0)
-        if self.training and self._rates is not None:
-            masks = draw(masks, self._rates, tokens, batch, self._weights()[0].device)
-        return masks, scale
 
 
 def _cast(value: Any) -> Any:

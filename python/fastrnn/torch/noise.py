@@ -1,4 +1,4 @@
-"""The masks of zoneout and recurrent dropout: how they are drawn, and how they travel with those of dropout.
+"""What training draws at random: masks of dropout between layers, and inside them of zoneout and recurrent dropout.
 
 The operators have one argument for all masks. Where there is noise it is one row of flags: the masks of dropout between
 layers, if any, and behind them, for every layer and direction and with time first, those of recurrent dropout
@@ -6,8 +6,9 @@ layers, if any, and behind them, for every layer and direction and with time fir
 (L*D,B,P) of a recurrent dropout with one mask for all steps.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,4 +95,50 @@ def split(
     return dropout, Noise(kept, rates.by_time, 1 / (1 - p) if p < 1 else 0.0, h, c)
 
 
-__all__ = ["Noise", "Rates", "draw", "split"]
+class Drawing:
+    """What a module draws for a call."""
+
+    training: bool
+    dropout: float
+    num_layers: int
+    proj_size: int
+    hidden_size: int
+    bidirectional: bool
+    _weights: Callable[[], list[Tensor]]
+    _rates: Rates | None = None  # of zoneout and recurrent dropout
+
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0 and self.num_layers > 1
+
+    def _draw(self, shape: tuple[int, ...]) -> list[Tensor]:
+        """Draw what dropout keeps, layer by layer and from the same numbers as torch.nn."""
+        weight = self._weights()[0]
+        width = (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
+        size, layers = (*shape, width), range(self.num_layers - 1)
+        if self.dropout == 1:
+            return [torch.zeros(size, dtype=torch.bool, device=weight.device) for _ in layers]
+        if torch._C._are_functorch_transforms_active():  # vmap knows no random numbers in place
+            return [torch.rand(size, dtype=torch.float32, device=weight.device) >= self.dropout for _ in layers]
+        empty = functools.partial(torch.empty, size, dtype=weight.dtype, device=weight.device)
+        return [empty().bernoulli_(1 - self.dropout).bool() for _ in layers]
+
+    def _scale(self) -> float:
+        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
+
+    def _masks(self, shape: tuple[int, int]) -> tuple[Tensor | None, float]:
+        return self._all_masks(shape, shape[1])
+
+    def _packed_masks(self, batch_sizes: Tensor) -> tuple[Tensor | None, float]:
+        if not self._drops() and self._rates is None:
+            return None, 1.0
+        return self._all_masks((int(batch_sizes.sum()),), int(batch_sizes[0]))
+
+    def _all_masks(self, tokens: tuple[int, ...], batch: Any) -> tuple[Tensor | None, float]:
+        """Return the masks of a call as the operators take them, and the scale of what dropout keeps."""
+        masks, scale = (torch.stack(self._draw(tokens)), self._scale()) if self._drops() else (None, 1.0)
+        if self.training and self._rates is not None:
+            masks = draw(masks, self._rates, tokens, batch, self._weights()[0].device)
+        return masks, scale
+
+
+__all__ = ["Drawing", "Noise", "Rates", "draw", "split"]
