@@ -251,6 +251,23 @@ def state_shapes(layer: Any, B: int) -> list[tuple[int, int, int]]:
     return [(LD, B, P), *[(LD, B, layer.hidden_size)] * beside]
 
 
+# What training does at random inside a layer.
+NOISE: dict[str, dict[str, Any]] = {
+    "zoneout": {"zoneout": 0.3},
+    "sequence": {"recurrent_dropout": 0.4},
+    "step": {"recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"},
+    "both": {"zoneout": 0.3, "recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"},
+}
+
+
+def noisy(name: str, noise: str) -> Cell:
+    """A cell with such noise; of an LSTM c has another zoneout than h."""
+    options = NOISE[noise]
+    if "zoneout" in options and CELLS[name].layer is fastrnn.LSTM:
+        options = options | {"zoneout": (0.3, 0.6)}
+    return Cell(CELLS[name].layer, CELLS[name].textbook, {**CELLS[name].options, **options}, CELLS[name].projected)
+
+
 def possible(state: tuple[Array, ...]) -> tuple[Array, ...]:
     """A drawn state; of an sLSTM n is positive, or zero, which with a c of zero is an empty memory."""
     if len(state) < 4:

@@ -9,23 +9,10 @@ import fastrnn
 import fastrnn.cuda
 from cuda_support import RELATIVE_ERROR, Array, example, needs_gpu, on_gpu, relative_error, to_gpu
 from fastrnn.running import Running
-from support import CELLS, Cell, Example, assert_same_bits, gradients_of, parts, whole
+from support import NOISE, Example, assert_same_bits, gradients_of, noisy, parts, whole
 from test_cuda_resident import step_by_step
 
 pytestmark = needs_gpu
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "zoneout": {"zoneout": 0.3},
-    "sequence": {"recurrent_dropout": 0.4},
-    "both": {"zoneout": 0.3, "recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"},
-}
-
-
-def noisy(name: str, change: str) -> Cell:
-    options = CHANGES[change]
-    if "zoneout" in options and CELLS[name].layer is fastrnn.LSTM:
-        options = options | {"zoneout": (0.3, 0.6)}
-    return Cell(CELLS[name].layer, CELLS[name].textbook, {**CELLS[name].options, **options}, CELLS[name].projected)
 
 
 @pytest.fixture
@@ -61,11 +48,11 @@ def check(e: Example, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("masks_of_the_cpu")
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("name", ["rnn_tanh", "gru", "gru_original", "lstm", "lstm_proj", "lstm_general"])
-def test_training_and_inference_equal_those_of_the_cpu(name: str, change: str) -> None:
+def test_training_and_inference_equal_those_of_the_cpu(name: str, noise: str) -> None:
     options = {"num_layers": 2, "bidirectional": True}
-    check(example(noisy(name, change), "float64", 5, 9, 3, 20, lengths=True, reset=True, **options), "float64")
+    check(example(noisy(name, noise), "float64", 5, 9, 3, 20, lengths=True, reset=True, **options), "float64")
 
 
 @pytest.mark.usefixtures("masks_of_the_cpu")

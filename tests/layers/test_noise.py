@@ -11,25 +11,12 @@ import pytest
 
 import fastrnn
 import reference
-from support import CELLS, Array, Cell, Example, assert_same_bits, draw, gradients_of, whole
+from support import CELLS, NOISE, Array, Cell, Example, assert_same_bits, draw, gradients_of, noisy, whole
 
 T, B, I = 7, 5, 3
 STACK: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 # with noise all of these run general kernels, and the cells that are general anyway the same ones
 NOISY = ["rnn_tanh", "gru", "gru_original", "lstm", "lstm_proj", "lstm_general"]
-NOISE: dict[str, dict[str, Any]] = {
-    "zoneout": {"zoneout": 0.3},
-    "sequence": {"recurrent_dropout": 0.4},
-    "step": {"recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"},
-    "both": {"zoneout": 0.3, "recurrent_dropout": 0.4, "recurrent_dropout_mode": "step"},
-}
-
-
-def noisy(name: str, noise: str) -> Cell:
-    options = NOISE[noise]
-    if "zoneout" in options and CELLS[name].layer is fastrnn.LSTM:
-        options = options | {"zoneout": (0.3, 0.6)}
-    return Cell(CELLS[name].layer, CELLS[name].textbook, {**CELLS[name].options, **options}, CELLS[name].projected)
 
 
 def general(cell: Cell) -> Cell:

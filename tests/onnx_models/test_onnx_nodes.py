@@ -10,7 +10,7 @@ import pytest
 from onnx_support import Drawn, by_onnxruntime, close, draw, helper, model, node, onnx, single, value
 
 import fastrnn.onnx
-import reference
+import reference_onnx
 from fastrnn import ShapeError
 from fastrnn.nodes import departure, parse
 from fastrnn.onnx import accelerate, run_node
@@ -78,7 +78,7 @@ def textbook(drawn: Drawn) -> list[Any]:
     assert X is not None
     assert W is not None
     assert R is not None
-    return reference.onnx_node(drawn.op_type, drawn.attributes, X, W, R, B, lengths, *more)
+    return reference_onnx.node(drawn.op_type, drawn.attributes, X, W, R, B, lengths, *more)
 
 
 @pytest.mark.parametrize("op_type", ["RNN", "GRU", "LSTM"])
