@@ -53,19 +53,26 @@ class Ceilings:
         return Ceilings(data["threads"], data["peak"], {int(size): rate for size, rate in data["bandwidth"].items()})
 
 
-def _rate(work: Callable[[int], float], count: int) -> float:
+def _timed(work: Callable[[int], float], count: int) -> tuple[float, float]:
+    """What the work says it did, and the seconds it took."""
     begin = time.perf_counter()
     done = work(count)
-    return done / (time.perf_counter() - begin)
+    return done, time.perf_counter() - begin
+
+
+def _rate(work: Callable[[int], float], count: int) -> float:
+    done, seconds = _timed(work, count)
+    return done / seconds
 
 
 def _count(work: Callable[[int], float], seconds: float) -> int:
-    """How many rounds of the work take that long."""
+    """How many rounds of the work take that long.
+
+    The least of three times counts: a thread that was interrupted once would otherwise get far too few rounds.
+    """
     count = 1
     while True:
-        begin = time.perf_counter()
-        work(count)
-        took = time.perf_counter() - begin
+        took = min(_timed(work, count)[1] for _ in range(3))
         if took > seconds / 4:
             return max(1, round(count * seconds / took))
         count *= 4

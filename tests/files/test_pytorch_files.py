@@ -268,9 +268,9 @@ def test_archives_that_lie(tmp_path: Path) -> None:
 def test_keys_of_one_hash() -> None:
     """Whole numbers that would make a dict quadratic."""
     pickled = b"}(" + b"".join(b"\x8a\x0c" + ((2**61 - 1) * n).to_bytes(12, "little") + b"N" for n in range(1, 20_000))
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(pickles.read(io.BytesIO(pickled + b"u."), "it").value) == 19_999
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def test_names_that_come_once_per_tensor(tmp_path: Path) -> None:
