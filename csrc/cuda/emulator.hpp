@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -315,6 +316,9 @@ inline void count_one(unsigned* counter) { ++*counter, emulator::machine().progr
 inline void wait_for_count(const unsigned* counter, unsigned until) {
   while (int(*counter - until) < 0) emulator::yield();
 }
+
+inline float root(float x) { return std::sqrt(x); }
+inline double root(double x) { return std::sqrt(x); }
 
 inline float as_float(uint32_t bits) {
   float x;

@@ -20,7 +20,6 @@ if fastrnn.cuda.is_available():
     fastrnn.cuda.devices.prepare(0)
 EMULATED = any(device["emulated"] for device in fastrnn.cuda.device_info())
 
-ON_GPUS = [name for name in support.CELLS if "norm" not in name]  # the others run on the CPU only
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")
 
 # |result - reference| / |reference|, Euclidean. A rounding to the 8 bits of bfloat16 is 2e-3, to the 11 of float16 and

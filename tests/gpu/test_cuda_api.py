@@ -189,13 +189,6 @@ def test_arrays_on_the_gpu_are_used_where_they_lie() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["gru_norm", "lstm_norm"])
-def test_normalised_cells_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="layer_norm=True runs on the CPU only"):
-        CELLS[name].build(3, 5).to("cuda")
-
-
-@needs_gpu
 def test_lengths_on_the_gpu_are_not_looked_at() -> None:
     gpu = CELLS["lstm"].build(3, 5, bidirectional=True, num_layers=2).to("cuda")
     x, reset = drawn(4, 4, 3), drawn(4, 4) > 0

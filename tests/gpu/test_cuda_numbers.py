@@ -15,7 +15,6 @@ import reference
 import support
 from cuda_support import (
     EMULATED,
-    ON_GPUS,
     PRECISIONS,
     RELATIVE_ERROR,
     example,
@@ -93,7 +92,7 @@ def check(e: Example, precision: str, gradients: bool = True) -> None:
 
 
 @pytest.mark.parametrize("sizes", SMALL, ids=sizes_id)
-@pytest.mark.parametrize("cell", ON_GPUS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_float64_equals_the_textbook(cell: str, sizes: tuple[int, int, int, int]) -> None:
     e = example(CELLS[cell], "float64", *sizes, lengths=True, reset=True)
     gpu = e.but(layer=on_gpu(e.layer, "float64"))
@@ -105,7 +104,7 @@ def test_float64_equals_the_textbook(cell: str, sizes: tuple[int, int, int, int]
 
 @pytest.mark.parametrize("sizes", SMALL + LARGE, ids=sizes_id)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell", [c for c in ON_GPUS if c in USUAL])
+@pytest.mark.parametrize("cell", USUAL)
 def test_every_precision(cell: str, precision: str, sizes: tuple[int, int, int, int]) -> None:
     if EMULATED and sizes in LARGE and cell not in ("gru", "lstm_proj"):
         pytest.skip("an emulated GPU runs the large sizes with two cells")
@@ -113,18 +112,20 @@ def test_every_precision(cell: str, precision: str, sizes: tuple[int, int, int, 
     # In fewer bits one unit may saturate to a slope of nothing, which only many even out; and of a ReLU near zero
     # rounding decides whether its gradient is there at all.
     even = sizes[1] * sizes[3] >= 100 and cell != "rnn_relu"
-    check(example(CELLS[cell], precision, *sizes), precision, gradients=full or even)
+    # Normalisation takes the size of a single input away: its gradient is nothing but rounding.
+    lost = "norm" in cell and sizes[2] == 1
+    check(example(CELLS[cell], precision, *sizes), precision, gradients=(full or even) and not lost)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", [*(c for c in ON_GPUS if c in USUAL and c != "rnn_relu"), "lstm_proj_general"])
+@pytest.mark.parametrize("cell", [*(c for c in USUAL if c != "rnn_relu"), "lstm_proj_general"])
 def test_two_layers_two_directions_lengths_and_resets(cell: str, precision: str) -> None:
     options = {"num_layers": 2, "bidirectional": True}
     check(example(CELLS[cell], precision, 5, 9, 7, 20, lengths=True, reset=True, **options), precision)
 
 
 @pytest.mark.parametrize("columns", [8, 32])
-@pytest.mark.parametrize("cell", ON_GPUS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_tiles_of_8_and_of_32_rows(cell: str, columns: int) -> None:
     B, H = (5, 16) if columns == 8 else (67, 20)
     if not EMULATED and columns == 32:
@@ -163,7 +164,7 @@ def test_the_same_bits_every_time(precision: str) -> None:
         assert_same_bits(again[1], first[1])
 
 
-@pytest.mark.parametrize("cell", ON_GPUS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_no_bias_and_states_of_none(cell: str) -> None:
     e = example(CELLS[cell], "float64", 3, 4, 5, 6, bias=False)
     gpu = on_gpu(e.layer, "float64")

@@ -30,6 +30,8 @@ CELLS = {
         5, 7, zoneout=(0.3, 0.2), recurrent_dropout=0.4, recurrent_dropout_mode="step", **o
     ),
     "gru_noise": lambda **o: fastrnn.torch.GRU(5, 7, zoneout=0.3, recurrent_dropout=0.4, **o),
+    "lstm_norm": lambda **o: fastrnn.torch.LSTM(5, 7, layer_norm=True, **o),
+    "gru_norm": lambda **o: fastrnn.torch.GRU(5, 7, layer_norm=True, **o),
     "gru_heads": lambda **o: fastrnn.torch.GRU(5, 7, heads=7, **o),
     "lstm_peephole": lambda **o: fastrnn.torch.LSTM(
         5, 7, peephole=True, activations=("sigmoid", "softsign", "tanh"), **o
@@ -152,7 +154,7 @@ def twins(cell: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
 @real
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [c for c in CELLS if "noise" not in c])  # each device draws for itself
 def test_modules_equal_pytorch(cell: str, batch_first: bool, dtype: str) -> None:
     ours, exact = twins(cell, DTYPES[dtype], num_layers=2, bidirectional=True, batch_first=batch_first)
     x = torch.randn(6, 4, 5, device="cuda", dtype=DTYPES[dtype], requires_grad=True)

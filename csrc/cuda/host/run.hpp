@@ -32,7 +32,7 @@ template <class K> struct Run {
   const CellKernels<Store, Real>& cell = k.cell[int(n.cell)];
   const Sequences& sequences = call.sequences;
   const int64_t T = sequences.T, B = sequences.B, H = n.H, P = n.P, width = n.D * n.P, tokens = times(T, B);
-  const int64_t GH = times(cell.gates, H), SH = times(cell.slots.count, H), columns_hh = P / n.heads;
+  const int64_t GH = times(cell.gates, H), SH = times(cell.gradients, H), columns_hh = P / n.heads;
   char* workspace = nullptr;
 
   void copy(void* to, const void* from, int64_t bytes) {
@@ -94,6 +94,10 @@ template <class K> struct Run {
   }
   int64_t head() const { return n.heads > 1 ? columns_hh : 0; }
 
+  NormWeights<Store> norms_of(const Parameters<const Store>& w) const {
+    return {w[weight_norm_ih], w[weight_norm_hh], w[weight_norm_c], w[bias_norm_c]};
+  }
+
   StepLaunch step_launch(int64_t units) const { return {n.D, step_columns(units, B, n.D, gpu.processors), false}; }
 
   // Runs of steps in one launch; one step alone is as well a kernel of its own.
@@ -103,7 +107,7 @@ template <class K> struct Run {
     int64_t tiles;  // of a direction, at most
   };
   template <class Sweeps> Stay stay(const ResidentKernel<Sweeps>& kernel, int64_t chunk) {
-    if (cell.phases > 1) return {};
+    if (cell.launches > 1) return {};
     const int64_t blocks = (H + kernel.units - 1) / kernel.units, tiles = (B + 7) / 8;
     Stay s{{}, {}, tiles};
     s.how.done = arena.template take<unsigned>(times(n.D, tiles));

@@ -39,10 +39,11 @@ template <class K> struct ForwardRun : Run<K> {
     s.recurrent = arena.template take<Store>(times(2 * B, h_row));
     if (cell.phases == 2) s.inner = arena.template take<Store>(times(B, inner_row));
     if (cell.phases == 2 && !cell.projected) s.kept = arena.template take<Real>(times(times(B, cell.tape), H));
+    if (cell.norms) s.norms = this->norms_of(w), s.products = arena.template take<Real>(times(B, this->GH));
     s.y = side_of(y, d * P);
     if (call.saved) {
       const auto& saved = call.saved->sides[size_t(i)];
-      s.tape_gates = saved.gates, s.trail = saved.trail, s.tape_inner = saved.inner;
+      s.tape_gates = saved.gates, s.trail = saved.trail, s.tape_inner = saved.inner, s.norm_tape = saved.norms;
     }
     if (!runs) return;
     const States<const Real> before = this->states_of(call.before, i);
@@ -61,6 +62,10 @@ template <class K> struct ForwardRun : Run<K> {
     sweep.side[d].z = z[d], sweep.side[d].z_first = from;
     const Store* const w = call.weights ? call.weights[l * n.D + d][weight_ih] : nullptr;
     this->multiply({{rows.base, rows.pitch, 1}, {w, I, 1}, count, I, this->GH, this->GH, false}, z[d], true);
+    if (!cell.norms) return;
+    const NormTape<Store, Real>& tape = sweep.side[d].norm_tape;
+    k.normalise(z[d], tape.inputs ? tape.inputs + from * this->GH : nullptr, tape.moments ? tape.moments + from * moment_count : nullptr,
+                count, this->GH, stream);
   }
 
   void layer(int64_t l, Rows<Store> y) {
@@ -83,7 +88,7 @@ template <class K> struct ForwardRun : Run<K> {
       }
       bool chained = false;  // the first step must see what came before it
       for (int64_t step = first; step < last; step++)
-        for (int p = 0; p < cell.phases; p++) {
+        for (int p = 0; p < cell.launches; p++) {
           StepLaunch how = this->step_launch(this->phase_units(p, true));
           how.chained = chained;
           cell.forward(sweep, step, p, how, stream);
@@ -140,7 +145,7 @@ template <class K> struct BackwardRun : Run<K> {
   int shift() const { return cell.gates - cell.slots.turn; }
 
   void prepare(BackSide<Store, Real>& s, int64_t l, int d, Rows<const Store> y, Rows<const Store> dy) {
-    const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.slots.count, inner_row);
+    const int64_t i = l * n.D + d, inner_row = padded<Store>(H), wide = times(cell.ring, inner_row);
     const Parameters<const Store> w = call.weights ? call.weights[i] : Parameters<const Store>{};
     const bool top = l + 1 == n.L;
     const Store* const hh = n.heads > 1 ? this->whole_rows(w[weight_hh], P).base : w[weight_hh];
@@ -159,13 +164,15 @@ template <class K> struct BackwardRun : Run<K> {
     }
     s.recurrent = arena.template take<Store>(times(2 * B, wide));
     if (cell.projected) s.projected = arena.template take<Store>(times(B, padded<Store>(P)));
+    if (cell.norms)
+      s.norms = this->norms_of(w), s.plain = arena.template take<Real>(times(B, times(cell.slots.count - cell.slots.plain, H)));
     s.y = side_of(y, d * P), s.dy = side_of(dy, d * P);
     if (top) s.hidden = side_of(back.hidden, d * P);
     s.dgates = arena.template take<Store>(times(times(chunk, B), SH));
     if (cell.projected) s.dprojected = arena.template take<Store>(times(times(chunk, B), P));
     if (!runs) return;
     const auto& saved = call.saved->sides[size_t(i)];
-    s.tape_gates = saved.gates, s.trail = saved.trail;
+    s.tape_gates = saved.gates, s.trail = saved.trail, s.norm_tape = saved.norms;
     s.before = this->states_of(call.before, i);
     s.noise = call.noise.of(i);
     s.dstate = this->states_of(back.dbefore, i);
@@ -249,16 +256,21 @@ template <class K> struct BackwardRun : Run<K> {
     hand_over(s.dih, g[weight_ih], GH * n.input_size(l));
     hand_over(s.dhh, g[weight_hh], GH * this->columns_hh);
     if (cell.projected) hand_over(s.dhr, g[weight_hr], P * H);
-    hand_over(s.sums + cell.slots.input * H, g[bias_ih], GH);
-    hand_over(s.sums + (cell.slots.count - cell.slots.vectors) * H, g[weight_peephole], cell.slots.vectors * H);
+    const Slots& slots = cell.slots;
+    hand_over(s.sums + (cell.norms ? slots.plain + slots.plain_input : slots.input) * H, g[bias_ih], GH);
+    hand_over(s.sums + (slots.count - slots.vectors) * H, g[weight_peephole], slots.vectors * H);
     for (int slot = 0; slot < cell.gates; slot++)
-      hand_over(s.sums + slot * H, g[bias_hh] ? g[bias_hh] + (slot + shift()) % cell.gates * H : nullptr, H);
+      hand_over(s.sums + (slots.plain + slot) * H, g[bias_hh] ? g[bias_hh] + (slot + shift()) % cell.gates * H : nullptr, H);
+    if (!cell.norms) return;
+    const Real* const gains = s.sums + slots.count * H;
+    hand_over(gains, g[weight_norm_hh], GH), hand_over(gains + GH, g[weight_norm_ih], GH);
+    if (cell.norms > 1) hand_over(gains + 2 * GH, g[weight_norm_c], H), hand_over(gains - H, g[bias_norm_c], H);
   }
 
   void steps(int64_t first, int64_t last) {
     bool chained = false;
     for (int64_t step = last - 1; step >= first; step--)
-      for (int p = 0; p < cell.phases; p++) {
+      for (int p = 0; p < cell.launches; p++) {
         StepLaunch how = this->step_launch(this->phase_units(p, false));
         how.chained = chained;
         cell.backward(sweep, step, p, false, how, stream);
@@ -327,6 +339,10 @@ template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network
     if (cell.tape) side.gates = arena.take<Store>(times(times(tokens, n.H), cell.tape));
     for (int state = 1; state < cell.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
     if (cell.phases == 2) side.inner = arena.take<Store>(times(tokens, n.H));
+    if (cell.norms) {
+      const int64_t rows = times(tokens, times(cell.gates, n.H));
+      side.norms = {arena.take<Store>(rows), arena.take<Store>(rows), arena.take<Real>(times(tokens, moment_count))};
+    }
     saved.sides.push_back(side);
   }
   for (int64_t l = 0; l + 1 < n.L; l++) {

@@ -36,6 +36,7 @@ template <class Store, class Real> struct Saved {
     Store* gates;        // (tokens,tape,H)
     States<Real> trail;  // (tokens,H) of the states beside h
     Store* inner;        // (tokens,H)
+    NormTape<Store, Real> norms;
   };
   std::vector<Side> sides;      // (L*D)
   std::vector<Store*> outputs;  // (L-1) (T,B,D*P)

@@ -43,6 +43,9 @@ FASTRNN_DEVICE void wait_for_count(const unsigned* counter, unsigned until) {
   while (int(seen - until) < 0);
 }
 
+FASTRNN_DEVICE float root(float x) { return sqrtf(x); }
+FASTRNN_DEVICE double root(double x) { return sqrt(x); }
+
 FASTRNN_DEVICE uint16_t to_bfloat16(float x) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

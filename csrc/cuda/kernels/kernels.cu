@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/kernels/launch.hpp"
+#include "cuda/kernels/norms.hpp"
 #include "cuda/kernels/products.hpp"
 #include "cuda/kernels/resident.hpp"
 #include "cuda/kernels/rows.hpp"
@@ -23,6 +24,7 @@ int64_t tiles(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 // ---- steps ---------------------------------------------------------------------------------------------------------
 
+constexpr int row_shared = block_threads * int(sizeof(Real));
 constexpr int wide_step = sizeof(Real) == 8 ? 16 : 32;  // columns; of more double sums than that there is no room in registers
 
 template <class Cell, int p, int N> void forward_phase(const Sweep<Store, Real>& s, int64_t step, const StepLaunch& l,
@@ -37,9 +39,15 @@ template <class Cell, int N> void forward_columns(const Sweep<Store, Real>& s, i
   if (phase == 0) return forward_phase<Cell, 0, N>(s, step, l, stream);
   if constexpr (Cell::phases == 2) forward_phase<Cell, 1, N>(s, step, l, stream);
 }
-template <class Cell> void forward(const Sweep<Store, Real>& s, int64_t step, int phase, const StepLaunch& l, cudaStream_t stream) {
-  if (l.columns == 8) forward_columns<Cell, 8>(s, step, phase, l, stream);
-  else forward_columns<Cell, wide_step>(s, step, phase, l, stream);
+// A block for each row of the batch.
+template <auto kernel, class Sweeps> void each_row(const Sweeps& s, int64_t step, const StepLaunch& l, cudaStream_t stream) {
+  launch<kernel>({s.sequences.B, block_threads, l.directions, row_shared, l.chained}, stream, s, step);
+}
+template <class Cell> void forward(const Sweep<Store, Real>& s, int64_t step, int number, const StepLaunch& l, cudaStream_t stream) {
+  if constexpr (Cell::normalised)
+    if (number == 1) return each_row<device::row_forward<Cell, T>>(s, step, l, stream);
+  if (l.columns == 8) forward_columns<Cell, 8>(s, step, number, l, stream);
+  else forward_columns<Cell, wide_step>(s, step, number, l, stream);
 }
 
 template <class Cell, int p, int N>
@@ -54,9 +62,11 @@ void backward_columns(const BackSweep<Store, Real>& s, int64_t step, int phase, 
   if constexpr (Cell::phases == 2) backward_phase<Cell, 1, N>(s, step, initial, l, stream);
 }
 template <class Cell>
-void backward(const BackSweep<Store, Real>& s, int64_t step, int phase, bool initial, const StepLaunch& l, cudaStream_t stream) {
-  if (l.columns == 8) backward_columns<Cell, 8>(s, step, phase, initial, l, stream);
-  else backward_columns<Cell, wide_step>(s, step, phase, initial, l, stream);
+void backward(const BackSweep<Store, Real>& s, int64_t step, int number, bool initial, const StepLaunch& l, cudaStream_t stream) {
+  if constexpr (Cell::normalised)
+    if (number == 1) return each_row<device::row_backward<Cell, T>>(s, step, l, stream);
+  if (l.columns == 8) backward_columns<Cell, 8>(s, step, number, initial, l, stream);
+  else backward_columns<Cell, wide_step>(s, step, number, initial, l, stream);
 }
 
 // ---- runs of steps -------------------------------------------------------------------------------------------------
@@ -122,24 +132,25 @@ template <class Cell> constexpr PhaseFacts facts(int p) {
   return p < Cell::phases ? PhaseFacts{Cell::phase[p].first, Cell::phase[p].gates, device::hidden_slot<Cell>(p)} : PhaseFacts{};
 }
 template <class Cell> constexpr CellKernels<Store, Real> cell_kernels() {
-  CellKernels<Store, Real> all{};
-  if constexpr (!Cell::normalised) {  // which run on the CPU only
-    all = {Cell::gates,
-           Cell::tape,
-           Cell::phases,
-           Cell::states,
-           Cell::slots,
-           Cell::projected,
-           {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
-           forward<Cell>,
-           backward<Cell>,
-           {},
-           {}};
-    if constexpr (Cell::phases == 1) {
-      all.resident_forward = {forward_units, {forward_columns_of[0], forward_columns_of[1]}, forward_held<Cell>, resident_forward<Cell>};
-      all.resident_backward = {
-          device::backward_units<T>, {backward_columns_of[0], backward_columns_of[1]}, backward_held<Cell>, resident_backward<Cell>};
-    }
+  CellKernels<Store, Real> all = {Cell::gates,
+                                  Cell::tape,
+                                  Cell::phases,
+                                  Cell::states,
+                                  device::norms_of<Cell>(),
+                                  Cell::normalised ? 2 : Cell::phases,
+                                  Cell::slots,
+                                  device::ring_slots<Cell>,
+                                  device::gradient_slots<Cell>,
+                                  Cell::projected,
+                                  {facts<Cell>(0), facts<Cell>(Cell::phases - 1)},
+                                  forward<Cell>,
+                                  backward<Cell>,
+                                  {},
+                                  {}};
+  if constexpr (Cell::phases == 1 && !Cell::normalised) {
+    all.resident_forward = {forward_units, {forward_columns_of[0], forward_columns_of[1]}, forward_held<Cell>, resident_forward<Cell>};
+    all.resident_backward = {
+        device::backward_units<T>, {backward_columns_of[0], backward_columns_of[1]}, backward_held<Cell>, resident_backward<Cell>};
   }
   return all;
 }
@@ -177,6 +188,9 @@ void gather_before(const Sequences& s, const Noise& noise, bool reverse, Rows<co
                    int64_t first, int64_t tokens, cudaStream_t stream) {
   run(tokens * P, device::GatherBefore<Store, Real>{y, start, to, s, noise, reverse, P, first}, stream);
 }
+void normalise(Real* rows, Store* to, Real* moments, int64_t count, int64_t n, cudaStream_t stream) {
+  launch<device::normalise_inputs<Store, Real>>({count, block_threads, 1, row_shared, false}, stream, rows, to, moments, n);
+}
 void pad(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t stream) {
   run(rows * pitch, device::PadRows<Store>{from, to, n, pitch}, stream);
 }
@@ -203,8 +217,19 @@ void narrow(const Real* from, Store* to, int64_t count, cudaStream_t stream) { a
 using device::Lstm, device::LstmGeneral;  // whom the list names inside another
 #define FASTRNN_CELL(name, type) cell_kernels<device::type>(),
 extern const Kernels<Store, Real> FASTRNN_KERNELS;
-const Kernels<Store, Real> FASTRNN_KERNELS = {
-    {FASTRNN_CELLS(FASTRNN_CELL)}, product, gather, scatter, gather_before, pad, pad_state, spread, turn, drop, sum_columns, narrow};
+const Kernels<Store, Real> FASTRNN_KERNELS = {{FASTRNN_CELLS(FASTRNN_CELL)},
+                                              product,
+                                              gather,
+                                              scatter,
+                                              gather_before,
+                                              normalise,
+                                              pad,
+                                              pad_state,
+                                              spread,
+                                              turn,
+                                              drop,
+                                              sum_columns,
+                                              narrow};
 
 #ifdef FASTRNN_ONCE
 int kernels_architecture() {

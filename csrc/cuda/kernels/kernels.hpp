@@ -21,13 +21,15 @@ template <class Sweeps> struct ResidentKernel {
 };
 
 template <class Store, class Real> struct CellKernels {
-  int gates, tape, phases, states;
+  int gates, tape, phases, states, norms;  // norms: as Kernel of structs.hpp has it
+  int launches;                            // of a step: one for each phase; for a normalised cell the product and its rows
   Slots slots;
+  int ring, gradients;  // gate gradients that go from step to step, and that are kept of a token
   bool projected;
   PhaseFacts phase[2];
-  void (*forward)(const Sweep<Store, Real>&, int64_t step, int phase, const StepLaunch&, cudaStream_t);
-  void (*backward)(const BackSweep<Store, Real>&, int64_t step, int phase, bool initial, const StepLaunch&, cudaStream_t);
-  // Of cells with one phase; else null.
+  void (*forward)(const Sweep<Store, Real>&, int64_t step, int launch, const StepLaunch&, cudaStream_t);
+  void (*backward)(const BackSweep<Store, Real>&, int64_t step, int launch, bool initial, const StepLaunch&, cudaStream_t);
+  // Of cells with one launch for a step; else null.
   ResidentKernel<Sweep<Store, Real>> resident_forward;
   ResidentKernel<BackSweep<Store, Real>> resident_backward;
 };
@@ -43,6 +45,8 @@ template <class Store_, class Real_> struct Kernels {
   // h of the step before, of some tokens: (tokens,P); 'start' is that of the initial state, or null
   void (*gather_before)(const Sequences&, const Noise&, bool reverse, Rows<const Store> y, const Real* start, Store* to, int64_t P,
                         int64_t first, int64_t tokens, cudaStream_t);
+  // rows of n, in place and onto the tape, if there is one
+  void (*normalise)(Real* rows, Store* to, Real* moments, int64_t count, int64_t n, cudaStream_t);
   void (*pad)(const Store* from, Store* to, int64_t rows, int64_t n, int64_t pitch, cudaStream_t);
   // h (B,n) as the step at time t sees it; null: zeros
   void (*pad_state)(const Real* from, Store* to, const Noise&, int64_t t, int64_t B, int64_t n, int64_t pitch, cudaStream_t);

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(ResidentForward<Cell, T, N>::threads, 1)
       }
       __syncthreads();
       if (i == 0) count_one(done);
-      if (mine) here.write_rest();
+      if (mine) here.write_y(), here.write_kept();
     }
 }
 
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(ResidentBackward<T, N>::threads, 1)
 
   const cuda::BackSide<Store, Real>& side = s.side[blockIdx.z];
   const DeviceOrder order(s.sequences, side.reverse);
-  const int64_t B = s.sequences.B, H = s.H, row = pad<Store>(H), wide = Cell::slots.count * row, tiles = (B + N - 1) / N;
+  const int64_t B = s.sequences.B, H = s.H, row = pad<Store>(H), wide = ring_slots<Cell> * row, tiles = (B + N - 1) / N;
   const int64_t unit_blocks = (H + units_each - 1) / units_each, first_unit = int64_t(blockIdx.x) % unit_blocks * units_each;
   const int i = int(threadIdx.x), u = i % units_each, j = i / units_each;
   const Span window = window_of<Store>(first_unit / 16 * 16, H, s.head, row);

@@ -75,6 +75,20 @@ template <class Cell, class Unit, class Store> FASTRNN_DEVICE void load_vectors(
   for (int k = 0; k < Cell::slots.vectors; k++) u.vector[k] = widen(vectors[k * H + unit]);
 }
 
+// Gate gradients of a unit that go from step to step, and those that are kept of a token: with the terms of gains, behind all others.
+template <class Cell> constexpr int ring_slots = Cell::normalised ? Cell::gates : Cell::slots.count;
+template <class Cell> constexpr int gains = Cell::normalised ? 2 * Cell::gates + (Cell::normalised_state ? 1 : 0) : 0;
+template <class Cell> constexpr int gradient_slots = Cell::slots.count + gains<Cell>;
+
+template <class Real> struct Moments {
+  Real mean, rate;
+  FASTRNN_DEVICE Real normal(Real x) const { return (x - mean) * rate; }
+};
+// Of the state that is normalised, with gain and bias.
+template <class Store, class Real> FASTRNN_DEVICE Real scaled(const cuda::NormWeights<Store>& w, int64_t unit, Real value) {
+  return fma(Real(widen(w.c[unit])), value, w.bias_c ? Real(widen(w.bias_c[unit])) : Real(0));
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 // The biases of a unit.
@@ -167,18 +181,14 @@ template <class Cell, int p, class T> struct ForwardUnit {
     else if (last) after[at] = runs ? narrow<Store>(u.out) : before[at];
     else if (runs) side.inner[b * pad<Store>(H) + unit] = narrow<Store>(u.out);
   }
-  FASTRNN_DEVICE void write_rest() const {
-    if (!runs) {
-      if (last && !side.y.starts) side.y.at(t, b)[unit] = narrow<Store>(Real(0));
-      if (Cell::phases == 2 && side.tape_inner && !projects) side.tape_inner[token * H + unit] = narrow<Store>(Real(0));
-      return;
-    }
-    if (last) {
-      side.state[0][b * P + unit] = u.out;
-      side.y.at(t, b)[unit] = narrow<Store>(u.out);
-    } else if (side.tape_inner) {
-      side.tape_inner[token * H + unit] = narrow<Store>(u.out);
-    }
+  FASTRNN_DEVICE void write_y() const {
+    if (!last) return;
+    if (runs) side.state[0][b * P + unit] = u.out;
+    if (runs || !side.y.starts) side.y.at(t, b)[unit] = narrow<Store>(runs ? u.out : Real(0));
+  }
+  FASTRNN_DEVICE void write_kept() const {
+    if (Cell::phases == 2 && !last && side.tape_inner) side.tape_inner[token * H + unit] = narrow<Store>(runs ? u.out : Real(0));
+    if (!runs) return;
 #pragma unroll
     for (int k = 1; k < (p == 0 ? Cell::states : 0); k++) {
       side.state[k][b * H + unit] = u.next[k];
@@ -223,12 +233,17 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once)
   for (int i = int(threadIdx.x); i < 16 * N; i += block_threads) {
     const int64_t unit = place.unit + i % 16, b = place.row + i / 16;
     if (unit >= units || b >= B) continue;
+    if constexpr (Cell::normalised) {  // row_forward goes on
+#pragma unroll
+      for (int g = 0; g < Cell::gates; g++) side.products[(b * Cell::gates + g) * H + unit] = product.at(g * 16 + i % 16, i / 16);
+      continue;
+    }
     Biases<phase.gates, Real> bias;
     if (!projects) bias.read(side, phase.first, H, unit);
     ForwardUnit<Cell, p, T> here{s, side, order, bias, step, t, unit, b};
     here.read_inputs(), here.read_states();
     here.compute([&](int g) { return product.at(g * 16 + i % 16, i / 16); });
-    here.write_h(), here.write_rest();
+    here.write_h(), here.write_y(), here.write_kept();
   }
 }
 
@@ -279,6 +294,14 @@ template <class Cell, int p, class T> struct BackwardUnit {
       if (!cut) u.dstate[k] = side.dstate[k][b * H + unit];
     }
     if (Cell::has_carry && p == 1) u.carry = side.dstate[0][b * P + unit];
+    if constexpr (Cell::normalised_state > 0) {
+      const Real* const m = side.norm_tape.moments + token * moment_count;
+      u.normal = scaled(side.norms, unit, Moments<Real>{m[mean_c], m[rate_c]}.normal(u.next[Cell::normalised_state]));
+    }
+  }
+  FASTRNN_DEVICE void take_tape() {
+#pragma unroll
+    for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
   }
 
   FASTRNN_DEVICE void compute(Real sum) {
@@ -292,8 +315,7 @@ template <class Cell, int p, class T> struct BackwardUnit {
     if (Cell::noisy && p == 0)
       if (const UnitZone zone(side, 0, t, b, unit); zone.any()) past_h = zone.staying(u.dout), u.dout = zone.passing(u.dout);
     if constexpr (!only_sums) {
-#pragma unroll
-      for (int k = 0; k < Cell::tape; k++) u.tape[k] = widen(tape[k]);
+      take_tape();
       if (Cell::uses_h) u.h = widen(h);
       if (Cell::uses_h_prev && !cut_off && !first) u.h_prev = widen(h_prev);
       if constexpr (Cell::noisy) cell_in_noise();
@@ -314,7 +336,13 @@ template <class Cell, int p, class T> struct BackwardUnit {
   }
 
   FASTRNN_DEVICE void write_gradients() const {
-    const int64_t wide = Cell::slots.count * pad<Store>(H), at = b * wide + unit;
+    if constexpr (Cell::normalised) {  // row_backward goes on
+#pragma unroll
+      for (int k = slot; k < (runs ? slots_end : slot); k++)
+        side.plain[(b * (Cell::slots.count - Cell::slots.plain) + k) * H + unit] = u.dz[k];
+      return;
+    }
+    const int64_t wide = ring_slots<Cell> * pad<Store>(H), at = b * wide + unit;
     const Store* const later = side.recurrent + (step + 1) % 2 * B * wide;
     Store* const here = side.recurrent + step % 2 * B * wide;
     if (only_sums && runs) side.projected[b * pad<Store>(P) + unit] = narrow<Store>(u.dout);
@@ -327,10 +355,12 @@ template <class Cell, int p, class T> struct BackwardUnit {
     if (only_sums) side.dprojected[in_chunk * P + unit] = narrow<Store>(runs ? u.dout : Real(0));
     if (runs && (p == 0 || Cell::has_carry)) side.dstate[0][b * P + unit] = (Cell::has_carry ? u.carry : Real(0)) + past_h;
     if (only_sums) return;
-    Store* const dgates = side.dgates + in_chunk * Cell::slots.count * H + unit;
+    Store* const dgates = side.dgates + in_chunk * gradient_slots<Cell> * H + unit;
 #pragma unroll
-    for (int k = slot; k < slots_end; k++) dgates[k * H] = narrow<Store>(runs ? u.dz[k] : Real(0));
-    if (!runs) return;
+    for (int k = slot; k < (Cell::normalised ? slot : slots_end); k++) dgates[k * H] = narrow<Store>(runs ? u.dz[k] : Real(0));
+    if (runs && !Cell::normalised_state) write_states();
+  }
+  FASTRNN_DEVICE void write_states() const {
 #pragma unroll
     for (int k = 1; k < Cell::states; k++) side.dstate[k][b * H + unit] = first && cut_off ? Real(0) : u.dstate[k];
   }
@@ -350,7 +380,7 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once)
   const cuda::BackSide<Store, Real>& side = s.side[blockIdx.z];
   const DeviceOrder order(s.sequences, side.reverse);
   const int64_t B = s.sequences.B, H = s.H, P = s.P, units = p == 0 ? P : H, t = initial ? 0 : order.time(step);
-  const int64_t wide = Cell::slots.count * pad<Store>(H);
+  const int64_t wide = ring_slots<Cell> * pad<Store>(H);
   const Place<N> place(units, B);
   const Span window = window_of<Store>(place.unit, units, Cell::projected ? 0 : s.head, pad<Store>(H));
   const int64_t K = through_projection ? pad<Store>(P) : phase.gates * (window.width ? window.width : pad<Store>(H));

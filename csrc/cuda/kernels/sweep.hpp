@@ -20,6 +20,16 @@ template <class Store> struct Padded {
   int64_t row;
 };
 
+// Of a normalised cell: the gains of both sides (G*H), gain and bias of the state (H), or null.
+template <class Store> struct NormWeights {
+  const Store *ih, *hh, *c, *bias_c;
+};
+// And its tape, or null: W_ih x and W_hh h normalised, (tokens,G*H) each, and the statistics (tokens,moment_count).
+template <class Store, class Real> struct NormTape {
+  Store *inputs, *hidden;
+  Real* moments;
+};
+
 // One direction of a layer, forward.
 template <class Store, class Real> struct Side {
   bool reverse;
@@ -28,16 +38,19 @@ template <class Store, class Real> struct Side {
   Padded<const Store> weight[2];  // of each phase: (G*H,P), all gates, zeros outside a unit's head; (P,H) for a projection
   const Store* vectors;           // (vectors,H), or null: zeros
   const Store *bias_ih, *bias_hh;  // (G*H) or null
-  const Real* z;                   // (tokens of the chunk, G*H) W_ih x
+  NormWeights<Store> norms;
+  const Real* z;                   // (tokens of the chunk, G*H) W_ih x, of a normalised cell normalised
   int64_t z_first;                 // the token it begins with
   Store* recurrent;                // [2](B,pad(P)) h of the last step, and of this one: they take turns
   Store* inner;                    // (B,pad(H)) what the second phase multiplies
   Real* kept;                      // (B,tape,H) the tape from phase to phase, of cells with two
+  Real* products;                  // (B,G*H) W_hh h of this step, of normalised cells
   States<Real> state;              // (B,size) each, as they run: the final ones in the end
   Rows<Store> y;                   // (T,B,P) written, zero past the length
   Store* tape_gates;               // (tokens,tape,H) or null
   States<Real> trail;              // (tokens,H) of the states beside h, or null
   Store* tape_inner;               // (tokens,H) or null
+  NormTape<Store, Real> norm_tape;
 };
 
 template <class Store, class Real> struct Sweep {
@@ -53,6 +66,7 @@ template <class Store, class Real> struct BackSide {
   CellOptions options;
   Noise noise;
   const Store* vectors;
+  NormWeights<Store> norms;
   Padded<const Store> weight[2];  // of each phase, transposed: (P, gates of the phase in the order of the slots, pad(H)); (H,pad(P))
   Rows<const Store> y;            // as forward wrote it
   Rows<const Store> dy;           // (T,B,P) or base null: zeros
@@ -60,13 +74,16 @@ template <class Store, class Real> struct BackSide {
   States<const Real> before;      // (B,size) each, or null: zeros
   const Store* tape_gates;
   States<Real> trail;
-  Store* recurrent;   // [2](B,slots,pad(H)) gate gradients of the step after, and of this one: they take turns
-  Store* projected;   // (B,pad(P)) dL/dh of this step, with a projection
+  NormTape<Store, Real> norm_tape;
+  Store* recurrent;  // [2](B,slots,pad(H)) gate gradients of the step after, and of this one: they take turns; of normalised cells those
+                     // of the recurrent product alone
+  Real* plain;  // (B,slots from 'plain' on,H) gradients of the normalised sums of this step
+  Store* projected;  // (B,pad(P)) dL/dh of this step, with a projection
   States<Real> dstate;  // (B,size) each: of the final states at first, of the initial ones in the end; of h between them the part of
                         // dL/dh_prev that passes by the product
-  Store* dgates;      // (tokens of the chunk, slots, H) written
+  Store* dgates;  // (tokens of the chunk, slots, H) written; of normalised cells the terms of the gradients of gains behind them
   Store* dprojected;  // (tokens of the chunk, P) dL/dh, with a projection
-  int64_t first;      // the token of the chunk that these begin with
+  int64_t first;  // the token of the chunk that these begin with
 };
 
 template <class Store, class Real> struct BackSweep {

@@ -75,10 +75,9 @@ struct CoreNetwork {
           proj_size > 0 ? proj_size : hidden_size,
           num_layers,
           bidirectional ? 2 : 1},
-        has{bias, proj_size > 0, general && std::get<2>(*general)},
+        has{bias, proj_size > 0, general && std::get<2>(*general), facts().norms},
         device(device_),
         is_general(general.has_value()) {
-    if (!facts().forward) throw py::value_error("the cell " + cell + " has no kernels on GPUs");
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
     n.heads = heads_of(heads, n.H, has.projection);
@@ -206,7 +205,8 @@ struct CoreNetwork {
   }
   // Room for a tape: so many bytes for each of T*B tokens, and so many more.
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const int64_t tokens = 128, bytes = tape_bytes(tokens, 1, dropout), arrays = (1 + facts().states) * n.L * n.D + 2 * n.L;
+    const int64_t tokens = 128, bytes = tape_bytes(tokens, 1, dropout),
+                  arrays = (1 + facts().states + (facts().norms ? 3 : 0)) * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
   template <class K> Saved<typename K::Store, typename K::Real> on_tape(const CoreCall& call, char* base) const {

@@ -116,14 +116,7 @@ def make_network(
     ----------
     options
         What has ``hidden_size``, ``proj_size``, ``num_layers`` and ``bidirectional``.
-
-    Raises
-    ------
-    ValueError
-        For layer normalisation.
     """
-    if cell.endswith("_norm"):
-        raise ValueError("layer_norm=True runs on the CPU only: its kernels for GPUs are not written.")
     prepare(device)
     return core().Network(
         cell,

@@ -233,7 +233,7 @@ class LSTM(_Layer):
         As for `torch.nn.LSTM`. Parameters in bfloat16 and float16 are computed with in float32.
     peephole, coupled, activations, clip, layer_norm, heads, zoneout, recurrent_dropout, recurrent_dropout_mode
         As for `fastrnn.LSTM`; torch.nn has none of them. Peepholes are the parameters ``weight_peephole_l0`` (3,H), of
-        the gates i, f and o; layer normalisation, for the CPU only, has those of `fastrnn.LSTM`.
+        the gates i, f and o; layer normalisation has those of `fastrnn.LSTM`.
     """
 
     _original = nn.LSTM
