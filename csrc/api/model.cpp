@@ -93,9 +93,7 @@ struct Options {
   }
 };
 
-using Chosen = std::tuple<std::string, double, double>;
-
-Chosen activation_of(const Json& j, const Options& options) {
+ChosenActivation activation_of(const Json& j, const Options& options) {
   if (j.kind == Json::text) return {j.word, 0, 0};
   if (j.kind != Json::list || j.items.empty() || j.items.size() > 3 || j.items[0].kind != Json::text) options.refuse("activations");
   double numbers[2] = {0, 0};
@@ -107,9 +105,9 @@ Chosen activation_of(const Json& j, const Options& options) {
 }
 
 // The activations of one direction; an RNN has one, which stands there without a list around it.
-std::vector<Chosen> side_of(const Json& j, const Options& options, bool rnn) {
+std::vector<ChosenActivation> side_of(const Json& j, const Options& options, bool rnn) {
   if (rnn) return {activation_of(j, options)};
-  std::vector<Chosen> side;
+  std::vector<ChosenActivation> side;
   if (j.kind != Json::list) options.refuse("activations");
   for (const Json& one : j.items) side.push_back(activation_of(one, options));
   return side;
@@ -131,7 +129,7 @@ std::optional<General> general_of(const Options& options, const std::string& cel
   const bool rnn = cell.rfind("rnn", 0) == 0, lstm = cell == "lstm";
   const Json* const given = options.find(rnn ? "nonlinearity" : "activations");
   const std::string usual_rnn = cell == "rnn_relu" ? "relu" : "tanh";
-  std::vector<std::vector<Chosen>> sides;
+  std::vector<std::vector<ChosenActivation>> sides;
   if (!given || (rnn && given->kind == Json::text && given->word == usual_rnn)) {  // the usual ones
   } else if (given->kind == Json::object) {
     for (const char* const name : {"forward", "reverse"}) {
@@ -154,7 +152,7 @@ std::optional<General> general_of(const Options& options, const std::string& cel
   if (lstm && !given) sides[0].push_back({"tanh", 0, 0});
   for (const auto& side : sides)
     if (side.size() != (rnn ? 1u : lstm ? 3u : 2u)) options.refuse("activations");
-  return General{clip ? clip->value : INFINITY, coupled, peephole, sides, zoneout};
+  return General{clip ? clip->value : INFINITY, coupled, peephole, sides, {zoneout.first, zoneout.second}};
 }
 
 // ---- parts ---------------------------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::strin
   Stack n{&isa, cell_named(cell, P > 0, general.has_value()), I, H, P > 0 ? P : H, L, both ? 2 : 1, {}};
   for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
   const Kernel<Real>& kernel = *table_of<Real>(isa).cell[int(n.cell)];
-  const Has has{o.flag("bias", true), P > 0, general && std::get<2>(*general), kernel.norms};
+  const Has has{o.flag("bias", true), P > 0, general && general->peephole, kernel.norms};
   n.heads = heads_of(o.size("heads", 1), H, has.projection);
   if (!kernel.forward)  // the library has all of them
     throw UnsupportedModel(o.layer + " has the cell " + cell_names[int(n.cell)] + " in " + (sizeof(Real) == 4 ? "float32" : "float64") +

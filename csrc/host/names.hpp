@@ -1,8 +1,8 @@
 // Cells by name and shapes in words, for the bindings of both devices.
 #pragma once
+#include <iterator>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "kernels/structs.hpp"
@@ -17,11 +17,19 @@ inline std::string text_of(const Shape& shape) {
   return s + ")";
 }
 
-// 'rnn_tanh' as it is; with a projection and as a general cell it has names of its own.
+constexpr char of_general[] = "_general";
+inline bool is_general(const std::string& cell) {
+  const size_t end = sizeof of_general - 1;
+  return cell.size() > end && cell.compare(cell.size() - end, end, of_general) == 0;
+}
+
+// 'rnn_tanh' as it is; with a projection and as a general cell it has names of its own, of which the latter may be given, too.
 inline Cell cell_named(const std::string& name, bool projected, bool general) {
-  if (projected && name != "lstm") throw std::invalid_argument("proj_size is for the lstm cell only");
-  const std::string family = general && name.rfind("rnn_", 0) == 0 ? "rnn" : name;
-  const std::string full = family + (projected ? "_projected" : "") + (general ? "_general" : "");
+  if (is_general(name) && !general) throw std::invalid_argument("the cell " + name + " needs to be told its activations");
+  std::string full = is_general(name) ? name.substr(0, name.size() - (sizeof of_general - 1)) : name;
+  if (projected && full != "lstm") throw std::invalid_argument("proj_size is for the lstm cell only");
+  if (general && full.rfind("rnn_", 0) == 0) full = "rnn";
+  full += std::string(projected ? "_projected" : "") + (general ? of_general : "");
   std::string known;
   for (int i = 0; i < cell_count; i++) {
     if (full == cell_names[i]) return Cell(i);
@@ -30,10 +38,17 @@ inline Cell cell_named(const std::string& name, bool projected, bool general) {
   throw std::invalid_argument("cell is '" + full + "' but must be one of " + known);
 }
 
-// What the bindings are told of a general cell: the activations of one direction or of two, each as (name, alpha, beta).
-// Then zoneout of h and of c.
-using General = std::tuple<double, bool, bool, std::vector<std::vector<std::tuple<std::string, double, double>>>,
-                           std::pair<double, double>>;  // clip, coupled, peephole
+// What is said of a general cell.
+struct ChosenActivation {
+  std::string name;
+  double alpha, beta;
+};
+struct General {
+  double clip;
+  bool coupled, peephole;
+  std::vector<std::vector<ChosenActivation>> activations;  // of one direction or of two, one for each use
+  double zoneout[2];  // of h and of c
+};
 
 inline Format format_named(const std::string& name) {
   if (name != "bfloat16" && name != "int8") throw std::invalid_argument("weights '" + name + "' are neither bfloat16 nor int8");
@@ -41,20 +56,16 @@ inline Format format_named(const std::string& name) {
 }
 
 inline ActivationKind activation_named(const std::string& name) {
-  constexpr const char* names[] = {"sigmoid",     "tanh",         "relu", "affine",   "leaky_relu", "thresholded_relu",
-                                   "scaled_tanh", "hard_sigmoid", "elu",  "softsign", "softplus"};
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-    if (name == names[i]) return ActivationKind(i);
+  for (int i = 0; i < int(std::size(activation_names)); i++)
+    if (name == activation_names[i]) return ActivationKind(i);
   throw std::invalid_argument("activation '" + name + "' is not known");
 }
 inline CellOptions options_of(const General& general, int direction) {
-  const auto& [clip, coupled, peephole, activations, zoneout] = general;
-  if (activations.empty()) throw std::invalid_argument("a general cell needs its activations");
-  CellOptions options{clip, coupled, peephole, {}, {zoneout.first, zoneout.second}};
-  const auto& mine = activations[size_t(direction) < activations.size() ? size_t(direction) : 0];
+  if (general.activations.empty()) throw std::invalid_argument("a general cell needs its activations");
+  CellOptions options{general.clip, general.coupled, general.peephole, {}, {general.zoneout[0], general.zoneout[1]}};
+  const auto& mine = general.activations[size_t(direction) < general.activations.size() ? size_t(direction) : 0];
   if (mine.empty() || mine.size() > size_t(max_activations)) throw std::invalid_argument("a cell has one to three activations");
-  for (size_t i = 0; i < mine.size(); i++)
-    options.activation[i] = {activation_named(std::get<0>(mine[i])), std::get<1>(mine[i]), std::get<2>(mine[i])};
+  for (size_t i = 0; i < mine.size(); i++) options.activation[i] = {activation_named(mine[i].name), mine[i].alpha, mine[i].beta};
   return options;
 }
 

@@ -40,7 +40,12 @@ constexpr const char* cell_names[] = {FASTRNN_CELLS(FASTRNN_TEXT)};
 constexpr int cell_count = sizeof(cell_names) / sizeof(cell_names[0]);
 
 // The activation functions of ONNX, with alpha and beta where they have them.
-enum class ActivationKind { sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh, hard_sigmoid, elu, softsign, softplus };
+#define FASTRNN_ACTIVATIONS(X) \
+  X(sigmoid) X(tanh) X(relu) X(affine) X(leaky_relu) X(thresholded_relu) X(scaled_tanh) X(hard_sigmoid) X(elu) X(softsign) X(softplus)
+#define FASTRNN_ACTIVATION(name) name,
+#define FASTRNN_ACTIVATION_TEXT(name) #name,
+enum class ActivationKind { FASTRNN_ACTIVATIONS(FASTRNN_ACTIVATION) };
+constexpr const char* activation_names[] = {FASTRNN_ACTIVATIONS(FASTRNN_ACTIVATION_TEXT)};
 struct Activation {
   ActivationKind kind;
   double alpha, beta;

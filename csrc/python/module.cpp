@@ -233,9 +233,9 @@ PYBIND11_MODULE(_core, m) {
              py::object embedding) {
             return std::visit(
                 [&](const auto& core) {
-                  return py::tuple(core.network.forward(py::list(), as_array(x), embedding, core.network.given_states(states),
-                                                        as_array(lengths), as_array(reset), py::none(), 1, false, batch_first, threads,
-                                                        py::none(), core.weights.panels())[py::slice(0, 2, 1)]);
+                  const Given given = core.network.given(x, embedding, states, lengths, reset, batch_first);
+                  return py::tuple(
+                      core.network.forward(py::list(), given, false, py::none(), core.weights.panels(), threads)[py::slice(0, 2, 1)]);
                 },
                 f.core);
           },
@@ -252,34 +252,31 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, const std::optional<General>&,
                     std::optional<std::string>, std::optional<HostThreads>, int64_t>(),
            py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("bias"), py::arg("general") = py::none(), py::arg("isa") = py::none(),
+           py::arg("bidirectional"), py::arg("bias"), py::kw_only(), py::arg("general") = py::none(), py::arg("isa") = py::none(),
            py::arg("host") = py::none(), py::arg("heads") = 1)
       .def_property_readonly("isa", [](const CoreNetwork& self) { return self.n.isa->name; })
       .def(
           "forward",
           [](const CoreNetwork& self, const py::sequence& parameters, py::object x, py::object states, py::object lengths, py::object reset,
-             py::object masks, double scale, bool training, bool batch_first, int threads, py::object room, py::object embedding,
-             py::object noise) {
+             bool training, bool batch_first, int threads, py::object embedding, py::object drawn, py::object room) {
             return self.by_dtype([&](auto real) {
-              return self.forward<decltype(real)>(parameters, as_array(x), embedding, self.given_states(states), as_array(lengths),
-                                                  as_array(reset), as_array(masks), scale, training, batch_first, threads, as_array(room),
-                                                  nullptr, noise);
+              const Given given = self.given(x, embedding, states, lengths, reset, batch_first, training ? drawn : py::none());
+              return self.forward<decltype(real)>(parameters, given, training, as_array(room), nullptr, threads);
             });
           },
-          py::arg("parameters"), py::arg("x"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
-          py::arg("training"), py::arg("batch_first"), py::arg("threads"), py::arg("room") = py::none(), py::arg("embedding") = py::none(),
-          py::arg("noise") = py::none())
+          py::arg("parameters"), py::arg("x"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("training"),
+          py::arg("batch_first"), py::arg("threads"), py::arg("embedding") = py::none(), py::arg("drawn") = py::none(),
+          py::arg("room") = py::none())
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def(
           "tape",
-          [](const CoreNetwork& self, py::object x, py::object y, py::object states, py::object lengths, py::object reset, py::object masks,
-             double scale, bool batch_first, py::object room, py::object noise) {
-            x = as_array(x), lengths = as_array(lengths), reset = as_array(reset);
-            return self.new_tape(Sequences(x, lengths, reset, batch_first), x, py::none(), as_array(y), self.given_states(states), lengths,
-                                 reset, as_array(masks), scale, batch_first, as_array(room), noise);
+          [](const CoreNetwork& self, py::object x, py::object y, py::object states, py::object lengths, py::object reset, bool batch_first,
+             py::object room, py::object drawn) {
+            const Given given = self.given(x, py::none(), states, lengths, reset, batch_first, drawn);
+            return self.new_tape(given.sequences(), given, as_array(y), as_array(room));
           },
-          py::arg("x"), py::arg("y"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::arg("masks"), py::arg("scale"),
-          py::arg("batch_first"), py::arg("room"), py::arg("noise") = py::none())
+          py::arg("x"), py::arg("y"), py::arg("states"), py::arg("lengths"), py::arg("reset"), py::kw_only(), py::arg("batch_first"),
+          py::arg("room"), py::arg("drawn") = py::none())
       .def(
           "backward",
           [](const CoreNetwork& self, const py::sequence& parameters, const CoreTape& tape, py::object dy, py::object dstates, bool hidden,
@@ -343,7 +340,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "describe",
       [](const std::string& name, bool projection, bool peephole) {
-        const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection, peephole))];
+        const Kernel<float>& k = *choose_isa("scalar").f32->cell[int(cell_named(name, projection, peephole || is_general(name)))];
         auto word = [](Extent axis) { return std::string(extent_names[int(axis)]); };
         std::vector<std::pair<std::string, std::string>> states;
         for (const StateShape& s : states_of(k.states)) states.emplace_back(s.name, word(s.size));

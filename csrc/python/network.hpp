@@ -9,6 +9,7 @@
 #include "host/description.hpp"
 #include "host/stack.hpp"
 #include "python/arrays.hpp"
+#include "python/general.hpp"
 #include "python/gil.hpp"
 
 namespace fastrnn {
@@ -102,16 +103,48 @@ Shape plus_axis(int64_t n, const Shape& shape) {
 
 // ---- tape ----------------------------------------------------------------------------------------------------------
 
+// What training draws: None, or (masks of dropout, what they scale by, noise). noise: None, or (kept, whether it has a mask for each time,
+// scale, zoned of h, zoned of c), as AllNoise. Masks are arrays of bool, or None.
+struct Drawn {
+  py::object masks = py::none(), noise = py::none();
+  double scale = 1;
+
+  Drawn() = default;
+  explicit Drawn(const py::object& given) {
+    if (given.is_none()) return;
+    std::tie(masks, scale, noise) = py::cast<std::tuple<py::object, double, py::object>>(given);
+    masks = as_array(masks);
+  }
+};
+
+// What a call computes with beside the parameters. The tape keeps it, since backward reads it again.
+struct Given {
+  py::object x, embedding;
+  std::vector<py::object> states;  // empty: zeros
+  py::object lengths, reset;
+  bool batch_first;
+  Drawn drawn{};
+
+  Sequences sequences() const { return Sequences(x, lengths, reset, batch_first); }
+  bool dropout() const { return !drawn.masks.is_none(); }
+
+  // For a tape that answers for what the caller may write to before backward: its small arrays. Masks are nobody else's.
+  Given owned() const {
+    auto copy = [](const py::object& a) { return a.is_none() ? a : py::object(a.attr("copy")()); };
+    Given mine = *this;
+    for (py::object& state : mine.states) state = copy(state);
+    mine.lengths = copy(lengths), mine.reset = copy(reset);
+    return mine;
+  }
+};
+
 // Its memory is its own, or an array that the caller gave room in.
 struct CoreTape {
   Stack network;
   bool f64;
   int64_t T, B;
-  bool batch_first, dropout;
-  double scale;
-  py::object x, embedding, y;
-  std::vector<py::object> states;  // empty: zeros
-  py::object lengths, reset, masks, noise, room;
+  Given given;
+  py::object y, room;
   Memory memory;
 
   char* data() const { return room.is_none() ? memory.data() : static_cast<char*>(py::array(room).mutable_data()); }
@@ -141,7 +174,7 @@ struct CoreNetwork {
           host.value_or(HostThreads{})},
         f64(dtype == "float64"),
         is_general(general.has_value()),
-        has{bias, proj_size > 0, general && std::get<2>(*general), facts(n).norms} {
+        has{bias, proj_size > 0, general && general->peephole, facts(n).norms} {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
     if (!f64 && dtype != "float32") throw py::value_error("dtype must be float32 or float64");
     if (input_size < 1 || hidden_size < 1 || num_layers < 1 || proj_size < 0) throw py::value_error("sizes must be positive");
@@ -230,28 +263,31 @@ struct CoreNetwork {
     return v;
   }
 
+  Given given(py::object x, py::object embedding, py::object states, py::object lengths, py::object reset, bool batch_first,
+              const py::object& drawn = py::none()) const {
+    return {as_array(x), embedding, given_states(states), as_array(lengths), as_array(reset), batch_first, Drawn(drawn)};
+  }
+
   // Everything of a forward call but the outputs.
-  template <class Real>
-  ForwardCall<Real> call(const Sequences& s, py::handle x, py::handle embedding, const Vocabulary& v, const std::vector<py::object>& states,
-                         py::handle masks, py::handle noise) const {
+  template <class Real> ForwardCall<Real> call(const Sequences& s, const Given& g, const Vocabulary& v) const {
     ForwardCall<Real> c{};
     c.batch = &s.batch();
     if (s.of_ids()) {
       c.tokens = &v.tokens;
-      c.x = {pointer<Real>("embedding", embedding, embedding_shape(embedding)), 0, n.I, v.tokens.id};
+      c.x = {pointer<Real>("embedding", g.embedding, embedding_shape(g.embedding)), 0, n.I, v.tokens.id};
     } else {
-      c.x = s.read<Real>("x", x, n.I);
+      c.x = s.read<Real>("x", g.x, n.I);
     }
-    c.before = read_states<Real>("state", states, s.B());
+    c.before = read_states<Real>("state", g.states, s.B());
     const Shape of_masks = s.contiguous_shape(n.D * n.P);
-    c.masks = s.flags(pointer<bool>("masks", masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
+    c.masks = s.flags(pointer<bool>("masks", g.drawn.masks, plus_axis(n.L - 1, of_masks)), n.D * n.P);
     c.masks_layer = 1;
     for (const auto size : of_masks) c.masks_layer *= size;
-    c.noise = read_noise(s, noise);
+    c.scale = Real(g.drawn.scale);
+    c.noise = read_noise(s, g.drawn.noise);
     return c;
   }
 
-  // noise: None, or (kept, whether it has a mask for each time, scale, zoned of h, zoned of c); arrays of bool, or None. It keeps them.
   AllNoise read_noise(const Sequences& s, py::handle noise) const {
     AllNoise found{};
     if (noise.is_none()) return found;
@@ -271,13 +307,6 @@ struct CoreNetwork {
     return found;
   }
 
-  // The caller may write to its small arrays before backward, which reads them again. Who gives room answers for them.
-  static py::object own(py::object a, bool shared) { return a.is_none() || shared ? a : a.attr("copy")(); }
-  static std::vector<py::object> own(std::vector<py::object> all, bool shared) {
-    for (py::object& a : all) a = own(a, shared);
-    return all;
-  }
-
   int64_t tape_bytes(const Batch& batch, bool dropout) const {
     Arena arena(nullptr);
     by_dtype([&](auto real) { lay_out_tape<decltype(real)>(n, batch, dropout, arena); });
@@ -289,15 +318,10 @@ struct CoreNetwork {
                   arrays = (1 + facts(n).states + (facts(n).norms ? 3 : 0)) * n.L * n.D + 2 * n.L;
     return {(bytes + tokens - 1) / tokens, times(128, arrays)};
   }
-  std::unique_ptr<CoreTape> new_tape(const Sequences& s, py::object x, py::object embedding, py::object y, std::vector<py::object> states,
-                                     py::object lengths, py::object reset, py::object masks, double scale, bool batch_first,
-                                     py::object room, py::object noise = py::none()) const {
-    const bool dropout = !masks.is_none();
-    const bool shared = !room.is_none();
-    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), batch_first, dropout, scale, x, embedding, y,
-                                                own(std::move(states), shared), own(lengths, shared), own(reset, shared), masks, noise,
-                                                room, Memory()});
-    const int64_t bytes = tape_bytes(s.batch(), dropout);
+  // Who gives room answers for what is given.
+  std::unique_ptr<CoreTape> new_tape(const Sequences& s, const Given& given, const py::object& y, const py::object& room) const {
+    std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), room.is_none() ? given.owned() : given, y, room, Memory()});
+    const int64_t bytes = tape_bytes(s.batch(), given.dropout());
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
     } else {
@@ -308,13 +332,12 @@ struct CoreNetwork {
     return tape;
   }
 
-  template <class Real>
-  py::tuple forward(const py::sequence& parameters, py::object x, py::object embedding, const std::vector<py::object>& states,
-                    py::object lengths, py::object reset, py::object masks, double scale, bool training, bool batch_first, int threads,
-                    py::object room, const Panels<Real>* frozen, py::object noise = py::none()) const {
-    const Sequences s(x, lengths, reset, batch_first);
-    const Vocabulary v = vocabulary(s, embedding);
-    ForwardCall<Real> c = call<Real>(s, x, embedding, v, states, training ? masks : py::none(), training ? noise : py::none());
+  // y and the final states, by packed weights or the parameters; with 'training' the tape as well.
+  template <class Real> py::tuple forward(const py::sequence& parameters, const Given& given, bool training, const py::object& room,
+                                          const Panels<Real>* frozen, int threads) const {
+    const Sequences s = given.sequences();
+    const Vocabulary v = vocabulary(s, given.embedding);
+    ForwardCall<Real> c = call<Real>(s, given, v);
     std::vector<Parameters<const Real>> weights;
     std::vector<py::array> keep;
     if (frozen) c.frozen = frozen;
@@ -322,14 +345,13 @@ struct CoreNetwork {
     auto y = s.make<Real>(n.D * n.P);
     c.y = s.write<Real>("y", y, n.D * n.P);
     const py::tuple ends = new_states(s.B(), c.after);
-    c.scale = Real(scale);
     Saved<Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
-      tape = new_tape(s, x, embedding, y, states, lengths, reset, masks, scale, batch_first, room, noise);
+      tape = new_tape(s, given, y, room);
       use_huge_pages(tape->data(), tape->nbytes());
       Arena arena(tape->data());
-      saved = lay_out_tape<Real>(n, s.batch(), tape->dropout, arena);
+      saved = lay_out_tape<Real>(n, s.batch(), given.dropout(), arena);
       c.saved = &saved;
     }
     ForwardRun<Real> run(n, c, threads);
@@ -343,29 +365,29 @@ struct CoreNetwork {
     if (tape.f64 != f64 || tape.network.isa != n.isa || tape.network.cell != n.cell || tape.network.I != n.I || tape.network.H != n.H ||
         tape.network.P != n.P || tape.network.L != n.L || tape.network.D != n.D || tape.network.heads != n.heads)
       throw py::value_error("the tape is of another network");
-    const Sequences s(tape.x, tape.lengths, tape.reset, tape.batch_first);
-    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), tape.dropout) > tape.nbytes())
+    const Given& given = tape.given;
+    const Sequences s = given.sequences();
+    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), given.dropout()) > tape.nbytes())
       throw py::value_error("x has another shape than when the tape was made");
     std::vector<py::array> keep;
     const std::vector<Parameters<const Real>> weights = read<Real>(parameters, keep);
     Arena arena(tape.data());
-    const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), tape.dropout, arena);
+    const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), given.dropout(), arena);
     BackwardCall<Real> c{};
-    const Vocabulary v = vocabulary(s, tape.embedding);
-    c.forward = call<Real>(s, tape.x, tape.embedding, v, tape.states, tape.masks, tape.noise);
+    const Vocabulary v = vocabulary(s, given.embedding);
+    c.forward = call<Real>(s, given, v);
     c.forward.weights = weights.data();
     c.forward.saved = &saved;
     c.forward.y = s.write<Real>("y", tape.y, n.D * n.P);
-    c.forward.scale = Real(tape.scale);
     c.dy = s.read<Real>("dy", dy, n.D * n.P);
     c.dafter = read_states<Real>("dstate", dstates, s.B());
     py::object dx = py::none();
     if (!s.of_ids()) {
       dx = s.make<Real>(n.I);
       c.dx = s.write<Real>("dx", dx, n.I);
-    } else if (!tape.embedding.is_none()) {
+    } else if (!given.embedding.is_none()) {
       // zeros that cost nothing until they are looked at: most ids may not occur
-      dx = py::module_::import("numpy").attr("zeros")(embedding_shape(tape.embedding), py::dtype::of<Real>());
+      dx = py::module_::import("numpy").attr("zeros")(embedding_shape(given.embedding), py::dtype::of<Real>());
       c.dx = {static_cast<Real*>(py::array(dx).mutable_data()), 0, n.I, v.tokens.id};
     }
     py::object hidden_out = py::none();

@@ -11,6 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .options import General
+
 Array = NDArray[Any]
 
 __version__: str
@@ -28,6 +30,9 @@ States = Sequence[Array | None] | None
 # (L*D, T, B, P) and of c (L*D, T, B, H), or packed, True where the state stays; all bool, C-contiguous, or None. A
 # zoneout without a mask takes its expectation
 Noise = tuple[Array | None, bool, float, Array | None, Array | None]
+# what training draws: the masks of dropout (L-1, T, B, D*P), bool, C-contiguous, True keeps the element; what a kept
+# element is multiplied by; and of a general cell the noise
+Drawn = tuple[Array | None, float, Noise | None]
 
 class Frozen:
     """Packed weights of one network; immutable, may be called by several threads at once."""
@@ -76,9 +81,8 @@ class Network:
         num_layers: int,
         bidirectional: bool,
         bias: bool,
-        # of a general cell: clip, coupled, peephole, for each direction (name, alpha, beta) of each activation, zoneout
-        general: tuple[float, bool, bool, Sequence[Sequence[tuple[str, float, float]]], tuple[float, float]]
-        | None = None,
+        *,
+        general: General | None = None,  # what a general cell is told, by these names
         isa: str | None = None,  # None: the best one this CPU has
         host: HostThreads | None = None,  # None: the process's own team runs the calls
         heads: int = 1,  # blocks on the diagonal of weight_hh, which divide hidden_size
@@ -94,14 +98,12 @@ class Network:
         states: States,
         lengths: Array | None,
         reset: Array | None,
-        masks: Array | None,  # (L-1, T, B, D*P) bool, C-contiguous; True keeps the element
-        scale: float,  # what a kept element is multiplied by
         training: bool,
         batch_first: bool,
         threads: int,
-        room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
         embedding: Array | None = None,  # (V, I), contiguous, beside token ids; None: they are one-hot and V is I
-        noise: Noise | None = None,  # of a general cell in training
+        drawn: Drawn | None = None,  # in training
+        room: Array | None = None,  # uint8, for the tape; None: the tape has memory of its own
     ) -> tuple[Array, tuple[Array, ...], Tape | None]:
         """y (of packed sequences packed), the final states, and the tape of a training call."""
     def tape_room(self, dropout: bool) -> tuple[int, int]:
@@ -113,11 +115,10 @@ class Network:
         states: States,
         lengths: Array | None,
         reset: Array | None,
-        masks: Array | None,
-        scale: float,
+        *,
         batch_first: bool,
         room: Array,
-        noise: Noise | None = None,
+        drawn: Drawn | None = None,
     ) -> Tape:
         """The tape of a forward call with these arguments and results, which was given this room."""
     def backward(

@@ -90,6 +90,7 @@ class Network:
         bidirectional: bool,
         bias: bool,
         device: int,
+        *,
         general: Any = None,  # as of _core.Network
         heads: int = 1,
     ) -> None: ...
@@ -100,9 +101,7 @@ class Network:
         starts: Array | None,  # (T,) int64: rows before those of each time, of packed sequences
         lengths: Array | None,  # (B,) int64
         reset: Array | None,  # (T, B) bool
-        masks: Array | None,  # (L-1, T, B, D*P) uint8
-        scale: float,
-        noise: tuple[Array | None, bool, float, Array | None, Array | None] | None = None,  # as `_core.Noise`, uint8
+        drawn: tuple[Any, float, Any] | None = None,  # as `_core.Drawn`, with masks (L-1, T, B, D*P); all uint8
     ) -> Call: ...
     def tape_bytes(self, call: Call) -> int: ...
     def tape_room(self, dropout: bool) -> tuple[int, int]: ...  # for each of T*B tokens, at most, and more

@@ -1,7 +1,7 @@
 """Arrays as users hand them over, and the memory of a device: `NumpyMemory` is for the CPU, `cuda.arrays` for GPUs."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,6 +91,22 @@ def read_reset(problems: Problems, reset: Any, wanted: tuple[int, ...], batch_fi
     return np.ascontiguousarray(array[:, None] if array.ndim == 1 else array.T if batch_first else array)
 
 
+class Drawn(NamedTuple):
+    """What training draws.
+
+    Attributes
+    ----------
+    masks, scale
+        Of dropout between layers (L-1,T,B,D*P), True where an element is kept, and what those are multiplied by.
+    noise
+        Of recurrent dropout and zoneout, as the core takes it.
+    """
+
+    masks: Any = None
+    scale: float = 1.0
+    noise: Any = None
+
+
 class Memory(ABC):
     """A device's memory: where it wants the arrays of a call, and the calls on them.
 
@@ -139,7 +155,7 @@ class Memory(ABC):
 
     @abstractmethod
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
+        self, layer: Any, given: Any, training: bool, packed: Any = None, drawn: Drawn | None = None
     ) -> tuple[Any, list[Any], Any]:
         """Return y, the final states and, in training, the core's tape; with packed weights or else the parameters."""
 
@@ -182,14 +198,14 @@ class NumpyMemory(Memory):
         return tuple([None if s is None else s[:, None] for s in states]) if unbatched else states
 
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
+        self, layer: Any, given: Any, training: bool, packed: Any = None, drawn: Drawn | None = None
     ) -> tuple[Array, list[Array], Any]:
         x, states, lengths, reset, batch_first, unbatched, _, _, rows, _ = given
         threads, tape = get_num_threads(), None
         if packed is not None:
             y, ends = packed.forward(x, states, lengths, reset, batch_first, threads, rows)
         else:
-            how = masks, scale, training, batch_first, threads, None, rows, noise
+            how = training, batch_first, threads, rows, drawn
             y, ends, tape = layer._network.forward(layer._arrays(), x, states, lengths, reset, *how)
         if training:  # the tape reads it again
             y.setflags(write=False)

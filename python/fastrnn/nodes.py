@@ -207,14 +207,14 @@ def activation_attributes(layer: RNN | GRU | LSTM) -> dict[str, Any]:
     """Return the attributes of a node for the activations and the clip of a layer, where they are not the usual."""
     chosen = layer._general()
     if chosen is None and layer._cell() == "rnn_relu":  # Tanh is what a node without attributes has
-        chosen = (math.inf, False, False, [[("relu", 0.0, 0.0)]], (0.0, 0.0))
+        chosen = General(activations=[[("relu", 0.0, 0.0)]])
     return {} if chosen is None else general_attributes(chosen, layer.bidirectional)
 
 
 def general_attributes(chosen: General, bidirectional: bool) -> dict[str, Any]:
     """Return the attributes of a node for what makes a cell another than the usual one."""
     clip, coupled, _, sides, _ = chosen
-    ones = [one for side in (sides * 2 if bidirectional and len(sides) == 1 else sides) for one in side]
+    ones = [one for side in ([*sides, *sides] if bidirectional and len(sides) == 1 else sides) for one in side]
     counts = [len(NUMBERS[name]) for name, _, _ in ones]
     found: dict[str, Any] = {"activations": [_ACTIVATIONS[name.replace("_", "")][0] for name, _, _ in ones]}
     alphas = [alpha for count, (_, alpha, _) in zip(counts, ones, strict=True) if count]

@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -56,8 +56,24 @@ Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 Activations: TypeAlias = Sequence[Activation] | Mapping[str, Sequence[Activation]]
 # a probability for all states, or those of h and of c
 Zoneout: TypeAlias = float | tuple[float, float]
-# what the core is told: clip, coupled, peephole, of each direction (name, alpha, beta) for each use, zoneout of h and c
-General: TypeAlias = tuple[float, bool, bool, list[list[tuple[str, float, float]]], tuple[float, float]]
+
+
+class General(NamedTuple):
+    """What the core is told of a cell that is not a usual one; it reads the fields by their names.
+
+    Attributes
+    ----------
+    activations
+        Of each direction (name, alpha, beta) for each use.
+    zoneout
+        Of h and of c.
+    """
+
+    clip: float = math.inf
+    coupled: bool = False
+    peephole: bool = False
+    activations: Sequence[Sequence[tuple[str, float, float]]] = ()
+    zoneout: tuple[float, float] = (0.0, 0.0)
 
 
 def read_options(name: str, options: Mapping[str, Any], activations: int) -> dict[str, Any]:
@@ -244,7 +260,7 @@ def general(options: Mapping[str, Any], usual: tuple[str, ...]) -> General | Non
         return None
     sides = list(activations.values()) if isinstance(activations, Mapping) else [activations]
     full = [[_full(one) for one in side] for side in sides]
-    return math.inf if clip is None else clip, coupled, peephole, full, zoneout_of(options)
+    return General(math.inf if clip is None else clip, coupled, peephole, full, zoneout_of(options))
 
 
 def general_rnn(options: Mapping[str, Any]) -> General | None:
@@ -281,7 +297,7 @@ def of_text(text: str) -> General | None:
     clip, coupled, peephole, sides, *noise = json.loads(text)
     full = [[(n, a, b) for n, a, b in side] for side in sides]
     zone_h, zone_c = noise[0] if noise else (0.0, 0.0)  # texts of before there was noise have none
-    return math.inf if clip is None else clip, coupled, peephole, full, (zone_h, zone_c)
+    return General(math.inf if clip is None else clip, coupled, peephole, full, (zone_h, zone_c))
 
 
 @functools.lru_cache(maxsize=256)

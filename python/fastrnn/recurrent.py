@@ -363,8 +363,8 @@ class Recurrent(Running[S]):
             self.num_layers,
             self.bidirectional,
             self.bias,
-            self._general(),
-            isa,
+            general=self._general(),
+            isa=isa,
             heads=self.heads,
         )
 

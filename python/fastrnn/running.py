@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import arguments
 from .arguments import Inputs
 from .initialise import Seed, as_generator
-from .memory import Memory
+from .memory import Drawn, Memory
 from .options import zoneout_of
 from .parameters import Parameters
 from .results import Gradients, Tape
@@ -73,30 +73,27 @@ class Running(Spec[S], Generic[S]):
         self,
         memory: Memory,
         given: Inputs,
-        masks: Any = None,
-        scale: float = 1.0,
         training: bool = False,
         packed: Any = None,
-        noise: Any = None,
+        drawn: Drawn | None = None,
     ) -> tuple[Any, S, Any]:
         """Run over a sequence, with packed weights or the parameters; return y, the final state and the core's tape."""
         self._refuse_too_large(given, training)
         try:
-            y, ends, tape = memory.forward(self, given, masks, scale, training, packed, noise)
+            y, ends, tape = memory.forward(self, given, training, packed, drawn)
         except MemoryError as error:
             raise self._told(error, given, training) from error
         return y, self._as_state(ends), tape
 
     def _train(self, memory: Memory, given: Inputs, training: bool, rng: Seed) -> tuple[Any, S, Tape]:
-        masks, scale, noise = None, 1.0, None
+        drawn = None
         if training and (self._drops or self._noisy):
             self._refuse_too_large(given, True, random=True)
             generator = self._rng if rng is None else as_generator(f"{self._brief()}.forward", rng)
-            if self._drops:
-                masks, scale = self._draw_masks(memory, given, generator), self._scale
-            if self._noisy:
-                noise = self._draw_noise(memory, given, generator)
-        y, end, core = self._run(memory, given, masks, scale, True, noise=noise)
+            masks = self._draw_masks(memory, given, generator) if self._drops else None
+            noise = self._draw_noise(memory, given, generator) if self._noisy else None
+            drawn = Drawn(masks, self._scale if self._drops else 1.0, noise)
+        y, end, core = self._run(memory, given, True, drawn=drawn)
         return y, end, Tape(self, self._parameters.version, memory, given, core)
 
     def _back(self, memory: Memory, tape: Tape, dy: Any, dstate: Any, hidden: bool) -> Gradients[S]:

@@ -48,8 +48,8 @@ class Call:
 
     def forward(self, x: Any, room: Any = None, lengths: Any = LENGTHS, training: bool = True) -> Any:
         masks = self.packed_masks if np.ndim(x) == 2 else self.masks
-        given = (self.states, lengths, None, masks, 2.0, training, False, THREADS)
-        return self.network.forward(self.parameters, x, *given, room)
+        given = (self.states, lengths, None, training, False, THREADS)
+        return self.network.forward(self.parameters, x, *given, drawn=(masks, 2.0, None), room=room)
 
     def backward(self, tape: _core.Tape, dy: Any) -> Any:
         return self.network.backward(self.parameters, tape, dy, None, True, THREADS)
@@ -83,7 +83,7 @@ class TestPackedSequences:
     def test_nothing_at_all(self, cell: str) -> None:
         network = Call(cell).network
         empty = np.zeros((0, I), np.float32)
-        given = (None, np.zeros(0, np.int64), None, None, 1.0, True, False, 1)
+        given = (None, np.zeros(0, np.int64), None, True, False, 1)
         y, (hn, *_), tape = network.forward(Call(cell).parameters, empty, *given)
         assert y.shape == (0, 2 * H)
         assert hn.shape == (2 * L, 0, H)
@@ -116,8 +116,8 @@ class TestRoomForTapes:
         again, _, lodged = call.forward(call.x, room)
         assert_same_bits(again, y)
         assert lodged.nbytes == room.nbytes >= own.nbytes
-        given = (call.states, LENGTHS, None, call.masks, 2.0, False, room)
-        rebuilt = call.network.tape(call.x, y, *given)
+        kept: Any = {"batch_first": False, "room": room, "drawn": (call.masks, 2.0, None)}
+        rebuilt = call.network.tape(call.x, y, call.states, LENGTHS, None, **kept)
         wanted = call.backward(own, call.dy)
         for tape in (lodged, rebuilt):
             found = call.backward(tape, call.dy)
@@ -136,11 +136,11 @@ class TestRoomForTapes:
         call = Call(cell)
         room = call.room()
         y, _, tape = call.forward(call.x, room)
-        given = (call.states, LENGTHS, None, call.masks, 2.0, False, room)
+        kept: Any = {"batch_first": False, "room": room, "drawn": (call.masks, 2.0, None)}
         with pytest.raises(ValueError, match="room must be"):  # without lengths every step counts
-            call.network.tape(np.zeros((99, B, I), np.float32), y, call.states, None, *given[2:])
+            call.network.tape(np.zeros((99, B, I), np.float32), y, call.states, None, None, **kept)
         with pytest.raises(ValueError, match="y has shape"):
-            call.backward(call.network.tape(call.x, y[1:], *given), call.dy)
+            call.backward(call.network.tape(call.x, y[1:], call.states, LENGTHS, None, **kept), call.dy)
         call.x.resize((B, T, I), refcheck=False)
         with pytest.raises(ValueError, match=r"lengths has shape|another shape"):
             call.backward(tape, call.dy)
@@ -154,7 +154,7 @@ class TestCapsules:
         capsules = [a.__dlpack__() for a in (call.x.swapaxes(0, 1).copy().swapaxes(0, 1), *call.states, LENGTHS)]
         x, *states, lengths = capsules
         masks = call.masks.__dlpack__()
-        y, _, _ = call.network.forward(lent, x, states, lengths, None, masks, 2.0, True, False, 1)
+        y, _, _ = call.network.forward(lent, x, states, lengths, None, True, False, 1, drawn=(masks, 2.0, None))
         assert_same_bits(y, wanted)
 
     def test_a_wrong_number_of_states(self) -> None:
@@ -184,3 +184,9 @@ class Lender:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)
+
+
+@pytest.mark.parametrize("cell", [name for name in _core.cells() if name.endswith("_general")])
+def test_general_cells_are_told_their_activations(cell: str) -> None:
+    with pytest.raises(ValueError, match="needs to be told its activations"):
+        _core.Network(cell, "float32", 2, 3, 0, 1, False, True)

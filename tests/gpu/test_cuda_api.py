@@ -341,8 +341,7 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
     network = fastrnn.LSTM(3, 5).to("cuda")._network
     parameters = list(fastrnn.LSTM(3, 5).to("cuda").parameters().values())
     asked = {
-        "x": to_gpu(drawn(4, 2, 3)), "states": [], "starts": None, "lengths": None, "reset": None, "masks": None,
-        "scale": 1.0,
+        "x": to_gpu(drawn(4, 2, 3)), "states": [], "starts": None, "lengths": None, "reset": None, "drawn": None,
     }  # fmt: skip
     call = network.call(**asked)
     wrong_calls = {
@@ -351,7 +350,7 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
         "starts": to_gpu(np.zeros(4, np.int64)),
         "lengths": to_gpu(np.zeros(3, np.int64)),
         "reset": to_gpu(np.zeros((4, 3), bool)),
-        "masks": to_gpu(np.zeros((0, 4, 3, 5), np.uint8)),
+        "drawn": (to_gpu(np.zeros((0, 4, 3, 5), np.uint8)), 1.0, None),
     }
     for name, value in wrong_calls.items():
         with pytest.raises((ValueError, TypeError)):

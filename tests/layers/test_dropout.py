@@ -17,7 +17,7 @@ def run_with_masks(e: Example, masks: Array, scale: float) -> tuple[Array, list[
     reset = None if e.reset is None else np.ascontiguousarray(e.reset)
     network = e.layer._network
     arrays = list(parameters.values())
-    y, ends, tape = network.forward(arrays, e.x, e.state, e.lengths, reset, masks, scale, True, False, 2)
+    y, ends, tape = network.forward(arrays, e.x, e.state, e.lengths, reset, True, False, 2, None, (masks, scale, None))
     dx, begins, gradients, hidden = network.backward(arrays, tape, e.dy, e.dstate, True, 2)
     states = dict(zip(reference.STATE_NAMES, begins, strict=False))
     return y, list(ends), {"x": dx, **states, "hidden": hidden, **dict(zip(parameters, gradients, strict=True))}

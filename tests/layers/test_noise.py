@@ -154,9 +154,9 @@ def test_padding_and_packing_do_not_matter_to_a_sequence() -> None:
     runs = np.arange(T)[:, None] < lengths
     given: Any = SimpleNamespace(time=T, batch=B)
     noise = layer._draw_noise(None, given, np.random.default_rng(0))
-    how = lengths, None, None, 1.0, True, False, 1, None, None
+    how = lengths, None, True, False, 1, None
     arrays = list(layer.parameters().values())
-    y, ends, tape = layer._network.forward(arrays, e.x, e.state, *how, noise)
+    y, ends, tape = layer._network.forward(arrays, e.x, e.state, *how, (None, 1.0, noise))
     dx, *_ = layer._network.backward(arrays, tape, e.dy, e.dstate, False, 1)
 
     def packed(mask: Array) -> Array:
@@ -165,7 +165,7 @@ def test_padding_and_packing_do_not_matter_to_a_sequence() -> None:
     kept, by_time, scale, zoned, _ = noise
     rows = packed(kept), by_time, scale, packed(zoned), None
     packed_y, packed_ends, packed_tape = layer._network.forward(
-        arrays, np.ascontiguousarray(e.x[runs]), e.state, *how, rows
+        arrays, np.ascontiguousarray(e.x[runs]), e.state, *how, (None, 1.0, rows)
     )
     packed_dx, *_ = layer._network.backward(arrays, packed_tape, e.dy[runs], e.dstate, False, 1)
     assert_same_bits(packed_y, y[runs])

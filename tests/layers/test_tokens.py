@@ -177,4 +177,4 @@ def test_the_size_of_one_hot_vectors_is_not_counted() -> None:
 def test_the_core_checks_ids_once_more() -> None:
     layer = CELLS["gru"].build(3, 8)
     with pytest.raises(IndexError, match=r"ids must lie in 0\.\.2"):
-        layer._network.forward(layer._arrays(), np.full((1, 1), 3), None, None, None, None, 1.0, False, False, 1)
+        layer._network.forward(layer._arrays(), np.full((1, 1), 3), None, None, None, False, False, 1)

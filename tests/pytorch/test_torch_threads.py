@@ -383,7 +383,7 @@ def test_daemon_threads_inside_calls_do_not_abort_the_exit() -> None:
         def forever():
             inside.wait()
             while True:
-                network.forward(weights, inputs, None, None, None, None, 1.0, False, False, 2)
+                network.forward(weights, inputs, None, None, None, False, False, 2)
 
         for _ in range(3):
             threading.Thread(target=forever, daemon=True).start()

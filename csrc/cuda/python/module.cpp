@@ -268,10 +268,10 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, bool, bool, int,
                     const std::optional<General>&, int64_t>(),
            py::arg("cell"), py::arg("precision"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
-           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::arg("general") = py::none(),
-           py::arg("heads") = 1)
+           py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("device"), py::kw_only(),
+           py::arg("general") = py::none(), py::arg("heads") = 1)
       .def("call", &CoreNetwork::call, py::arg("x"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"),
-           py::arg("masks"), py::arg("scale"), py::arg("noise") = py::none())
+           py::arg("drawn") = py::none())
       .def("tape_bytes", py::overload_cast<const CoreCall&>(&CoreNetwork::tape_bytes, py::const_), py::arg("call"))
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def("forward_bytes", &CoreNetwork::forward_bytes, py::arg("parameters"), py::arg("call"), py::arg("training"))

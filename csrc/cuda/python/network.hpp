@@ -3,6 +3,7 @@
 #include "cuda/host/stack.hpp"
 #include "cuda/python/arrays.hpp"
 #include "host/description.hpp"
+#include "python/general.hpp"
 #include "python/gil.hpp"
 
 namespace fastrnn::cuda {
@@ -45,6 +46,8 @@ struct Tokens {
 
 // The mask of recurrent dropout, whether it has one for each time, the scale of what it keeps; and those of zoneout of h and of c.
 using GivenNoise = std::optional<std::tuple<MaybeArray, bool, double, MaybeArray, MaybeArray>>;
+// What training draws: the masks of dropout, what they scale by, and noise.
+using Drawn = std::tuple<MaybeArray, double, GivenNoise>;
 
 // The arguments of a call, which it holds; their contents must stay until backward is done.
 struct CoreCall {
@@ -75,7 +78,7 @@ struct CoreNetwork {
           proj_size > 0 ? proj_size : hidden_size,
           num_layers,
           bidirectional ? 2 : 1},
-        has{bias, proj_size > 0, general && std::get<2>(*general), facts().norms},
+        has{bias, proj_size > 0, general && general->peephole, facts().norms},
         device(device_),
         is_general(general.has_value()) {
     for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
@@ -158,7 +161,8 @@ struct CoreNetwork {
   }
 
   CoreCall call(const Array& x, const GivenStates& states, const MaybeArray& starts, const MaybeArray& lengths, const MaybeArray& reset,
-                const MaybeArray& masks, double scale, const GivenNoise& noise) const {
+                const std::optional<Drawn>& drawn) const {
+    const auto [masks, scale, noise] = drawn.value_or(Drawn(std::nullopt, 1, std::nullopt));
     const CoreCall made{n, device, tokens(x, starts, lengths, reset), x, states, starts, lengths, reset, masks, scale, noise};
     by_precision([&](const auto& k) { read_call<std::decay_t<decltype(k)>>(made); });  // refuses what does not fit
     return made;

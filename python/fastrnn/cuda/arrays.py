@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import checks, memory
 from ..checks import Problems
-from ..memory import Shape
+from ..memory import Drawn, Shape
 from .devices import core
 
 _DLPACK_CUDA = (2, 13)
@@ -42,7 +42,6 @@ class Saved(NamedTuple):
     call: Any  # the core's
     y: Any
     bytes: Any
-    masks: Any
 
     @property
     def nbytes(self) -> int:
@@ -87,10 +86,10 @@ class Memory(memory.Memory):
         return made, list(self.states(tuple(new.seen for new in made), given.unbatched))
 
     def forward(
-        self, layer: Any, given: Any, masks: Any, scale: float, training: bool, packed: Any, noise: Any = None
+        self, layer: Any, given: Any, training: bool, packed: Any = None, drawn: Drawn | None = None
     ) -> tuple[Any, list[Any], Any]:
         network, parameters = layer._network, layer._arrays()
-        call = network.call(given.x, given.states, None, given.lengths, given.reset, masks, scale, noise)
+        call = network.call(given.x, given.states, None, given.lengths, given.reset, drawn)
         y = self.make((*given.leading, layer._width), self.dtype)
         seen = self.time_first(y.seen, given.unbatched, given.batch_first)
         ends, ends_seen = self._new_states(layer, given)
@@ -98,12 +97,12 @@ class Memory(memory.Memory):
         scratch = self.scratch(network.forward_bytes(parameters, call, training))
         network.forward(self.stream, parameters, call, seen, ends_seen, saved, scratch)
         self.finish()
-        return self.give(y), [self.give(end) for end in ends], Saved(call, seen, saved, masks)
+        return self.give(y), [self.give(end) for end in ends], Saved(call, seen, saved)
 
     def backward(
         self, layer: Any, tape: Any, dy: Any, dstates: Any, hidden: bool
     ) -> tuple[Any, list[Any], list[Any], Any]:
-        given, (call, y, saved, _), network = tape.given, tape.core, layer._network
+        given, (call, y, saved), network = tape.given, tape.core, layer._network
         T, B, I = given.time, given.batch, layer.input_size
         dx = self.make((T, I) if given.unbatched else (T, B, I), self.dtype)  # contiguous time first
         dh = self.make((*given.leading, layer._width), self.dtype) if hidden else None

@@ -128,8 +128,8 @@ def make_network(
         options.bidirectional,
         bias,
         device,
-        general,
-        heads,
+        general=general,
+        heads=heads,
     )
 
 

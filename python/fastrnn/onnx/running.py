@@ -369,7 +369,7 @@ class _Layer:
                 )
                 return found
             y, ends, _ = self.layer._network.forward(
-                self.layer._arrays(), x, states, lengths, None, None, 1.0, False, batch_first, n, None, None
+                self.layer._arrays(), x, states, lengths, None, False, batch_first, n
             )
             return y, ends
         except MemoryError as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from ..cuda import devices
+from ..memory import Drawn
 from .noise import Noise, split
 from .options import Options
 
@@ -106,8 +107,8 @@ class _Call:
         states, packed = [self.state(h) for h in hx], (_see(starts), _see(lengths), _see(reset))
         tokens = (len(x),) if self.packed else (self.time, self.batch)
         dropout, noise = split(masks, options, tokens, self.batch)
-        drawn = self.masks(dropout), scale, None if noise is None else self.noise(noise)
-        self.core = self.network.call(_rows(x, self.batch_first), states, *packed, *drawn)
+        drawn = Drawn(self.masks(dropout), scale, None if noise is None else self.noise(noise))
+        self.core = self.network.call(_rows(x, self.batch_first), states, *packed, drawn)
 
     def state(self, tensor: Tensor | None) -> Any:
         return None if tensor is None else _see(tensor.to(self.state_dtype).contiguous())

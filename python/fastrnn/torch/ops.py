@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
+from ..memory import Drawn
 from .guards import check_devices, exporting_to_onnx
 from .noise import Noise, split
 from .options import Options
@@ -106,7 +107,7 @@ def _network(options: Options, weights: int, input_size: int, dtype: torch.dtype
     sizes = (input_size, options.hidden_size, options.proj_size, options.num_layers)
     bias = options.has_bias(weights)
     return Network(
-        options.cell, name, *sizes, options.bidirectional, bias, options.general, host=HOST, heads=options.heads
+        options.cell, name, *sizes, options.bidirectional, bias, general=options.general, host=HOST, heads=options.heads
     )
 
 
@@ -135,7 +136,7 @@ def _flags(reset: Tensor | None, batch_first: bool) -> Any:
     return None if reset is None else to_dlpack(reset.t() if batch_first else reset)
 
 
-def _masks(masks: Tensor | None, x: Tensor, lengths: Tensor | None, options: Options) -> tuple[Any, Any]:
+def _drawn(masks: Tensor | None, scale: float, x: Tensor, lengths: Tensor | None, options: Options) -> Drawn:
     """Lend the core the masks of dropout, and of zoneout and recurrent dropout."""
     tokens = tuple(x.shape[:-1])
     if options.batch_first and len(tokens) == 2:
@@ -143,9 +144,9 @@ def _masks(masks: Tensor | None, x: Tensor, lengths: Tensor | None, options: Opt
     batch = tokens[1] if len(tokens) == 2 else 0 if lengths is None else len(lengths)
     dropped, noise = split(masks, options, tokens, batch)
     if noise is not None:
-        kept, by_time, scale, *zoned = noise
-        noise = Noise(_whole(kept), by_time, scale, *map(_whole, zoned))
-    return _whole(dropped), noise
+        kept, by_time, of_kept, *zoned = noise
+        noise = Noise(_whole(kept), by_time, of_kept, *map(_whole, zoned))
+    return Drawn(_whole(dropped), scale, noise)
 
 
 def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
@@ -170,8 +171,6 @@ def infer(
         _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
-        None,
-        1.0,
         False,
         options.batch_first,
         team_size(),
@@ -200,20 +199,17 @@ def train(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     options = Options(*given)
     tape = torch.empty(_tape_size(x, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device)
-    dropped, noise = _masks(masks, x, lengths, options)
     y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
         [_whole(w) for w in weights],
         _rows(x, options.batch_first),
         _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
-        dropped,
-        scale,
         True,
         options.batch_first,
         team_size(),
-        to_dlpack(tape),
-        noise=noise,
+        drawn=_drawn(masks, scale, x, lengths, options),
+        room=to_dlpack(tape),
     )
     return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends], tape
 
@@ -235,18 +231,15 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     options = Options(*given)
     network = _network(options, len(weights), x.shape[-1], x.dtype)
-    dropped, noise = _masks(masks, x, lengths, options)
     made = network.tape(
         _rows(x, options.batch_first),
         _whole(y),
         _states(hx, options),
         _whole(lengths),
         _flags(reset, options.batch_first),
-        dropped,
-        scale,
-        options.batch_first,
-        to_dlpack(tape),
-        noise,
+        batch_first=options.batch_first,
+        room=to_dlpack(tape),
+        drawn=_drawn(masks, scale, x, lengths, options),
     )
     dx, begins, gradients, _ = network.backward(
         [_whole(w) for w in weights],

@@ -27,11 +27,11 @@ class Options(NamedTuple):
 
     @property
     def peephole(self) -> bool:
-        return self.general is not None and self.general[2]
+        return self.general is not None and self.general.peephole
 
     @property
     def zoneout(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self.general is None else self.general[4]
+        return (0.0, 0.0) if self.general is None else self.general.zoneout
 
     @property
     def recurrent_dropout(self) -> tuple[float, bool]:
