@@ -1,5 +1,6 @@
 // Zoneout and recurrent dropout of one unit of one row.
 #pragma once
+#include "cuda/kernels/device.hpp"
 #include "kernels/noise.hpp"
 #include "kernels/structs.hpp"
 
