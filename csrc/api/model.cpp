@@ -204,7 +204,7 @@ template <class Real> Part<Real> recurrent_part(const Isa& isa, const std::strin
   const int64_t P = o.size("proj_size", 0), H = o.size("hidden_size"), I = o.size("input_size"), L = o.size("num_layers", 1);
   const bool both = o.flag("bidirectional", false);
   if (I < 1 || H < 1 || L < 1 || L > 1024 || P > H) throw BadModel("the file is damaged: " + o.layer + " has impossible sizes");
-  Stack n{&isa, cell_named(cell, P > 0, general.has_value()), I, H, P > 0 ? P : H, L, both ? 2 : 1, {}};
+  Stack n{{cell_named(cell, P > 0, general.has_value()), I, H, P > 0 ? P : H, L, both ? 2 : 1}, &isa};
   for (int side = 0; general && side < n.D; side++) n.options[side] = options_of(*general, side);
   const Kernel<Real>& kernel = *table_of<Real>(isa).cell[int(n.cell)];
   const Has has{o.flag("bias", true), P > 0, general && general->peephole, kernel.norms};

@@ -94,11 +94,11 @@ template <class Real> class StreamOf final : public Stream {
     d.I = n.input_size(l), d.H = n.H, d.P = n.P, d.heads = n.heads;
     d.reverse = side == 1, d.options = n.options[side];
     d.panels = part.frozen->panels()[i];
-    d.x = Layers<Real>::to_read(x), d.y = Layers<Real>::side(y, side * n.P);
+    d.x = to_read(x), d.y = side_of(y, side * n.P);
     d.zeros = zeros_;
     for (int k = 0; k < part.states(); k++) {
       const int64_t size = B_ * (k ? n.H : n.P);
-      d.before[k] = d.after[k] = offset_by(state_, state + i * size);
+      d.before[k] = d.after[k] = state_ ? state_ + state + i * size : nullptr;
       state += n.L * n.D * size;
     }
     take_forward<Real>(n, alone, steps_ * B_, true, arena, d);
@@ -122,7 +122,7 @@ template <class Real> class StreamOf final : public Stream {
       if (part.stacked()) run_stack(places_[i], from, to);
       else if (part.takes_ids()) look_up(part, static_cast<const int64_t*>(x), T * B_, to.base);
       else functions_.linear({part.weight.data(), part.bias.data(), from.base, to.base, T * B_, part.inputs, part.outputs});
-      from = Layers<Real>::to_read(to);
+      from = to_read(to);
     }
   }
   // An id that is none of the vocabulary's is a row of zeros: there is no time to say so.
@@ -138,7 +138,7 @@ template <class Real> class StreamOf final : public Stream {
       for (int side = 0; side < n.D; side++) {
         Direction<Real>& d = place.directions[l * n.D + side];
         if (l == 0) d.x = x;
-        if (l + 1 == n.L) d.y = Layers<Real>::side(y, side * n.P);
+        if (l + 1 == n.L) d.y = side_of(y, side * n.P);
         place.forward(d, seat_);
         d.back ^= d.schedule.T & 1;
       }

@@ -173,8 +173,6 @@ template <class Real> void take_backward(const Stack& n, const Plan& plan, Arena
   d.row_pointers = arena.take<const void*>(times(d.row_pointer_count, plan.size));
 }
 
-template <class T> T* offset_by(T* base, int64_t elements) { return base ? base + elements : nullptr; }
-
 // What both ways of a call share: the layers' inputs and outputs, and the directions as the kernels want them.
 template <class Real> struct Layers {
   const Stack& n;
@@ -186,10 +184,8 @@ template <class Real> struct Layers {
     return {base, 0, size, call.batch->schedule().offset, call.batch->schedule().place};
   }
   Rows<Real> between(Real* base) const { return by_token(base, width); }
-  static Rows<const Real> to_read(Rows<Real> r) { return {r.base, r.time, r.batch, r.starts, r.place}; }
-  template <class T> static Rows<T> side(Rows<T> r, int64_t offset) {
-    if (r.base) r.base += offset;
-    return r;
+  auto lie() const {
+    return [this](Real* base) { return between(base); };
   }
 
   Direction<Real> direction(int64_t l, int side_index, Rows<const Real> x, Rows<Real> y) const {
@@ -205,15 +201,12 @@ template <class Real> struct Layers {
     if (call.weights) d.weight = call.weights[i];
     if (call.frozen) d.panels = call.frozen[i];
     if (l == 0) d.tokens = call.tokens;
-    d.x = x, d.y = side(y, side_index * n.P);
-    for (int state = 0; state < k.states; state++) {
-      const int64_t offset = i * B * (state ? n.H : n.P);
-      d.before[state] = offset_by(call.before[state], offset);
-      d.after[state] = offset_by(call.after[state], offset);
-    }
-    if (call.saved) d.gates = call.saved->sides[i].gates, d.trail = call.saved->sides[i].trail, d.inner = call.saved->sides[i].inner;
-    if (call.saved)
-      d.products = call.saved->sides[i].products, d.inputs = call.saved->sides[i].inputs, d.moments = call.saved->sides[i].moments;
+    d.x = x, d.y = side_of(y, side_index * n.P);
+    d.before = states_of_side(n, k.states, call.before, i, B), d.after = states_of_side(n, k.states, call.after, i, B);
+    if (!call.saved) return d;
+    const auto& saved = call.saved->sides[size_t(i)];
+    d.gates = saved.gates, d.trail = saved.trail, d.inner = saved.inner;
+    d.products = saved.products, d.inputs = saved.inputs, d.moments = saved.moments;
     return d;
   }
   int64_t zero_row() const { return std::max({n.I, width, n.H, times(kernel_of<Real>(n).slots.count, n.H)}) + 16; }

@@ -40,10 +40,12 @@ class Memory {
 // Deals out a block of memory; with a null block it only counts.
 class Arena {
  public:
+  static constexpr int64_t alignment = 128;
   explicit Arena(char* base) : base_(base) {}
   template <class T> T* take(int64_t count) {
     const int64_t at = used_;
-    used_ = plus(used_, plus(times(count, sizeof(T)), 127) & ~int64_t(127));
+    used_ = plus(used_, plus(times(count, sizeof(T)), alignment - 1) & -alignment);
+    arrays_++;
     if (used_ > most_) most_ = used_;
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
@@ -51,10 +53,11 @@ class Arena {
   int64_t mark() const { return used_; }
   void back_to(int64_t mark) { used_ = mark; }
   int64_t most() const { return most_; }
+  int64_t arrays() const { return arrays_; }  // that were taken
 
  private:
   char* base_;
-  int64_t used_ = 0, most_ = 0;
+  int64_t used_ = 0, most_ = 0, arrays_ = 0;
 };
 
 // What lay_out(arena) takes, measured and then dealt out.

@@ -60,7 +60,7 @@ struct Case {
   int gates() const { return kernel().gates; }
   // relu has a kink, which spoils differences; tests/ take the complex step.
   bool smooth() const { return cell != Cell::rnn_relu; }
-  Stack network(const Isa& isa) const { return {&isa, cell, I, H, P(), L, D, host, {options, options}, heads}; }
+  Stack network(const Isa& isa) const { return {{cell, I, H, P(), L, D, {options, options}, heads}, &isa, host}; }
   // One of each, and two that are not of the usual: what sigma and tanh of other cells become. Smooth, and no clipping, which has a kink.
   static constexpr CellOptions options{
       1e9, false, true, {{ActivationKind::softplus, 0, 0}, {ActivationKind::scaled_tanh, 1.2, 0.8}, {ActivationKind::sigmoid, 0, 0}}};
@@ -159,9 +159,10 @@ void run(const Problem& p, const Isa& isa, int threads, bool frozen, Output& out
   call.weights = weights.data();
   std::unique_ptr<FrozenWeights<Real>> packed;
   if (frozen) packed.reset(new FrozenWeights<Real>(n, weights.data(), formats)), call.frozen = packed->panels(), call.weights = nullptr;
-  Saved<Real> saved;
+  Saved<Real, Real> saved;
   Memory memory;
-  if (gradients) memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch, false, arena); }, false), call.saved = &saved;
+  if (gradients)
+    memory = laid_out([&](Arena& arena) { saved = lay_out_tape<Real>(n, batch.tokens(), false, arena); }, false), call.saved = &saved;
   ForwardRun<Real>(n, call, threads).run({nullptr, nullptr});
   out.y.assign(y.begin(), y.end()), out.hn.assign(hn.begin(), hn.end()), out.cn.assign(cn.begin(), cn.end());
   if (!gradients) return;
@@ -402,7 +403,7 @@ void check_lent() {
 void check_interruption() {
   const Isa& isa = choose_isa(nullptr);
   for (int64_t B : {1, 64}) {  // hidden units or batch rows dealt out
-    const Stack n{&isa, Cell::gru_original, 128, 256, 256, 2, 1};
+    const Stack n{{Cell::gru_original, 128, 256, 256, 2, 1}, &isa};
     const Batch batch(4000 / B, B, nullptr, {nullptr, 0, 0});
     const int64_t T = batch.schedule().T;
     std::vector<float> x(size_t(T * B * n.I)), y(size_t(T * B * n.H)), hn(size_t(2 * B * n.H)), w(size_t(3 * n.H * n.H));

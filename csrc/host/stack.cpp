@@ -53,28 +53,9 @@ template <class Job> bool run_team(Job& job, Interrupt interrupt) {
 
 // ---- tape ----------------------------------------------------------------------------------------------------------
 
-template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena) {
+template <class Real> Saved<Real, Real> lay_out_tape(const Stack& n, int64_t tokens, bool dropout, Arena& arena) {
   const Kernel<Real>& k = kernel_of<Real>(n);
-  const int64_t tokens = batch.tokens(), h = round_up(n.H, k.lanes);
-  const int64_t output = times(tokens, times(n.D, n.P));
-  Saved<Real> saved;
-  for (int64_t i = 0; i < n.L * n.D; i++) {
-    typename Saved<Real>::Side side{};
-    side.gates = k.tape ? arena.take<Real>(times(times(tokens, h), k.tape)) : nullptr;
-    for (int state = 1; state < k.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
-    side.inner = k.phases == 2 ? arena.take<Real>(times(tokens, n.H)) : nullptr;
-    if (k.norms) {
-      side.products = arena.take<Real>(times(tokens, times(k.gates, n.H)));
-      side.inputs = arena.take<Real>(times(tokens, times(k.gates, n.H)));
-      side.moments = arena.take<Real>(times(tokens, int(moment_count)));
-    }
-    saved.sides.push_back(side);
-  }
-  for (int64_t l = 0; l + 1 < n.L; l++) {
-    saved.outputs.push_back(arena.take<Real>(output));
-    saved.dropped.push_back(dropout ? arena.take<Real>(output) : nullptr);
-  }
-  return saved;
+  return lay_out_tape<Real, Real>(k, n, round_up(n.H, k.lanes), tokens, dropout, arena);
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
@@ -93,22 +74,13 @@ template <class Real> struct ForwardWork {
     directions.reserve(size_t(n.L * n.D));
     Real* const zeros = arena.take<Real>(layers.zero_row());
     if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
-    Real* between[2] = {};
-    if (!call.saved)
-      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
-    const int64_t mark = arena.mark();
-    Rows<const Real> x = call.x;
-    for (int64_t l = 0; l < n.L; l++) {
-      arena.back_to(mark);
-      Rows<Real> y = call.y;
-      if (l + 1 < n.L) y = layers.between(call.saved ? call.saved->outputs[l] : between[l % 2]);
+    walk_forward(n, call, call.masks.base, layers.tokens, arena, layers.lie(), [&](int64_t l, const auto& x, const auto& y) {
       for (int side = 0; side < n.D; side++) {
         directions.push_back(layers.direction(l, side, x, y));
         directions.back().zeros = zeros;
-        take_forward<Real>(n, plan, call.batch->tokens(), call.frozen, arena, directions.back());
+        take_forward<Real>(n, plan, layers.tokens, call.frozen, arena, directions.back());
       }
-      if (l + 1 < n.L) x = Layers<Real>::to_read(call.masks.base ? layers.between(call.saved->dropped[l]) : y);
-    }
+    });
   }
 };
 
@@ -162,7 +134,7 @@ template <class Real> struct ForwardRun<Real>::Job {
       if (!call.masks.base || l + 1 == n.L) continue;
       const Layers<Real> layers{n, call};
       const Rows<Real> from = layers.between(call.saved->outputs[l]), to = layers.between(call.saved->dropped[l]);
-      const Rows<const uint8_t> mask = Layers<Real>::side(call.masks, l * call.masks_layer);
+      const Rows<const uint8_t> mask = side_of(call.masks, l * call.masks_layer);
       for_each_token(call.batch->schedule(), share_of(layers.tokens, rank, team.all.size),
                      [&](int64_t t, int64_t b) { drop<Real>(from.at(t, b), mask.at(t, b), call.scale, to.at(t, b), layers.width); });
       if (wait(team.all, team.control, rank == 0)) return;
@@ -191,44 +163,37 @@ template <class Real> struct BackwardWork {
 
   void lay_out(const Plan& plan, Arena& arena) {
     const Layers<Real> layers{n, call.forward};
-    const int64_t B = layers.B;
     gradients.assign(size_t(n.L * n.D), BackwardDirection<Real>{});
     dx.assign(size_t(n.L), Rows<Real>{});
     dx_reverse.assign(size_t(n.L), Rows<Real>{});
     Real* const zeros = arena.take<Real>(layers.zero_row());
     if (zeros) std::memset(zeros, 0, layers.zero_row() * sizeof(Real));
-    Real* between[2] = {};
-    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.take<Real>(times(layers.tokens, layers.width));
     Real* reverse = n.D == 2 ? arena.take<Real>(times(layers.tokens, n.L > 1 ? std::max(n.I, layers.width) : n.I)) : nullptr;
-    const int64_t mark = arena.mark();
-    for (int64_t l = n.L - 1; l >= 0; l--) {
-      arena.back_to(mark);
-      const int64_t I = n.input_size(l);
-      dx[l] = l ? layers.between(between[(l - 1) % 2]) : call.dx;
-      dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : layers.by_token(reverse, I);
-      const Saved<Real>& saved = *call.forward.saved;
-      const Rows<const Real> x =
-          l ? Layers<Real>::to_read(layers.between(call.forward.masks.base ? saved.dropped[l - 1] : saved.outputs[l - 1])) : call.forward.x;
-      const Rows<Real> y = l + 1 < n.L ? layers.between(saved.outputs[l]) : call.forward.y;
-      const Rows<const Real> dy = l + 1 < n.L ? Layers<Real>::to_read(dx[l + 1]) : call.dy;
-      for (int side = 0; side < n.D; side++) {
-        const int64_t i = l * n.D + side;
-        BackwardDirection<Real>& q = gradients[i];
-        q.forward = layers.direction(l, side, x, y);
-        q.forward.zeros = zeros;
-        q.dy = Layers<Real>::side(dy, side * n.P);
-        q.dx = side ? dx_reverse[l] : dx[l];
-        if (l + 1 == n.L) q.hidden = Layers<Real>::side(call.hidden, side * n.P);
-        for (int state = 0; state < kernel_of<Real>(n).states; state++) {
-          const int64_t offset = i * B * (state ? n.H : n.P);
-          q.dafter[state] = offset_by(call.dafter[state], offset);
-          q.dbefore[state] = offset_by(call.dbefore[state], offset);
-        }
-        q.dweight = call.gradients[i];
-        q.dz = call.dz;
-        take_backward<Real>(n, plan, arena, q);
-      }
-    }
+    walk_backward(n, call, call.dx, call.forward.masks.base, layers.tokens, arena, layers.lie(),
+                  [&](int64_t l, const auto& x, const auto& y, const auto& dy, const auto& to) {
+                    dx[l] = to;
+                    const int64_t I = n.input_size(l);
+                    dx_reverse[l] = l == 0 && call.forward.tokens ? Rows<Real>{reverse, I, 0} : layers.by_token(reverse, I);
+                    for (int side = 0; side < n.D; side++) {
+                      BackwardDirection<Real>& q = gradients[l * n.D + side];
+                      q.forward = layers.direction(l, side, x, y);
+                      q.forward.zeros = zeros;
+                      direction(q, l, side, dy);
+                      take_backward<Real>(n, plan, arena, q);
+                    }
+                  });
+  }
+
+  void direction(BackwardDirection<Real>& q, int64_t l, int side, const Rows<const Real>& dy) const {
+    const int64_t i = l * n.D + side, B = call.forward.batch->schedule().B;
+    const int states = kernel_of<Real>(n).states;
+    q.dy = side_of(dy, side * n.P);
+    q.dx = side ? dx_reverse[l] : dx[l];
+    if (l + 1 == n.L) q.hidden = side_of(call.hidden, side * n.P);
+    q.dafter = states_of_side(n, states, call.dafter, i, B);
+    q.dbefore = states_of_side(n, states, call.dbefore, i, B);
+    q.dweight = call.gradients[i];
+    q.dz = call.dz;
   }
 
   // Adds what the reverse direction gave and undoes dropout, row by row: dx of layer l becomes dy of the layer below.
@@ -236,7 +201,7 @@ template <class Real> struct BackwardWork {
     if (l == 0 && call.forward.tokens) return combine_distinct(rank, workers);
     const int64_t I = n.input_size(l);
     const Rows<const uint8_t> mask =
-        l && call.forward.masks.base ? Layers<Real>::side(call.forward.masks, (l - 1) * call.forward.masks_layer) : Rows<const uint8_t>{};
+        l && call.forward.masks.base ? side_of(call.forward.masks, (l - 1) * call.forward.masks_layer) : Rows<const uint8_t>{};
     const Range mine = share_of(call.forward.batch->tokens(), rank, workers);
     for_each_token(call.forward.batch->schedule(), mine, [&](int64_t t, int64_t b) {
       Real* const to = dx[l].at(t, b);
@@ -298,7 +263,7 @@ template <class Real> bool BackwardRun<Real>::run(Interrupt interrupt) { return 
 template <class Real> int64_t scratch_bytes(const Stack& n, const Batch& batch, bool training) {
   const Plan alone{1, 1, true, 0};
   Arena tape(nullptr), forward(nullptr), backward(nullptr);
-  const Saved<Real> saved = training ? lay_out_tape<Real>(n, batch, false, tape) : Saved<Real>{};
+  const Saved<Real, Real> saved = training ? lay_out_tape<Real>(n, batch.tokens(), false, tape) : Saved<Real, Real>{};
   const std::vector<Parameters<Real>> none(size_t(n.L * n.D), Parameters<Real>{});
   BackwardCall<Real> call{};
   call.forward.batch = &batch;
@@ -309,8 +274,8 @@ template <class Real> int64_t scratch_bytes(const Stack& n, const Batch& batch, 
   return std::max(forward.most(), backward.most());
 }
 
-template Saved<float> lay_out_tape(const Stack&, const Batch&, bool, Arena&);
-template Saved<double> lay_out_tape(const Stack&, const Batch&, bool, Arena&);
+template Saved<float, float> lay_out_tape(const Stack&, int64_t, bool, Arena&);
+template Saved<double, double> lay_out_tape(const Stack&, int64_t, bool, Arena&);
 template class ForwardRun<float>;
 template class ForwardRun<double>;
 template class BackwardRun<float>;

@@ -5,39 +5,26 @@
 #include <vector>
 
 #include "host/batch.hpp"
+#include "host/layers.hpp"
 #include "host/narrow.hpp"
 #include "host/noise.hpp"
 #include "host/threads.hpp"
 
 namespace fastrnn {
 
-struct Stack {
+struct Stack : Layered {
   const Isa* isa;
-  Cell cell;
-  int64_t I, H, P, L;  // P == H without a projection
-  int D;
   HostThreads host = {};  // or nobody's: the process's own team runs the calls
-  CellOptions options[2] = {};  // of each direction, for general cells
-  int64_t heads = 1;            // blocks on the diagonal of weight_hh, which divide H; more than one without a projection
 
-  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
   // What a panel of weight_hh, of vectors of so many lanes, has room for: the columns that one block of units multiplies.
   int64_t columns_hh(int lanes) const { return heads > 1 ? widest_window(H, H / heads, lanes) : P; }
 };
 
-// What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
-template <class Real> struct Saved {
-  struct Side {
-    Real *gates, *inner, *products, *inputs, *moments;
-    States<Real> trail;
-  };
-  std::vector<Side> sides;     // (L*D)
-  std::vector<Real*> outputs;  // (L-1) [token](D*P)
-  std::vector<Real*> dropped;  // (L-1) the same after dropout, or null
-};
-template <class Real> Saved<Real> lay_out_tape(const Stack& n, const Batch& batch, bool dropout, Arena& arena);
+// The gates of whole vectors of units.
+template <class Real> Saved<Real, Real> lay_out_tape(const Stack& n, int64_t tokens, bool dropout, Arena& arena);
 
 template <class Real> struct ForwardCall {
+  using Stored = Real;
   const Batch* batch;
   const DistinctIds* tokens;  // of the first layer, or null
   Rows<const Real> x;    // (T,B,I); with tokens the embedding's rows that they name, or base null: one-hot
@@ -50,10 +37,11 @@ template <class Real> struct ForwardCall {
   AllNoise noise;                   // of general cells
   const Parameters<const Real>* weights;  // (L*D)
   const Panels<Real>* frozen;       // (L*D) or null
-  const Saved<Real>* saved;         // null: inference
+  const Saved<Real, Real>* saved;         // null: inference
 };
 
 template <class Real> struct BackwardCall {
+  using Stored = Real;
   ForwardCall<Real> forward;  // as it ran
   Rows<const Real> dy;        // or base null
   Rows<Real> dx, hidden;      // hidden: or base null; dx is to x as it is

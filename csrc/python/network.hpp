@@ -164,13 +164,9 @@ struct CoreNetwork {
   CoreNetwork(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
               int64_t num_layers, bool bidirectional, bool bias, const std::optional<General>& general, std::optional<std::string> isa,
               std::optional<HostThreads> host, int64_t heads)
-      : n{&choose_isa(isa ? isa->c_str() : nullptr),
-          cell_named(cell, proj_size > 0, general.has_value()),
-          input_size,
-          hidden_size,
-          proj_size > 0 ? proj_size : hidden_size,
-          num_layers,
-          bidirectional ? 2 : 1,
+      : n{{cell_named(cell, proj_size > 0, general.has_value()), input_size, hidden_size, proj_size > 0 ? proj_size : hidden_size,
+           num_layers, bidirectional ? 2 : 1},
+          &choose_isa(isa ? isa->c_str() : nullptr),
           host.value_or(HostThreads{})},
         f64(dtype == "float64"),
         is_general(general.has_value()),
@@ -307,21 +303,22 @@ struct CoreNetwork {
     return found;
   }
 
-  int64_t tape_bytes(const Batch& batch, bool dropout) const {
+  void lay_out_any_tape(int64_t tokens, bool dropout, Arena& arena) const {
+    by_dtype([&](auto real) { lay_out_tape<decltype(real)>(n, tokens, dropout, arena); });
+  }
+  int64_t tape_bytes(int64_t tokens, bool dropout) const {
     Arena arena(nullptr);
-    by_dtype([&](auto real) { lay_out_tape<decltype(real)>(n, batch, dropout, arena); });
+    lay_out_any_tape(tokens, dropout, arena);
     return arena.most();
   }
-  // Room for a tape: so many bytes for each of T*B tokens, and so many more.
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const int64_t tokens = 128, bytes = tape_bytes(Batch(tokens, 1), dropout),
-                  arrays = (1 + facts(n).states + (facts(n).norms ? 3 : 0)) * n.L * n.D + 2 * n.L;
-    return {(bytes + tokens - 1) / tokens, times(128, arrays)};
+    const TapeRoom room = fastrnn::tape_room([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
+    return {room.each, room.more};
   }
   // Who gives room answers for what is given.
   std::unique_ptr<CoreTape> new_tape(const Sequences& s, const Given& given, const py::object& y, const py::object& room) const {
     std::unique_ptr<CoreTape> tape(new CoreTape{n, f64, s.T(), s.B(), room.is_none() ? given.owned() : given, y, room, Memory()});
-    const int64_t bytes = tape_bytes(s.batch(), given.dropout());
+    const int64_t bytes = tape_bytes(s.batch().tokens(), given.dropout());
     if (room.is_none()) {
       tape->memory = Memory(bytes, false);
     } else {
@@ -345,13 +342,13 @@ struct CoreNetwork {
     auto y = s.make<Real>(n.D * n.P);
     c.y = s.write<Real>("y", y, n.D * n.P);
     const py::tuple ends = new_states(s.B(), c.after);
-    Saved<Real> saved;
+    Saved<Real, Real> saved;
     std::unique_ptr<CoreTape> tape;
     if (training) {
       tape = new_tape(s, given, y, room);
       use_huge_pages(tape->data(), tape->nbytes());
       Arena arena(tape->data());
-      saved = lay_out_tape<Real>(n, s.batch(), given.dropout(), arena);
+      saved = lay_out_tape<Real>(n, s.batch().tokens(), given.dropout(), arena);
       c.saved = &saved;
     }
     ForwardRun<Real> run(n, c, threads);
@@ -367,12 +364,12 @@ struct CoreNetwork {
       throw py::value_error("the tape is of another network");
     const Given& given = tape.given;
     const Sequences s = given.sequences();
-    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch(), given.dropout()) > tape.nbytes())
+    if (s.T() != tape.T || s.B() != tape.B || tape_bytes(s.batch().tokens(), given.dropout()) > tape.nbytes())
       throw py::value_error("x has another shape than when the tape was made");
     std::vector<py::array> keep;
     const std::vector<Parameters<const Real>> weights = read<Real>(parameters, keep);
     Arena arena(tape.data());
-    const Saved<Real> saved = lay_out_tape<Real>(n, s.batch(), given.dropout(), arena);
+    const Saved<Real, Real> saved = lay_out_tape<Real>(n, s.batch().tokens(), given.dropout(), arena);
     BackwardCall<Real> c{};
     const Vocabulary v = vocabulary(s, given.embedding);
     c.forward = call<Real>(s, given, v);
@@ -427,7 +424,7 @@ struct CoreNetwork {
     // rows for the distinct ids, at most: of the table, which pays from two tokens each, and of its gradient
     const int64_t tokens = batch.tokens(), distinct = !ids ? 0 : std::min(*ids ? *ids : n.I, training ? tokens : tokens / 2);
     const int64_t rows = times(times(distinct, facts(n).gates * n.H), sizeof(Real));
-    return py::make_tuple(outputs, training ? tape_bytes(batch, dropout) : 0, plus(scratch_bytes<Real>(n, batch, training), rows));
+    return py::make_tuple(outputs, training ? tape_bytes(tokens, dropout) : 0, plus(scratch_bytes<Real>(n, batch, training), rows));
   }
 };
 

@@ -81,7 +81,7 @@ class CoreCell {
   // slot of the hidden side, of which slots 0, 1, ... are, that belongs to gate 0, from where they go round.
   std::tuple<int, int, int> slots() const { return {facts(n()).slots.count, facts(n()).slots.input, facts(n()).slots.turn}; }
   // At least one: a tensor of none has no memory.
-  int64_t tape_bytes(int64_t B) const { return std::max<int64_t>(core_.tape_bytes(Batch(1, B), false), 1); }
+  int64_t tape_bytes(int64_t B) const { return std::max<int64_t>(core_.tape_bytes(B, false), 1); }
 
   // Writes the next state to ends and, with a tape, y, which backward reads. False: some tensor is not as it must be.
   bool step(py::handle x, const py::tuple& states, const py::tuple& weights, const py::tuple& ends, py::handle y, py::handle tape,
@@ -124,7 +124,7 @@ class CoreCell {
   }
   char* tape_of(py::handle tape, const Batch& batch) const {
     Dlpack d;
-    if (!tensors_.look(tape, d) || d.dimensions != 1 || d.shape[0] < core_.tape_bytes(batch, false)) return nullptr;
+    if (!tensors_.look(tape, d) || d.dimensions != 1 || d.shape[0] < core_.tape_bytes(batch.tokens(), false)) return nullptr;
     return reinterpret_cast<char*>(tensors_.read<uint8_t>(tape, {d.shape[0]}));
   }
 
@@ -144,12 +144,12 @@ class CoreCell {
     if (!read.good || ends.size() != members()) return false;
     for (size_t i = 0; i < members(); i++) c.after[int(i)] = read(ends[i], {*B, n().H});
     c.y = {tape.is_none() ? c.after[0] : read(y, {*B, n().H}), 0, n().H};
-    Saved<Real> saved;
+    Saved<Real, Real> saved;
     if (!tape.is_none()) {
       char* const memory = tape_of(tape, batch);
       if (!memory) return false;
       Arena arena(memory);
-      saved = lay_out_tape<Real>(n(), batch, false, arena);
+      saved = lay_out_tape<Real>(n(), batch.tokens(), false, arena);
       c.saved = &saved;
     }
     if (!read.good) return false;
@@ -185,7 +185,7 @@ class CoreCell {
     char* const memory = read.good ? tape_of(tape, batch) : nullptr;
     if (!memory) return false;
     Arena arena(memory);
-    const Saved<Real> saved = lay_out_tape<Real>(n(), batch, false, arena);
+    const Saved<Real, Real> saved = lay_out_tape<Real>(n(), batch.tokens(), false, arena);
     c.forward.saved = &saved;
     BackwardRun<Real> run(n(), c, threads);
     run_released(run);

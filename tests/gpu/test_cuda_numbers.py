@@ -248,7 +248,7 @@ def test_dropout_is_the_masks_that_were_drawn() -> None:
     e = example(CELLS["lstm"], "float64", 4, 3, 5, 6, num_layers=3, dropout=0.4, bidirectional=True)
     gpu = on_gpu(e.layer, "float64")
     y, state, tape = gpu.forward(e.x, whole(e.state), rng=7)
-    masks = fastrnn.cuda.arrays.download(tape.core.masks, 0).astype(bool)
+    masks = fastrnn.cuda.arrays.download(tape.core.drawn.masks, 0).astype(bool)
     assert masks.shape == (2, 4, 3, 12)
     problem = e.problem(masks=masks, scale=1 / 0.6)
     expected = reference.forward(problem)

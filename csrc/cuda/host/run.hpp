@@ -12,12 +12,6 @@ template <class T> int64_t padded(int64_t n) { return plus(n, piece<T> - 1) / pi
 bool whole(const void* p) { return uintptr_t(p) % 16 == 0; }
 
 template <class T> Rows<T> contiguous(T* base, int64_t B, int64_t n) { return {base, B * n, n}; }
-template <class T> Rows<const T> to_read(Rows<T> r) { return {r.base, r.time, r.batch, r.starts}; }
-template <class T> Rows<T> side_of(Rows<T> r, int64_t offset) {
-  if (r.base) r.base += offset;
-  return r;
-}
-
 // What both ways of a call share: the rows of all layers, and the small steps between the kernels.
 template <class K> struct Run {
   using Store = typename K::Store;
@@ -52,11 +46,8 @@ template <class K> struct Run {
     k.product(p, c, wide, shares, reinterpret_cast<Real*>(workspace), stream);
   }
 
-  // The input of layer l; without a tape the layers before it left theirs in 'between'.
-  Rows<const Store> input(int64_t l, Store* const* between) const {
-    if (l == 0) return call.x;
-    Store* const from = call.masks ? call.saved->dropped[l - 1] : call.saved ? call.saved->outputs[l - 1] : between[(l - 1) % 2];
-    return to_read(contiguous(from, B, width));
+  auto lie() const {
+    return [this](Store* base) { return contiguous(base, B, width); };
   }
 
   // Rows of some tokens as one matrix; copied to 'room' if they are not that, or hold what must not count.
@@ -74,16 +65,9 @@ template <class K> struct Run {
     return {room, size};
   }
 
-  // Of states (L*D,B,size), those of layer and direction i.
-  template <class T> States<T> states_of(const States<T>& all, int64_t i) const {
-    States<T> found{};
-    for (int state = 0; state < cell.states; state++)
-      if (all[state]) found[state] = all[state] + i * B * state_size(state);
-    return found;
-  }
-  int64_t state_size(int state) const { return state ? H : P; }
+  template <class T> States<T> states_of(const States<T>& all, int64_t i) const { return states_of_side(n, cell.states, all, i, B); }
   void start(const States<Real>& to, const States<const Real>& from) {
-    for (int state = 0; state < cell.states; state++) copy(to[state], from[state], B * state_size(state) * int64_t(sizeof(Real)));
+    for (int state = 0; state < cell.states; state++) copy(to[state], from[state], B * n.state_size(state) * int64_t(sizeof(Real)));
   }
 
   // weight_hh of heads with all of its columns.

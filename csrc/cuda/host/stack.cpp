@@ -43,7 +43,8 @@ template <class K> struct ForwardRun : Run<K> {
     s.y = side_of(y, d * P);
     if (call.saved) {
       const auto& saved = call.saved->sides[size_t(i)];
-      s.tape_gates = saved.gates, s.trail = saved.trail, s.tape_inner = saved.inner, s.norm_tape = saved.norms;
+      s.tape_gates = saved.gates, s.trail = saved.trail, s.tape_inner = saved.inner;
+      s.norm_tape = {saved.inputs, saved.products, saved.moments};
     }
     if (!runs) return;
     const States<const Real> before = this->states_of(call.before, i);
@@ -99,19 +100,16 @@ template <class K> struct ForwardRun : Run<K> {
 
   void run() {
     this->workspace = arena.template take<char>(workspace_bytes);
+    walk_forward(n, call, call.masks, this->tokens, arena, this->lie(), [&](int64_t l, const auto& from, const auto& y) {
+      x = from;
+      layer(l, y);
+      if (l + 1 < n.L) drop(l);
+    });
+  }
+  void drop(int64_t l) {
+    if (!call.masks || !runs) return;
     const int64_t output = times(this->tokens, this->width);
-    Store* between[2] = {};
-    if (!call.saved)
-      for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.template take<Store>(output);
-    const int64_t mark = arena.mark();
-    for (int64_t l = 0; l < n.L; l++) {
-      arena.back_to(mark);
-      x = this->input(l, between);
-      const bool top = l + 1 == n.L;
-      layer(l, top ? call.y : contiguous(call.saved ? call.saved->outputs[size_t(l)] : between[l % 2], B, this->width));
-      if (!top && call.masks && runs)
-        k.drop(call.saved->outputs[size_t(l)], call.masks + l * output, call.saved->dropped[size_t(l)], call.scale, output, stream);
-    }
+    k.drop(call.saved->outputs[size_t(l)], call.masks + l * output, call.saved->dropped[size_t(l)], call.scale, output, stream);
   }
 };
 
@@ -172,7 +170,7 @@ template <class K> struct BackwardRun : Run<K> {
     if (cell.projected) s.dprojected = arena.template take<Store>(times(times(chunk, B), P));
     if (!runs) return;
     const auto& saved = call.saved->sides[size_t(i)];
-    s.tape_gates = saved.gates, s.trail = saved.trail, s.norm_tape = saved.norms;
+    s.tape_gates = saved.gates, s.trail = saved.trail, s.norm_tape = {saved.inputs, saved.products, saved.moments};
     s.before = this->states_of(call.before, i);
     s.noise = call.noise.of(i);
     s.dstate = this->states_of(back.dbefore, i);
@@ -307,22 +305,16 @@ template <class K> struct BackwardRun : Run<K> {
 
   void run() {
     this->workspace = arena.template take<char>(workspace_bytes);
-    const int64_t output = times(this->tokens, this->width);
-    Store* between[2] = {};
-    for (int i = 0; i < std::min<int64_t>(n.L - 1, 2); i++) between[i] = arena.template take<Store>(output);
     const bool direct = !back.dx.starts;
-    Store* const dense = direct ? back.dx.base : arena.template take<Store>(times(this->tokens, n.I));
-    const int64_t mark = arena.mark();
-    for (int64_t l = n.L - 1; l >= 0; l--) {
-      arena.back_to(mark);
-      const bool top = l + 1 == n.L;
-      x = this->input(l, nullptr);
-      dx = l ? between[(l - 1) % 2] : dense;
-      const Rows<const Store> y = to_read(top ? call.y : contiguous(call.saved->outputs[size_t(l)], B, this->width));
-      layer(l, y, top ? back.dy : to_read(contiguous(between[l % 2], B, this->width)));
-      if (runs && l && call.masks) k.drop(dx, call.masks + (l - 1) * output, dx, call.scale, output, stream);
-    }
-    if (runs && !direct) k.scatter(call.sequences, dense, back.dx, n.I, this->tokens, stream);
+    const Rows<Store> dense = contiguous(direct ? back.dx.base : arena.template take<Store>(times(this->tokens, n.I)), B, n.I);
+    walk_backward(n, back, dense, call.masks, this->tokens, arena, this->lie(),
+                  [&](int64_t l, const auto& from, const auto& y, const auto& dy, const auto& to) {
+                    x = from, dx = to.base;
+                    layer(l, to_read(y), dy);
+                    const int64_t output = times(this->tokens, this->width);
+                    if (runs && l && call.masks) k.drop(dx, call.masks + (l - 1) * output, dx, call.scale, output, stream);
+                  });
+    if (runs && !direct) k.scatter(call.sequences, dense.base, back.dx, n.I, this->tokens, stream);
   }
 };
 
@@ -330,26 +322,8 @@ template <class K> struct BackwardRun : Run<K> {
 
 // ---- what callers see ----------------------------------------------------------------------------------------------
 
-template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network& n, int64_t T, int64_t B, bool dropout, Arena& arena) {
-  const CellKernels<float, float>& cell = kernels_float32.cell[int(n.cell)];  // the numbers are the same in every precision
-  const int64_t tokens = times(T, B), output = times(tokens, n.D * n.P);
-  Saved<Store, Real> saved;
-  for (int64_t i = 0; i < n.L * n.D; i++) {
-    typename Saved<Store, Real>::Side side{};
-    if (cell.tape) side.gates = arena.take<Store>(times(times(tokens, n.H), cell.tape));
-    for (int state = 1; state < cell.states; state++) side.trail[state] = arena.take<Real>(times(tokens, n.H));
-    if (cell.phases == 2) side.inner = arena.take<Store>(times(tokens, n.H));
-    if (cell.norms) {
-      const int64_t rows = times(tokens, times(cell.gates, n.H));
-      side.norms = {arena.take<Store>(rows), arena.take<Store>(rows), arena.take<Real>(times(tokens, moment_count))};
-    }
-    saved.sides.push_back(side);
-  }
-  for (int64_t l = 0; l + 1 < n.L; l++) {
-    saved.outputs.push_back(arena.take<Store>(output));
-    saved.dropped.push_back(dropout ? arena.take<Store>(output) : nullptr);
-  }
-  return saved;
+template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network& n, int64_t tokens, bool dropout, Arena& arena) {
+  return lay_out_tape<Store, Real>(kernels_float32.cell[int(n.cell)], n, n.H, tokens, dropout, arena);
 }
 
 template <class K>
@@ -365,7 +339,7 @@ void backward(const K& kernels, const Network& n, const Gpu& gpu, const Backward
 }
 
 #define FASTRNN_INSTANTIATE(Store, Real)                                                                                                 \
-  template Saved<Store, Real> lay_out_tape(const Network&, int64_t, int64_t, bool, Arena&);                                              \
+  template Saved<Store, Real> lay_out_tape(const Network&, int64_t, bool, Arena&);                                                       \
   template void forward(const Kernels<Store, Real>&, const Network&, const Gpu&, const ForwardCall<Store, Real>&, Arena&, cudaStream_t); \
   template void backward(const Kernels<Store, Real>&, const Network&, const Gpu&, const BackwardCall<Store, Real>&, Arena&, cudaStream_t);
 FASTRNN_INSTANTIATE(float, float)

@@ -5,20 +5,13 @@
 
 #include "cuda/host/blas.hpp"
 #include "cuda/kernels/kernels.hpp"
-#include "host/memory.hpp"
+#include "host/layers.hpp"
 #include "host/noise.hpp"
 
 namespace fastrnn::cuda {
 
-struct Network {
-  Cell cell;
+struct Network : Layered {
   Precision precision;
-  int64_t I, H, P, L;  // P == H without a projection
-  int D;
-  CellOptions options[2] = {};  // of each direction, for general cells
-  int64_t heads = 1;            // blocks on the diagonal of weight_hh, which divide H; more than one without a projection
-
-  int64_t input_size(int64_t layer) const { return layer ? D * P : I; }
 };
 
 // What plans depend on.
@@ -30,21 +23,11 @@ struct Gpu {
   int64_t chunk_bytes = int64_t(64) << 20;  // what the rows of the time steps that are done at once may take: an L2 cache keeps them
 };
 
-// What forward saves for backward: per layer and direction the cell's tape, per layer but the last its output.
-template <class Store, class Real> struct Saved {
-  struct Side {
-    Store* gates;        // (tokens,tape,H)
-    States<Real> trail;  // (tokens,H) of the states beside h
-    Store* inner;        // (tokens,H)
-    NormTape<Store, Real> norms;
-  };
-  std::vector<Side> sides;      // (L*D)
-  std::vector<Store*> outputs;  // (L-1) (T,B,D*P)
-  std::vector<Store*> dropped;  // (L-1) the same after dropout, or null
-};
-template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network&, int64_t T, int64_t B, bool dropout, Arena&);
+// Of all T*B tokens; the same in every precision but for their sizes.
+template <class Store, class Real> Saved<Store, Real> lay_out_tape(const Network&, int64_t tokens, bool dropout, Arena&);
 
 template <class Store, class Real> struct ForwardCall {
+  using Stored = Store;
   Sequences sequences;
   Rows<const Store> x;                  // (T,B,I)
   Rows<Store> y;                        // (T,B,D*P)
@@ -58,6 +41,7 @@ template <class Store, class Real> struct ForwardCall {
 };
 
 template <class Store, class Real> struct BackwardCall {
+  using Stored = Store;
   ForwardCall<Store, Real> forward;  // as it ran
   Rows<const Store> dy;              // or base null: zeros
   Rows<Store> dx;                    // (T,B,I)

@@ -79,7 +79,7 @@ template <class Cell, class T> struct ForwardRow {
       for (int g = 0; g < G; g++) here.x_side[g] *= widen(side.norms.ih[g * H + unit]);
       here.compute([&](int g) {
         const Real value = m.normal(product[g * H + unit]);
-        if (side.norm_tape.hidden) side.norm_tape.hidden[token * G * H + g * H + unit] = narrow<Store>(value);
+        if (side.norm_tape.products) side.norm_tape.products[token * G * H + g * H + unit] = narrow<Store>(value);
         return widen(side.norms.hh[g * H + unit]) * value;
       });
       if (!state || !runs) here.write_h(), here.write_y();
@@ -167,7 +167,7 @@ template <class Cell, class T> struct BackwardRow {
   }
   // From the gradients of the normalised sums to those of the products.
   FASTRNN_DEVICE void through_products() const {
-    const Store *const hidden = side.norm_tape.hidden + token * G * H, *const inputs = side.norm_tape.inputs + token * G * H;
+    const Store *const hidden = side.norm_tape.products + token * G * H, *const inputs = side.norm_tape.inputs + token * G * H;
     const auto gate = [](int j) { return (j + G - turn) % G; };
     const auto g_h = [&](int j, int64_t k) { return sums[j * H + k] * widen(side.norms.hh[gate(j) * H + k]); };
     const auto value_h = [&](int j, int64_t k) { return Real(widen(hidden[gate(j) * H + k])); };

@@ -26,7 +26,7 @@ template <class Store> struct NormWeights {
 };
 // And its tape, or null: W_ih x and W_hh h normalised, (tokens,G*H) each, and the statistics (tokens,moment_count).
 template <class Store, class Real> struct NormTape {
-  Store *inputs, *hidden;
+  Store *inputs, *products;
   Real* moments;
 };
 

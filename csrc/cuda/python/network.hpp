@@ -71,13 +71,9 @@ struct CoreNetwork {
 
   CoreNetwork(const std::string& cell, const std::string& precision, int64_t input_size, int64_t hidden_size, int64_t proj_size,
               int64_t num_layers, bool bidirectional, bool bias, int device_, const std::optional<General>& general, int64_t heads)
-      : n{cell_named(cell, proj_size > 0, general.has_value()),
-          precision_named(precision),
-          input_size,
-          hidden_size,
-          proj_size > 0 ? proj_size : hidden_size,
-          num_layers,
-          bidirectional ? 2 : 1},
+      : n{{cell_named(cell, proj_size > 0, general.has_value()), input_size, hidden_size, proj_size > 0 ? proj_size : hidden_size,
+           num_layers, bidirectional ? 2 : 1},
+          precision_named(precision)},
         has{bias, proj_size > 0, general && general->peephole, facts().norms},
         device(device_),
         is_general(general.has_value()) {
@@ -199,32 +195,30 @@ struct CoreNetwork {
     return found;
   }
 
-  int64_t tape_bytes(int64_t T, int64_t B, bool dropout) const {
-    Arena arena(nullptr);
+  void lay_out_any_tape(int64_t tokens, bool dropout, Arena& arena) const {
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
-      lay_out_tape<typename K::Store, typename K::Real>(n, T, B, dropout, arena);
+      lay_out_tape<typename K::Store, typename K::Real>(n, tokens, dropout, arena);
     });
-    return arena.most();
   }
-  // Room for a tape: so many bytes for each of T*B tokens, and so many more.
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const int64_t tokens = 128, bytes = tape_bytes(tokens, 1, dropout),
-                  arrays = (1 + facts().states + (facts().norms ? 3 : 0)) * n.L * n.D + 2 * n.L;
-    return {(bytes + tokens - 1) / tokens, times(128, arrays)};
+    const TapeRoom room = fastrnn::tape_room([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
+    return {room.each, room.more};
   }
   template <class K> Saved<typename K::Store, typename K::Real> on_tape(const CoreCall& call, char* base) const {
     if (uintptr_t(base) % 16) throw py::value_error("tape is not aligned");
     const Sequences& s = call.tokens.sequences;
     Arena arena(base);
-    return lay_out_tape<typename K::Store, typename K::Real>(n, s.T, s.B, call.masks.has_value(), arena);
+    return lay_out_tape<typename K::Store, typename K::Real>(n, times(s.T, s.B), call.masks.has_value(), arena);
   }
   char* tape_at(const CoreCall& call, const Array& tape, bool written) const {
     return reinterpret_cast<char*>(pointer_to<uint8_t>("tape", tape, {tape_bytes(call)}, device, written));
   }
   int64_t tape_bytes(const CoreCall& call) const {
     const Sequences& s = call.tokens.sequences;
-    return tape_bytes(s.T, s.B, call.masks.has_value());
+    Arena arena(nullptr);
+    lay_out_any_tape(times(s.T, s.B), call.masks.has_value(), arena);
+    return arena.most();
   }
   void refuse_foreign(const CoreCall& call) const {
     const Network& own = call.network;

@@ -42,6 +42,7 @@ class Saved(NamedTuple):
     call: Any  # the core's
     y: Any
     bytes: Any
+    drawn: Drawn | None
 
     @property
     def nbytes(self) -> int:
@@ -97,12 +98,12 @@ class Memory(memory.Memory):
         scratch = self.scratch(network.forward_bytes(parameters, call, training))
         network.forward(self.stream, parameters, call, seen, ends_seen, saved, scratch)
         self.finish()
-        return self.give(y), [self.give(end) for end in ends], Saved(call, seen, saved)
+        return self.give(y), [self.give(end) for end in ends], Saved(call, seen, saved, drawn)
 
     def backward(
         self, layer: Any, tape: Any, dy: Any, dstates: Any, hidden: bool
     ) -> tuple[Any, list[Any], list[Any], Any]:
-        given, (call, y, saved), network = tape.given, tape.core, layer._network
+        given, (call, y, saved, _), network = tape.given, tape.core, layer._network
         T, B, I = given.time, given.batch, layer.input_size
         dx = self.make((T, I) if given.unbatched else (T, B, I), self.dtype)  # contiguous time first
         dh = self.make((*given.leading, layer._width), self.dtype) if hidden else None
