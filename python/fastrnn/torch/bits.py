@@ -20,8 +20,9 @@ from .. import _core
 from ..checks import Problems
 from ..frozen import Words, as_given, check_matrices
 from ..spec import describe
+from .calls import Call
 from .guards import exporting_to_onnx, nobody_looks
-from .ops import _CALL, _OPTIONS, _for_each, _network, _on_cpu, _outputs, _rows, _whole, library
+from .ops import _CALL, _OPTIONS, _for_each, _lend, _network, _on_cpu, _outputs, _whole, library
 from .options import Options
 from .workers import team_size
 
@@ -231,34 +232,16 @@ library.define(
 
 
 @_on_cpu
-def infer_bits(
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    ih: str,
-    hh: str,
-    number: int,
-    *given: Any,
-) -> tuple[Tensor, list[Tensor]]:
+def infer_bits(*given: Any) -> tuple[Tensor, list[Tensor]]:
     """As fastrnn::infer, with weights in fewer bits, which the `Bits` of that number may have packed already."""
-    options = Options(*given)
-    if len(hx) not in (0, options.states):
-        raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
-    bits = _all.get(number)
+    ih, hh, number = given[5:8]
+    call = Call.read_inference(*given[:5], *given[8:])
+    bits, options, size = _all.get(number), call.options, call.x.shape[-1]
     if bits is None or bits.words != (ih, hh):
-        core = _pack(weights, options, x.shape[-1], (ih, hh)).core
+        core = _pack(call.weights, options, size, (ih, hh)).core
     else:
-        core = bits.core(weights, options, x.shape[-1])
-    y, ends = core.forward(
-        _rows(x, options.batch_first),
-        [_whole(h) for h in hx],
-        _whole(lengths),
-        _whole(reset if reset is None or not options.batch_first else reset.t()),
-        options.batch_first,
-        team_size(),
-    )
+        core = bits.core(call.weights, options, size)
+    y, ends = core.forward(*_lend(call), options.batch_first, team_size())
     return torch.from_numpy(y), [torch.from_numpy(end) for end in ends]
 
 

@@ -13,6 +13,7 @@ from torch.utils.dlpack import to_dlpack
 
 from ..cuda import devices
 from ..memory import Drawn
+from .calls import Call, rows
 from .noise import Noise, split
 from .options import Options
 
@@ -56,31 +57,17 @@ def _see(tensor: Tensor | None) -> Any:
 
 
 def _rows(tensor: Tensor | None, batch_first: bool) -> Any:
-    """Lend a tensor (T,B,n) whose last axis is contiguous; packed ones stay (tokens,n)."""
-    if tensor is None:
-        return None
-    if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
-    return _see(tensor.transpose(0, 1) if batch_first and tensor.dim() == 3 else tensor)
+    """Lend a tensor (T,B,n), or packed (tokens,n)."""
+    return None if tensor is None else _see(rows(tensor, batch_first))
 
 
-class _Call:
-    """What infer, train and backward share: the arguments as the core takes them."""
+class _Run:
+    """A call as the core takes it."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        hx: list[Tensor],
-        weights: list[Tensor],
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        masks: Tensor | None,
-        scale: float,
-        given: tuple[Any, ...],
-    ) -> None:
-        self.options = options = Options(*given)
-        if len(hx) not in (0, options.states):
-            raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        x, hx, weights, lengths, reset, masks, scale, self.options = call
+        options = self.options
         self.network = network(options, len(weights), x)
         self.packed = x.dim() == 2
         self.batch_first = options.batch_first and not self.packed
@@ -144,7 +131,8 @@ class _Call:
         kept = _see(kept.contiguous().view(torch.uint8)) if once else self.masks(kept)
         return kept, by_time, scale, *map(self.masks, zoned)
 
-    def forward(self, x: Tensor, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        x = self.call.x
         y = torch.empty((*x.shape[:-1], self.options.output_size), dtype=x.dtype, device=x.device)
         ends = self.new_states()
         self.network.forward(
@@ -159,64 +147,43 @@ class _Call:
         return y, [end.to(x.dtype) for end in ends]
 
 
-def infer(
-    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
-) -> tuple[Tensor, list[Tensor]]:
+def infer(*given: Any) -> tuple[Tensor, list[Tensor]]:
     """fastrnn::infer on a GPU."""
-    return _Call(x, hx, weights, lengths, reset, None, 1.0, given).forward(x, None)
+    return _Run(Call.read_inference(*given)).forward(None)
 
 
-def train(
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: Tensor | None,
-    scale: float,
-    *given: Any,
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def train(*given: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     """fastrnn::train on a GPU."""
-    call = _Call(x, hx, weights, lengths, reset, masks, scale, given)
-    tape = call.new_tape(masks is not None)
-    return *call.forward(x, tape), tape
+    run = _Run(Call.read(*given))
+    tape = run.new_tape(run.call.masks is not None)
+    return *run.forward(tape), tape
 
 
 def backward(
-    dy: Tensor | None,
-    dends: list[Tensor | None],
-    y: Tensor,
-    tape: Tensor,
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: Tensor | None,
-    scale: float,
-    *given: Any,
+    dy: Tensor | None, dends: list[Tensor | None], y: Tensor, tape: Tensor, *given: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """fastrnn::backward on a GPU."""
-    call = _Call(x, hx, weights, lengths, reset, masks, scale, given)
-    if call.batch_first:  # laid out time first, as the core computes it
+    run = _Run(Call.read(*given))
+    x, hx, weights, *_ = run.call
+    if run.batch_first:  # laid out time first, as the core computes it
         dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1)
     else:
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    begins = call.new_states()
+    begins = run.new_states()
     gradients = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
-    call.network.backward(
-        call.stream,
-        call.parameters,
-        call.core,
-        _rows(y, call.batch_first),
-        call.tape(tape),
-        _rows(dy, call.batch_first),
-        [call.state(d) for d in dends],
-        _rows(dx, call.batch_first),
+    run.network.backward(
+        run.stream,
+        run.parameters,
+        run.core,
+        _rows(y, run.batch_first),
+        run.tape(tape),
+        _rows(dy, run.batch_first),
+        [run.state(d) for d in dends],
+        _rows(dx, run.batch_first),
         [_see(begin) for begin in begins],
         [_see(g) for g in gradients],
         None,
-        call.scratch(call.network.backward_bytes(call.core)),
+        run.scratch(run.network.backward_bytes(run.core)),
     )
     return dx, [begin.to(x.dtype) for begin in begins[: len(hx)]], gradients
 

@@ -12,7 +12,7 @@ float32 on the CPU; `gpu` says how on a GPU.
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
 from ..memory import Drawn
+from .calls import Call, rows
 from .guards import check_devices, exporting_to_onnx
 from .noise import Noise, split
 from .options import Options
@@ -122,31 +123,27 @@ def _whole(tensor: Tensor | None) -> Any:
 
 
 def _rows(tensor: Tensor | None, batch_first: bool) -> Any:
-    """Lend a tensor (T,B,n) whose last axis is contiguous; packed ones stay (tokens,n)."""
+    """Lend a tensor (T,B,n), or packed (tokens,n)."""
     if tensor is None:
         return None
-    if tensor.dtype in _HALF:
-        tensor = tensor.float()
-    if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
-    return to_dlpack(tensor.transpose(0, 1) if batch_first and tensor.dim() == 3 else tensor)
+    return to_dlpack(rows(tensor.float() if tensor.dtype in _HALF else tensor, batch_first))
 
 
 def _flags(reset: Tensor | None, batch_first: bool) -> Any:
     return None if reset is None else to_dlpack(reset.t() if batch_first else reset)
 
 
-def _drawn(masks: Tensor | None, scale: float, x: Tensor, lengths: Tensor | None, options: Options) -> Drawn:
+def _drawn(call: Call) -> Drawn:
     """Lend the core the masks of dropout, and of zoneout and recurrent dropout."""
-    tokens = tuple(x.shape[:-1])
-    if options.batch_first and len(tokens) == 2:
+    tokens = tuple(call.x.shape[:-1])
+    if call.options.batch_first and len(tokens) == 2:
         tokens = tokens[::-1]
-    batch = tokens[1] if len(tokens) == 2 else 0 if lengths is None else len(lengths)
-    dropped, noise = split(masks, options, tokens, batch)
+    batch = tokens[1] if len(tokens) == 2 else 0 if call.lengths is None else len(call.lengths)
+    dropped, noise = split(call.masks, call.options, tokens, batch)
     if noise is not None:
         kept, by_time, of_kept, *zoned = noise
         noise = Noise(_whole(kept), by_time, of_kept, *map(_whole, zoned))
-    return Drawn(_whole(dropped), scale, noise)
+    return Drawn(_whole(dropped), call.scale, noise)
 
 
 def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
@@ -154,28 +151,34 @@ def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _states(hx: Sequence[Tensor], options: Options) -> list[Any]:
-    if len(hx) not in (0, options.states):
-        raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
-    return [_whole(h) for h in hx]
+def _lend(call: Call) -> tuple[Any, Any, Any, Any]:
+    """Lend the core x, the states, lengths and reset."""
+    batch_first = call.options.batch_first
+    states = [_whole(h) for h in call.hx]
+    return _rows(call.x, batch_first), states, _whole(call.lengths), _flags(call.reset, batch_first)
+
+
+def _network_of(call: Call) -> Network:
+    return _network(call.options, len(call.weights), call.x.shape[-1], call.x.dtype)
+
+
+def _forward(call: Call, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    training, dtype = tape is not None, call.x.dtype
+    y, ends, _ = _network_of(call).forward(
+        [_whole(w) for w in call.weights],
+        *_lend(call),
+        training,
+        call.options.batch_first,
+        team_size(),
+        drawn=_drawn(call) if training else None,
+        room=None if tape is None else to_dlpack(tape),
+    )
+    return _tensor(y, dtype), [_tensor(end, dtype) for end in ends]
 
 
 @_on_cpu
-def infer(
-    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
-) -> tuple[Tensor, list[Tensor]]:
-    options = Options(*given)
-    y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
-        [_whole(w) for w in weights],
-        _rows(x, options.batch_first),
-        _states(hx, options),
-        _whole(lengths),
-        _flags(reset, options.batch_first),
-        False,
-        options.batch_first,
-        team_size(),
-    )
-    return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends]
+def infer(*given: Any) -> tuple[Tensor, list[Tensor]]:
+    return _forward(Call.read_inference(*given), None)
 
 
 def _tape_size(x: Tensor, options: Options, weights: int, dropout: bool) -> Any:
@@ -187,70 +190,34 @@ def _tape_size(x: Tensor, options: Options, weights: int, dropout: bool) -> Any:
 
 
 @_on_cpu
-def train(
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: Tensor | None,
-    scale: float,
-    *given: Any,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    options = Options(*given)
-    tape = torch.empty(_tape_size(x, options, len(weights), masks is not None), dtype=torch.uint8, device=x.device)
-    y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
-        [_whole(w) for w in weights],
-        _rows(x, options.batch_first),
-        _states(hx, options),
-        _whole(lengths),
-        _flags(reset, options.batch_first),
-        True,
-        options.batch_first,
-        team_size(),
-        drawn=_drawn(masks, scale, x, lengths, options),
-        room=to_dlpack(tape),
-    )
-    return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends], tape
+def train(*given: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    call = Call.read(*given)
+    size = _tape_size(call.x, call.options, len(call.weights), call.masks is not None)
+    tape = torch.empty(size, dtype=torch.uint8, device=call.x.device)
+    return *_forward(call, tape), tape
 
 
 @_on_cpu
 def backward(
-    dy: Tensor | None,
-    dends: list[Tensor | None],
-    y: Tensor,
-    tape: Tensor,
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    masks: Tensor | None,
-    scale: float,
-    *given: Any,
+    dy: Tensor | None, dends: list[Tensor | None], y: Tensor, tape: Tensor, *given: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    options = Options(*given)
-    network = _network(options, len(weights), x.shape[-1], x.dtype)
-    made = network.tape(
-        _rows(x, options.batch_first),
-        _whole(y),
-        _states(hx, options),
-        _whole(lengths),
-        _flags(reset, options.batch_first),
-        batch_first=options.batch_first,
-        room=to_dlpack(tape),
-        drawn=_drawn(masks, scale, x, lengths, options),
-    )
+    call = Call.read(*given)
+    x, states, *rest = _lend(call)
+    network, batch_first, dtype = _network_of(call), call.options.batch_first, call.x.dtype
+    made = network.tape(x, _whole(y), states, *rest, batch_first=batch_first, room=to_dlpack(tape), drawn=_drawn(call))
     dx, begins, gradients, _ = network.backward(
-        [_whole(w) for w in weights],
+        [_whole(w) for w in call.weights],
         made,
-        _rows(dy, options.batch_first),
+        _rows(dy, batch_first),
         [_whole(d) for d in dends],
         False,
         team_size(),
     )
-    states = [_tensor(s, x.dtype) for s in begins[: len(hx)]]
-    return _tensor(dx, x.dtype), states, [_tensor(g, x.dtype) for g in gradients]
+    return (
+        _tensor(dx, dtype),
+        [_tensor(s, dtype) for s in begins[: len(call.hx)]],
+        [_tensor(g, dtype) for g in gradients],
+    )
 
 
 # On a GPU
