@@ -9,13 +9,7 @@ from .options import Options
 
 
 class Call(NamedTuple):
-    """The arguments that the operators share; `ops` says what they are.
-
-    Raises
-    ------
-    RuntimeError
-        From its two readers, if there are not as many states as the cell has, or none.
-    """
+    """The arguments that the operators share; `ops` says what they are."""
 
     x: Tensor
     hx: Sequence[Tensor]
@@ -29,16 +23,22 @@ class Call(NamedTuple):
     @staticmethod
     def read(*given: Any) -> "Call":
         """Read the arguments of train, and the last ones of backward."""
-        call = Call._make((*given[:7], Options(*given[7:])))
-        wanted = call.options.states
-        if len(call.hx) not in (0, wanted):
-            raise RuntimeError(f"hx must hold {wanted} states or none, got {len(call.hx)}")
-        return call
+        options = Options._make(given[7:])
+        check_states(given[1], options)
+        return Call._make((*given[:7], options))
 
     @staticmethod
     def read_inference(*given: Any) -> "Call":
         """Read the arguments of infer, which has no dropout."""
-        return Call.read(*given[:5], None, 1.0, *given[5:])
+        options = Options._make(given[5:])
+        check_states(given[1], options)
+        return Call._make((*given[:5], None, 1.0, options))
+
+
+def check_states(hx: Sequence[Tensor], options: Options) -> None:
+    """Refuse another number of states than the cell has, or none."""
+    if hx and len(hx) != options.states:
+        raise RuntimeError(f"hx must hold {options.states} states or none, got {len(hx)}")
 
 
 def rows(tensor: Tensor, batch_first: bool) -> Tensor:
@@ -48,4 +48,4 @@ def rows(tensor: Tensor, batch_first: bool) -> Tensor:
     return tensor.transpose(0, 1) if batch_first and tensor.dim() == 3 else tensor
 
 
-__all__ = ["Call", "rows"]
+__all__ = ["Call", "check_states", "rows"]

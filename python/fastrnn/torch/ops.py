@@ -21,7 +21,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .._core import Network
 from ..memory import Drawn
-from .calls import Call, rows
+from .calls import Call, check_states, rows
 from .guards import check_devices, exporting_to_onnx
 from .noise import Noise, split
 from .options import Options
@@ -153,32 +153,32 @@ def _tensor(array: Any, dtype: torch.dtype) -> Tensor:
 
 def _lend(call: Call) -> tuple[Any, Any, Any, Any]:
     """Lend the core x, the states, lengths and reset."""
-    batch_first = call.options.batch_first
-    states = [_whole(h) for h in call.hx]
-    return _rows(call.x, batch_first), states, _whole(call.lengths), _flags(call.reset, batch_first)
+    x, hx, _, lengths, reset, _, _, options = call
+    batch_first = options.batch_first
+    return _rows(x, batch_first), [_whole(h) for h in hx], _whole(lengths), _flags(reset, batch_first)
 
 
 def _network_of(call: Call) -> Network:
     return _network(call.options, len(call.weights), call.x.shape[-1], call.x.dtype)
 
 
-def _forward(call: Call, tape: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    training, dtype = tape is not None, call.x.dtype
-    y, ends, _ = _network_of(call).forward(
-        [_whole(w) for w in call.weights],
-        *_lend(call),
-        training,
-        call.options.batch_first,
-        team_size(),
-        drawn=_drawn(call) if training else None,
-        room=None if tape is None else to_dlpack(tape),
-    )
-    return _tensor(y, dtype), [_tensor(end, dtype) for end in ends]
-
-
 @_on_cpu
-def infer(*given: Any) -> tuple[Tensor, list[Tensor]]:
-    return _forward(Call.read_inference(*given), None)
+def infer(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], lengths: Tensor | None, reset: Tensor | None, *given: Any
+) -> tuple[Tensor, list[Tensor]]:
+    options = Options._make(given)  # no Call, which takes a tenth of a small one's time
+    check_states(hx, options)
+    y, ends, _ = _network(options, len(weights), x.shape[-1], x.dtype).forward(
+        [_whole(w) for w in weights],
+        _rows(x, options.batch_first),
+        [_whole(h) for h in hx],
+        _whole(lengths),
+        _flags(reset, options.batch_first),
+        False,
+        options.batch_first,
+        team_size(),
+    )
+    return _tensor(y, x.dtype), [_tensor(end, x.dtype) for end in ends]
 
 
 def _tape_size(x: Tensor, options: Options, weights: int, dropout: bool) -> Any:
@@ -194,7 +194,16 @@ def train(*given: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     call = Call.read(*given)
     size = _tape_size(call.x, call.options, len(call.weights), call.masks is not None)
     tape = torch.empty(size, dtype=torch.uint8, device=call.x.device)
-    return *_forward(call, tape), tape
+    y, ends, _ = _network_of(call).forward(
+        [_whole(w) for w in call.weights],
+        *_lend(call),
+        True,
+        call.options.batch_first,
+        team_size(),
+        drawn=_drawn(call),
+        room=to_dlpack(tape),
+    )
+    return _tensor(y, call.x.dtype), [_tensor(end, call.x.dtype) for end in ends], tape
 
 
 @_on_cpu
