@@ -266,6 +266,7 @@ def test_half_precision_autocast_and_packed_sequences() -> None:
         (lambda: ft.GRU(5, 7, layer_norm=True, reset_after=False), "layer_norm=True with reset_after=False"),
         (lambda: ft.sLSTM(5, 7, forget_gate="tanh"), 'forget_gate must be "sigmoid" or "exponential"'),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7),) * 2), "four hidden states"),
+        (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7), None) * 2), r"got \(Tensor, NoneType, Te"),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (-torch.ones(1, 3, 7),) * 4), "negative n in hidden.2."),
         (lambda: ft.sLSTM(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 6),) * 4), r"Expected hidden\[0\] size"),
     ],

@@ -75,6 +75,9 @@ class sLSTM(LSTM):
             self._refuse_elsewhere(lengths, reset)
         if hx is not None and len(hx) != 4:
             raise RuntimeError("slstm expects four hidden states")
+        if hx is not None and not all(isinstance(state, Tensor) for state in hx):
+            kinds = ", ".join(type(state).__name__ for state in hx)
+            raise TypeError(f"slstm expects four tensors as hidden states, got ({kinds})")
         if hx is not None and _seen(hx[2]) and bool((hx[2] < 0).any()):
             raise RuntimeError("slstm got a negative n in hidden[2], which sums up input gates; 0 is an empty memory")
         y, (h, c, n, m) = self._run(input, () if hx is None else hx, lengths, reset)
