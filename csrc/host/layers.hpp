@@ -1,6 +1,7 @@
 // What a stack of layers is on every device: its sizes, its tape, and what lies between its layers.
 #pragma once
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "host/memory.hpp"
@@ -58,12 +59,9 @@ Saved<Store, Real> lay_out_tape(const Facts& cell, const Layered& n, int64_t uni
   return saved;
 }
 
-// Room for a tape: so many bytes for each token, and so many more. lay_out(tokens, arena) is its layout.
-struct TapeRoom {
-  int64_t each, more;
-};
-template <class LayOut> TapeRoom tape_room(const LayOut& lay_out) {
-  constexpr int64_t tokens = 128;
+// Room for a tape, of any number of tokens: so many bytes for each of them, and so many more. lay_out(tokens, arena) is its layout.
+template <class LayOut> std::pair<int64_t, int64_t> room_of_tape(const LayOut& lay_out) {
+  constexpr int64_t tokens = Arena::alignment;  // so that no array is rounded up
   Arena arena(nullptr);
   lay_out(tokens, arena);
   return {(arena.most() + tokens - 1) / tokens, times(Arena::alignment, arena.arrays())};

@@ -60,11 +60,15 @@ class Arena {
   int64_t used_ = 0, most_ = 0, arrays_ = 0;
 };
 
-// What lay_out(arena) takes, measured and then dealt out.
-template <class LayOut> Memory laid_out(LayOut lay_out, bool short_lived) {
+// What lay_out(arena) takes.
+template <class LayOut> int64_t bytes_of(const LayOut& lay_out) {
   Arena count(nullptr);
   lay_out(count);
-  Memory memory(count.most(), short_lived);
+  return count.most();
+}
+// Measured and then dealt out.
+template <class LayOut> Memory laid_out(LayOut lay_out, bool short_lived) {
+  Memory memory(bytes_of(lay_out), short_lived);
   Arena arena(memory.data());
   lay_out(arena);
   return memory;

@@ -17,19 +17,20 @@ inline std::string text_of(const Shape& shape) {
   return s + ")";
 }
 
-constexpr char of_general[] = "_general";
-inline bool is_general(const std::string& cell) {
-  const size_t end = sizeof of_general - 1;
-  return cell.size() > end && cell.compare(cell.size() - end, end, of_general) == 0;
+constexpr char of_general[] = "_general", of_projection[] = "_projected";
+inline bool ends_with(const std::string& name, const std::string& end) {
+  return name.size() > end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
 }
+inline bool is_general(const std::string& cell) { return ends_with(cell, of_general); }
 
 // 'rnn_tanh' as it is; with a projection and as a general cell it has names of its own, of which the latter may be given, too.
 inline Cell cell_named(const std::string& name, bool projected, bool general) {
   if (is_general(name) && !general) throw std::invalid_argument("the cell " + name + " needs to be told its activations");
   std::string full = is_general(name) ? name.substr(0, name.size() - (sizeof of_general - 1)) : name;
+  if (!projected && ends_with(full, of_projection)) throw std::invalid_argument("the cell " + name + " needs its proj_size");
   if (projected && full != "lstm") throw std::invalid_argument("proj_size is for the lstm cell only");
   if (general && full.rfind("rnn_", 0) == 0) full = "rnn";
-  full += std::string(projected ? "_projected" : "") + (general ? of_general : "");
+  full += std::string(projected ? of_projection : "") + (general ? of_general : "");
   std::string known;
   for (int i = 0; i < cell_count; i++) {
     if (full == cell_names[i]) return Cell(i);

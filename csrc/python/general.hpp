@@ -10,7 +10,17 @@ template <> struct type_caster<fastrnn::General> {
   PYBIND11_TYPE_CASTER(fastrnn::General, const_name("General"));
 
   bool load(handle given, bool) {
-    if (!hasattr(given, "activations")) return false;
+    try {
+      read(given);
+      return true;
+    } catch (const cast_error&) { return false; } catch (error_already_set& error) {
+      if (!error.matches(PyExc_AttributeError) && !error.matches(PyExc_TypeError)) throw;
+      return false;
+    }
+  }
+
+ private:
+  void read(handle given) {
     value = {given.attr("clip").cast<double>(), given.attr("coupled").cast<bool>(), given.attr("peephole").cast<bool>(), {}, {}};
     std::tie(value.zoneout[0], value.zoneout[1]) = given.attr("zoneout").cast<std::pair<double, double>>();
     using Side = std::vector<std::tuple<std::string, double, double>>;
@@ -18,7 +28,6 @@ template <> struct type_caster<fastrnn::General> {
       value.activations.emplace_back();
       for (const auto& [name, alpha, beta] : side) value.activations.back().push_back({name, alpha, beta});
     }
-    return true;
   }
 };
 

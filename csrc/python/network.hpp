@@ -104,16 +104,29 @@ Shape plus_axis(int64_t n, const Shape& shape) {
 // ---- tape ----------------------------------------------------------------------------------------------------------
 
 // What training draws: None, or (masks of dropout, what they scale by, noise). noise: None, or (kept, whether it has a mask for each time,
-// scale, zoned of h, zoned of c), as AllNoise. Masks are arrays of bool, or None.
+// scale, zoned of h, zoned of c), as AllNoise. Masks are arrays of bool, or None; they are held here, whatever holds them there.
 struct Drawn {
-  py::object masks = py::none(), noise = py::none();
+  struct Noise {
+    py::object kept, zoned[2];
+    bool by_time;
+    double scale;
+  };
+  py::object masks = py::none();
   double scale = 1;
+  std::optional<Noise> noise{};
 
   Drawn() = default;
   explicit Drawn(const py::object& given) {
     if (given.is_none()) return;
-    std::tie(masks, scale, noise) = py::cast<std::tuple<py::object, double, py::object>>(given);
-    masks = as_array(masks);
+    try {
+      const auto [of_dropout, of_kept, noisy] = py::cast<std::tuple<py::object, double, py::object>>(given);
+      masks = as_array(of_dropout), scale = of_kept;
+      if (noisy.is_none()) return;
+      const auto [kept, by_time, factor, h, c] = py::cast<std::tuple<py::object, bool, double, py::object, py::object>>(noisy);
+      noise = Noise{as_array(kept), {as_array(h), as_array(c)}, by_time, factor};
+    } catch (const py::cast_error&) {
+      throw py::type_error("drawn must be (masks, scale, noise), and noise (kept, by_time, scale, zoned of h, zoned of c)");
+    }
   }
 };
 
@@ -280,26 +293,24 @@ struct CoreNetwork {
     c.masks_layer = 1;
     for (const auto size : of_masks) c.masks_layer *= size;
     c.scale = Real(g.drawn.scale);
-    c.noise = read_noise(s, g.drawn.noise);
+    if (g.drawn.noise) c.noise = read_noise(s, *g.drawn.noise);
     return c;
   }
 
-  AllNoise read_noise(const Sequences& s, py::handle noise) const {
+  AllNoise read_noise(const Sequences& s, const Drawn::Noise& noise) const {
     AllNoise found{};
-    if (noise.is_none()) return found;
-    const auto [kept, by_time, scale, h, c] = py::cast<std::tuple<py::object, bool, double, py::object, py::object>>(noise);
     if (!is_general) throw py::value_error("only general cells have noise");
     auto flags = [&](const char* name, const py::object& array, int64_t size, bool each_time, int64_t& side) {
       const Shape shape = each_time ? s.contiguous_shape(size) : Shape{s.B(), size};
       side = 1;
       for (const auto extent : shape) side *= extent;
-      const bool* const base = pointer<bool>(name, as_array(array), plus_axis(n.L * n.D, shape));
+      const bool* const base = pointer<bool>(name, array, plus_axis(n.L * n.D, shape));
       return each_time ? s.flags(base, size) : Rows<const uint8_t>{reinterpret_cast<const uint8_t*>(base), 0, size};
     };
-    found.first.scale = scale;
-    found.first.kept = flags("kept", kept, n.P, by_time, found.kept_side);
-    found.first.zoned[0] = flags("zoned", h, n.P, true, found.zoned_side[0]);
-    if (states() > 1) found.first.zoned[1] = flags("zoned", c, n.H, true, found.zoned_side[1]);
+    found.first.scale = noise.scale;
+    found.first.kept = flags("kept", noise.kept, n.P, noise.by_time, found.kept_side);
+    found.first.zoned[0] = flags("zoned", noise.zoned[0], n.P, true, found.zoned_side[0]);
+    if (states() > 1) found.first.zoned[1] = flags("zoned", noise.zoned[1], n.H, true, found.zoned_side[1]);
     return found;
   }
 
@@ -307,13 +318,10 @@ struct CoreNetwork {
     by_dtype([&](auto real) { lay_out_tape<decltype(real)>(n, tokens, dropout, arena); });
   }
   int64_t tape_bytes(int64_t tokens, bool dropout) const {
-    Arena arena(nullptr);
-    lay_out_any_tape(tokens, dropout, arena);
-    return arena.most();
+    return bytes_of([&](Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
   }
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const TapeRoom room = fastrnn::tape_room([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
-    return {room.each, room.more};
+    return room_of_tape([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
   }
   // Who gives room answers for what is given.
   std::unique_ptr<CoreTape> new_tape(const Sequences& s, const Given& given, const py::object& y, const py::object& room) const {

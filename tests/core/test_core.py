@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastrnn
 import reference
 from fastrnn import _core
+from fastrnn.options import General
 from fastrnn.spec import describe
 from support import CELLS as TESTED
 from support import Array, assert_same_bits
@@ -186,7 +188,48 @@ class Lender:
         return (1, 0)
 
 
+# ---- what the core must be told
+
+
 @pytest.mark.parametrize("cell", [name for name in _core.cells() if name.endswith("_general")])
 def test_general_cells_are_told_their_activations(cell: str) -> None:
     with pytest.raises(ValueError, match="needs to be told its activations"):
         _core.Network(cell, "float32", 2, 3, 0, 1, False, True)
+
+
+@pytest.mark.parametrize("cell", [name for name in _core.cells() if "_projected" in name])
+def test_projected_cells_are_told_their_size(cell: str) -> None:
+    chosen = General(activations=[[("sigmoid", 0, 0), ("tanh", 0, 0), ("tanh", 0, 0)]])
+    with pytest.raises(ValueError, match="needs its proj_size"):
+        _core.Network(cell, "float32", 2, 3, 0, 1, False, True, general=chosen)
+
+
+@pytest.mark.parametrize(
+    "general",
+    [7, (), General(clip=None, activations=[[("tanh", 0, 0)]]), General(activations="ab"), General(zoneout=(0.0,))],  # type: ignore[arg-type]
+    ids=str,
+)
+def test_options_that_are_none(general: Any) -> None:
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        _core.Network("rnn_tanh", "float32", 2, 3, 0, 1, False, True, general=general)
+
+
+@pytest.mark.parametrize(
+    "drawn", [5, (None, None, None), (None, 1.0), (None, 1.0, 7), (None, 1.0, (None, 1, None))], ids=str
+)
+def test_what_is_no_noise(drawn: Any) -> None:
+    layer = fastrnn.GRU(3, 8, recurrent_dropout=0.5)
+    given = (None, None, None, True, False, 1)
+    with pytest.raises(TypeError, match=r"drawn must be \(masks, scale, noise\)"):
+        layer._network.forward(layer._arrays(), np.zeros((2, 1, 3), np.float32), *given, drawn=drawn)
+
+
+def test_a_tape_holds_the_masks_themselves() -> None:
+    layer = fastrnn.GRU(3, 8, recurrent_dropout=0.5)
+    x, dy = np.ones((2, 4, 3), np.float32), np.ones((2, 4, 8), np.float32)
+    noise = [np.random.default_rng(0).random((1, 4, 8)) < 0.5, False, 2.0, None, None]
+    given = (None, None, None, True, False, 1)
+    _, _, tape = layer._network.forward(layer._arrays(), x, *given, drawn=(None, 1.0, noise))
+    wanted = layer._network.backward(layer._arrays(), tape, dy, None, False, 1)
+    noise.clear()
+    assert_same_bits(layer._network.backward(layer._arrays(), tape, dy, None, False, 1)[0], wanted[0])

@@ -356,6 +356,9 @@ def test_the_core_refuses_what_would_not_be_safe() -> None:
         with pytest.raises((ValueError, TypeError)):
             network.call(**{**asked, name: value})
     needed = network.forward_bytes(parameters, call, False)
+    masked = network.call(**{**asked, "drawn": (to_gpu(np.zeros((0, 4, 2, 5), np.uint8)), 1.0, None)})
+    with pytest.raises(ValueError, match="dropout needs a tape"):
+        network.forward_bytes(parameters, masked, False)
     made = {
         "stream": 0, "parameters": parameters, "call": call, "y": to_gpu(drawn(4, 2, 5)),
         "ends": [to_gpu(drawn(1, 2, 5)), to_gpu(drawn(1, 2, 5))], "tape": None,

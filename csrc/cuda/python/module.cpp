@@ -272,7 +272,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("general") = py::none(), py::arg("heads") = 1)
       .def("call", &CoreNetwork::call, py::arg("x"), py::arg("states"), py::arg("starts"), py::arg("lengths"), py::arg("reset"),
            py::arg("drawn") = py::none())
-      .def("tape_bytes", py::overload_cast<const CoreCall&>(&CoreNetwork::tape_bytes, py::const_), py::arg("call"))
+      .def("tape_bytes", &CoreNetwork::tape_bytes, py::arg("call"))
       .def("tape_room", &CoreNetwork::tape_room, py::arg("dropout"))
       .def("forward_bytes", &CoreNetwork::forward_bytes, py::arg("parameters"), py::arg("call"), py::arg("training"))
       .def("backward_bytes", &CoreNetwork::backward_bytes, py::arg("call"))

@@ -202,8 +202,7 @@ struct CoreNetwork {
     });
   }
   std::pair<int64_t, int64_t> tape_room(bool dropout) const {
-    const TapeRoom room = fastrnn::tape_room([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
-    return {room.each, room.more};
+    return room_of_tape([&](int64_t tokens, Arena& arena) { lay_out_any_tape(tokens, dropout, arena); });
   }
   template <class K> Saved<typename K::Store, typename K::Real> on_tape(const CoreCall& call, char* base) const {
     if (uintptr_t(base) % 16) throw py::value_error("tape is not aligned");
@@ -216,9 +215,7 @@ struct CoreNetwork {
   }
   int64_t tape_bytes(const CoreCall& call) const {
     const Sequences& s = call.tokens.sequences;
-    Arena arena(nullptr);
-    lay_out_any_tape(times(s.T, s.B), call.masks.has_value(), arena);
-    return arena.most();
+    return bytes_of([&](Arena& arena) { lay_out_any_tape(times(s.T, s.B), call.masks.has_value(), arena); });
   }
   void refuse_foreign(const CoreCall& call) const {
     const Network& own = call.network;
@@ -227,9 +224,13 @@ struct CoreNetwork {
       throw py::value_error("the call is of another network");
   }
 
+  static void refuse_dropout(const CoreCall& call, bool training) {
+    if ((call.masks || call.noise) && !training) throw py::value_error("dropout needs a tape");
+  }
+
   // Bytes of scratch that a call takes: forward, with a tape or without, and backward.
   int64_t forward_bytes(const std::vector<Array>& parameters, const CoreCall& call, bool training) const {
-    refuse_foreign(call);
+    refuse_foreign(call), refuse_dropout(call, training);
     Arena count(nullptr);
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
@@ -274,7 +275,7 @@ struct CoreNetwork {
   void forward(uintptr_t stream, const std::vector<Array>& parameters, const CoreCall& call, const Array& y, const NewStates& ends,
                const MaybeArray& tape, const Array& scratch) const {
     refuse_foreign(call);
-    if ((call.masks || call.noise) && !tape) throw py::value_error("dropout needs a tape");
+    refuse_dropout(call, tape.has_value());
     by_precision([&](const auto& k) {
       using K = std::decay_t<decltype(k)>;
       using Store = typename K::Store;
