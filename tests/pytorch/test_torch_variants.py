@@ -285,3 +285,17 @@ def test_torch_nn_cannot_have_them_back() -> None:
     pytest.importorskip("onnx")
     with pytest.raises(ValueError, match=r"LSTM with peephole=True cannot run here"):
         torch.onnx.export(model["peephole"], (torch.randn(T, B, I),), io.BytesIO(), dynamo=False)
+
+
+def test_a_compiled_program_names_the_build_that_made_its_tape() -> None:
+    """Compilers keep programs, with the size of a tape in them, in caches that outlive an update of fastrnn."""
+    module = ft.LSTM(I, H)
+    options = module._options()
+    assert options.build == f"{fastrnn.__version__} {fastrnn.LSTM(I, H).isa}"
+    x = torch.randn(T, B, I)
+    program = torch.export.export(module.train(), (x,))
+    assert options.build in str(program.graph)
+    call = x, [], list(module.parameters()), None, None
+    with torch.no_grad():
+        y, _ = torch.ops.fastrnn.infer(*call, *options[:-1])  # as programs of before there was a build
+    assert torch.equal(y, module(x)[0])

@@ -23,14 +23,14 @@ class Call(NamedTuple):
     @staticmethod
     def read(*given: Any) -> "Call":
         """Read the arguments of train, and the last ones of backward."""
-        options = Options._make(given[7:])
+        options = Options(*given[7:])
         check_states(given[1], options)
         return Call._make((*given[:7], options))
 
     @staticmethod
     def read_inference(*given: Any) -> "Call":
         """Read the arguments of infer, which has no dropout."""
-        options = Options._make(given[5:])
+        options = Options(*given[5:])
         check_states(given[1], options)
         return Call._make((*given[:5], None, 1.0, options))
 

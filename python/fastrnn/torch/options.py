@@ -6,6 +6,9 @@ from .. import _core
 from ..options import General, of_text, recurrent_dropout_of_text
 from ..spec import describe
 
+# Who made the tape, whose size a compiler keeps with the program that it compiled, in a cache that outlives an update.
+BUILD = f"{_core.__version__} {_core.Network('lstm', 'float32', 1, 1, 0, 1, False, True).isa}"
+
 _STATES = {c: describe(c).states for c in _core.cells() if "projected" not in c}
 
 
@@ -20,6 +23,7 @@ class Options(NamedTuple):
     batch_first: bool
     variant: str = ""  # what makes it another than the usual cell, as `fastrnn.options.as_text` writes it
     heads: int = 1
+    build: str = BUILD
 
     @property
     def general(self) -> General | None:
