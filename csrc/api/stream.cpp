@@ -97,7 +97,7 @@ template <class Real> class StreamOf final : public Stream {
     d.x = to_read(x), d.y = side_of(y, side * n.P);
     d.zeros = zeros_;
     for (int k = 0; k < part.states(); k++) {
-      const int64_t size = B_ * (k ? n.H : n.P);
+      const int64_t size = B_ * n.state_size(k);
       d.before[k] = d.after[k] = state_ ? state_ + state + i * size : nullptr;
       state += n.L * n.D * size;
     }

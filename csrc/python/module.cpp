@@ -107,9 +107,9 @@ template <class Real> py::object step(const CoreFrozen<Real>& f, py::handle x, p
     if (several && (!PyTuple_Check(whole.ptr()) || PyTuple_GET_SIZE(whole.ptr()) != states)) return false;
     for (int i = 0; i < states; i++) {
       const py::handle one = several ? py::handle(PyTuple_GET_ITEM(whole.ptr(), i)) : whole;
-      if (!plain<Real>(one, {n.L, B, i ? n.H : n.P}, writable, to.at[1 + i])) return false;
+      if (!plain<Real>(one, {n.L, B, n.state_size(i)}, writable, to.at[1 + i])) return false;
       if (writable && !whole.is_none() && !to.at[1 + i]) return false;
-      to.size[1 + i] = n.L * B * (i ? n.H : n.P);
+      to.size[1 + i] = n.L * B * n.state_size(i);
     }
     return true;
   };

@@ -196,7 +196,7 @@ struct CoreNetwork {
   template <class F> auto by_dtype(F f) const { return f64 ? f(double()) : f(float()); }
 
   size_t states() const { return size_t(facts(n).states); }
-  Shape state_shape(int64_t B, size_t state) const { return {n.L * n.D, B, state ? n.H : n.P}; }
+  Shape state_shape(int64_t B, size_t state) const { return {n.L * n.D, B, n.state_size(int(state))}; }
   // The states that were given, or none at all for zeros; each may be None as well.
   std::vector<py::object> given_states(py::handle given) const {
     std::vector<py::object> found;

@@ -9,6 +9,11 @@ from . import _core
 from .threads import get_num_threads
 
 
+def isa() -> str:
+    """Return the instruction set that kernels are taken of."""
+    return _core.Network("lstm", "float32", 1, 1, 0, 1, False, True).isa
+
+
 def info() -> dict[str, Any]:
     """Describe the installation; this looks for GPUs.
 
@@ -23,12 +28,12 @@ def info() -> dict[str, Any]:
     """
     from . import cuda
 
-    isa = _core.Network("lstm", "float32", 1, 1, 0, 1, False, True).isa
+    chosen = isa()
     return {
         "version": _core.__version__,
-        "isa": isa,
+        "isa": chosen,
         "isas": _core.isas(),
-        "fewer_bits": _fewer_bits(isa),
+        "fewer_bits": _fewer_bits(chosen),
         "threads": get_num_threads(),
         "available_threads": _core.available_threads(),
         "cuda": cuda.device_info() or cuda.why_not(),

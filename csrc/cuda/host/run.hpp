@@ -12,6 +12,7 @@ template <class T> int64_t padded(int64_t n) { return plus(n, piece<T> - 1) / pi
 bool whole(const void* p) { return uintptr_t(p) % 16 == 0; }
 
 template <class T> Rows<T> contiguous(T* base, int64_t B, int64_t n) { return {base, B * n, n}; }
+
 // What both ways of a call share: the rows of all layers, and the small steps between the kernels.
 template <class K> struct Run {
   using Store = typename K::Store;

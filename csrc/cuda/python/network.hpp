@@ -114,7 +114,7 @@ struct CoreNetwork {
     if (arrays.size() != size_t(facts().states))
       throw py::value_error("there must be " + std::to_string(facts().states) + " states" + (written ? "" : ", or none"));
     for (int i = 0; i < facts().states; i++)
-      at[i] = pointer_to<Real>(what, arrays[size_t(i)], {n.L * n.D, B, i ? n.H : n.P}, device, written);
+      at[i] = pointer_to<Real>(what, arrays[size_t(i)], {n.L * n.D, B, n.state_size(i)}, device, written);
     return at;
   }
 

@@ -30,9 +30,7 @@ class Call(NamedTuple):
     @staticmethod
     def read_inference(*given: Any) -> "Call":
         """Read the arguments of infer, which has no dropout."""
-        options = Options(*given[5:])
-        check_states(given[1], options)
-        return Call._make((*given[:5], None, 1.0, options))
+        return Call.read(*given[:5], None, 1.0, *given[5:])
 
 
 def check_states(hx: Sequence[Tensor], options: Options) -> None:

@@ -69,7 +69,8 @@ def write(
     Raises
     ------
     NotImplementedError
-        For what the nodes cannot express: resets, projections, dropout and packed sequences.
+        For what the nodes cannot express: dropout, resets, zoneout, sLSTM, heads, layer normalisation, projections and
+        packed sequences.
     """
     why = _obstacle(x, reset, masks, options)
     if why:

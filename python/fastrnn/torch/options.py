@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 from .. import _core
+from .._info import isa
 from ..options import General, of_text, recurrent_dropout_of_text
 from ..spec import describe
 
 # Who made the tape, whose size a compiler keeps with the program that it compiled, in a cache that outlives an update.
-BUILD = f"{_core.__version__} {_core.Network('lstm', 'float32', 1, 1, 0, 1, False, True).isa}"
+BUILD = f"{_core.__version__} {isa()}"
 
 _STATES = {c: describe(c).states for c in _core.cells() if "projected" not in c}
 
